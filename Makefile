@@ -1,0 +1,103 @@
+# Every target sets up what it needs: `make test` and `make demo` work in a fresh clone
+# on a machine that has only Python >= 3.11, bash and make.
+#
+#   PYTHON=...       interpreter that makes the environment (default: python3, or the
+#                    first newer one found if that is older than 3.11)
+#   VENV=...         where the environment lives (default: .venv)
+#   PYTEST_FLAGS=... DEMO_FLAGS=... BENCH_FLAGS=...   passed on, e.g. BENCH_FLAGS=--quick
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+DEMO_FLAGS ?=
+BENCH_FLAGS ?=
+
+BIN := $(VENV)/bin
+# Tests and benchmarks run on the CPU unless told otherwise; the demo uses what JAX finds.
+ON_CPU := JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}"
+# A default PYTHON may be replaced by a newer interpreter, one that was asked for may not.
+ifeq ($(origin PYTHON),file)
+CANDIDATES := $(PYTHON) python3.12 python3.13 python3.11 python3.14
+else
+CANDIDATES := $(PYTHON)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help test demo bench lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+test: $(VENV)/.installed ## run all tests, in float32 and in float64
+	@echo "== 1/2: tests and docstring examples in float32"
+	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
+	@echo "== 2/2: the same in float64"
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
+
+demo: $(VENV)/.installed ## run examples/quickstart.py
+	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)
+
+bench: $(VENV)/.installed-bench ## run every benchmark
+	@set -euo pipefail; shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \
+	if (( $${#scripts[@]} == 0 )); then echo "no benchmarks/*.py found" >&2; exit 1; fi; \
+	for script in "$${scripts[@]}"; do \
+	  echo "== $$script"; $(ON_CPU) $(BIN)/python "$$script" $(BENCH_FLAGS); \
+	done
+
+lint: $(VENV)/.installed-dev ## check style and spelling, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: $(VENV)/.installed-dev ## fix style where it can be fixed by a program
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, builds and caches
+	rm -rf -- "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov
+	find numpyro_kaem tests examples benchmarks -name __pycache__ -prune \
+	  -exec rm -rf {} + 2>/dev/null || true
+
+# The environment, and one stamp per set of extras: installed again when the metadata
+# change. pip's output goes to $(VENV)/install.log; on the screen, one line per package.
+$(VENV)/pyvenv.cfg:
+	@set -euo pipefail; chosen=; \
+	for candidate in $(CANDIDATES); do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	    >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
+	done; \
+	if [[ -z $$chosen ]]; then \
+	  echo "numpyro_kaem needs Python >= 3.11 with the venv module; tried: $(CANDIDATES)." >&2; \
+	  echo "Name another interpreter with: make <target> PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	echo "== new environment $(VENV): $$("$$chosen" --version) ($$chosen)"; \
+	"$$chosen" -m venv "$(VENV)"; \
+	"$(BIN)/python" -m pip install -qq --upgrade pip
+
+# $(call install,EXTRAS)
+define install
+	@set -euo pipefail; \
+	echo "== installing numpyro_kaem[$(1)] into $(VENV)"; \
+	"$(BIN)/python" -m pip install --progress-bar off -e '.[$(1)]' 2>&1 \
+	  | tee "$(VENV)/install.log" \
+	  | awk '/^(Collecting|Processing|Building wheels|Installing collected)/ \
+	      {sub(".*/", "", $$2); print "   " $$1, $$2; fflush()}' \
+	  || { tail -n 40 "$(VENV)/install.log" >&2; exit 1; }; \
+	touch "$@"
+endef
+
+METADATA := setup.cfg pyproject.toml numpyro_kaem/_version.py
+
+$(VENV)/.installed: $(METADATA) | $(VENV)/pyvenv.cfg
+	$(call install,test$(,)examples)
+
+$(VENV)/.installed-bench: $(METADATA) | $(VENV)/.installed
+	$(call install,bench)
+
+$(VENV)/.installed-dev: $(METADATA) | $(VENV)/pyvenv.cfg
+	$(call install,dev)
+
+# A literal comma inside $(call ...).
+, := ,

@@ -1,0 +1,19 @@
+"""Kolmogorov-Arnold energy models for NumPyro."""
+
+from numpyro_kaem._version import __version__
+from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
+from numpyro_kaem.distributions import InverseCDFTransform, KAEMPrior
+from numpyro_kaem.energy import Energy
+
+__all__ = [
+    "RBF",
+    "RSWAF",
+    "BSpline",
+    "Chebyshev",
+    "Energy",
+    "Fourier",
+    "InverseCDFTransform",
+    "KAEMPrior",
+    "Wavelet",
+    "__version__",
+]

@@ -1,0 +1,203 @@
+"""The interface of a univariate basis."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from numpyro_kaem.bases._checks import Grid, GridLike, as_grid
+
+__all__ = ["AbstractBasis"]
+
+
+class AbstractBasis(eqx.Module):
+    r"""Features of a scalar on the grid :math:`[l, h]`.
+
+    .. math::
+
+        \phi(z) = \bigl(\phi_1(s), \dots, \phi_G(s)\bigr), \qquad
+        s = \mathrm{clip}\Bigl(\frac{z - l}{h - l}, 0, 1\Bigr).
+
+    A subclass supplies ``num_features``, ``unit_features`` and ``panel_breaks``; it
+    may override ``unit_combine`` where a sum of features has a shorter way than
+    through the features.
+
+    Parameters
+    ----------
+    low, high
+        Ends of the grid, in units of ``z``; static. Numbers, or lists or arrays with
+        one grid a column, which broadcast against each other to ``grid_shape``.
+
+    Raises
+    ------
+    TypeError
+        If an end of the grid is not a real number, or is traced.
+    ValueError
+        If an end is not finite, if ``low`` is not less than ``high``, or if their
+        shapes do not broadcast. Also on a call, if the grid is too narrow or too wide
+        for the floating-point format of ``z``.
+
+    Notes
+    -----
+    Results have the floating-point format of the input; integers become the default
+    format. As ``s`` has no units, one constant matrix of features at fixed points of
+    the unit interval serves every column.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from numpyro_kaem.bases import AbstractBasis
+    >>> class Parabola(AbstractBasis):
+    ...     @property
+    ...     def num_features(self):
+    ...         return 2
+    ...
+    ...     @property
+    ...     def panel_breaks(self):
+    ...         return (0.0, 0.5, 1.0)
+    ...
+    ...     def unit_features(self, s):
+    ...         return jnp.stack([s, s**2], axis=-1)
+    >>> basis = Parabola(low=1.0, high=[3.0, 5.0])
+    >>> basis.grid_shape
+    (2,)
+    >>> print(basis(jnp.array([2.0, 2.0])))
+    [[0.5    0.25  ]
+     [0.25   0.0625]]
+    """
+
+    low: Grid = eqx.field(static=True)
+    """Lower ends of the grid: a float, or nested tuples of floats."""
+    high: Grid = eqx.field(static=True)
+    """Upper ends of the grid, of the same shape."""
+
+    def __init__(self, low: GridLike, high: GridLike) -> None:
+        self.low, self.high = as_grid(low, high)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Shape of the columns that have a grid of their own; ``()`` for one grid."""
+        return np.shape(self.low)
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """Number of features."""
+
+    @property
+    @abstractmethod
+    def panel_breaks(self) -> tuple[float, ...]:
+        """Breaks, from 0 to 1, of panels on which exponentials of features are smooth.
+
+        A composite Gauss rule on these panels integrates the exponential of a sum of
+        features.
+        """
+
+    @abstractmethod
+    def unit_features(
+        self, s: Real[ArrayLike, " *shape"]
+    ) -> Float[Array, " *shape features"]:
+        """Features at ``s`` in [0, 1], shape ``s.shape + (num_features,)``."""
+
+    def unit_combine(
+        self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
+    ) -> Float[Array, "..."]:
+        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
+
+        Parameters
+        ----------
+        s
+            Points in [0, 1], shape (...,).
+        coefficients
+            Shape ``batch_shape + (num_features,)``; ``batch_shape`` broadcasts against
+            the shape of ``s``.
+
+        Returns
+        -------
+        Array
+            The same numbers as ``jnp.sum(unit_features(s) * coefficients, axis=-1)``,
+            computed without an array of features in compiled code.
+
+        Raises
+        ------
+        ValueError
+            If the last axis of ``coefficients`` is not of size ``num_features``.
+        """
+        s, coefficients = self._align(s, coefficients)
+        return jnp.sum(self.unit_features(s) * coefficients, axis=-1)
+
+    def to_unit(self, z: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Position in the grid cut to [0, 1], shape broadcast(z.shape, grid_shape).
+
+        Raises
+        ------
+        ValueError
+            If the ends of the grid, rounded to the format of ``z``, have no positive
+            and finite distance.
+        """
+        z = as_float(z)
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = np.asarray(self.low, z.dtype), np.asarray(self.high, z.dtype)
+            # The width from the rounded ends, so that they map to exactly 0 and 1.
+            width = high - low
+        if not np.all((width > 0) & np.isfinite(width)):
+            raise ValueError(
+                f"low={self.low} and high={self.high} must differ by a positive, "
+                f"finite number in {z.dtype}, got {width}; use a wider format, or "
+                "shift and scale z."
+            )
+        ndim = max(z.ndim, low.ndim)
+        z, low, width = (with_ndim(a, ndim) for a in (z, low, width))
+        return jnp.clip((z - low) / width, 0.0, 1.0)
+
+    def __call__(self, z: Real[ArrayLike, "..."]) -> Float[Array, "... features"]:
+        """Features at ``z``, shape broadcast(z.shape, grid_shape) + (num_features,)."""
+        return self.unit_features(self.to_unit(z))
+
+    def _align(
+        self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
+    ) -> tuple[Float[Array, "..."], Float[Array, "... features"]]:
+        """Arrays of equal rank, not counting the axis of features.
+
+        Raises
+        ------
+        ValueError
+            If the last axis of ``coefficients`` is not of size ``num_features``.
+        """
+        s, coefficients = as_float(s), as_float(coefficients)
+        if coefficients.ndim == 0 or coefficients.shape[-1] != self.num_features:
+            raise ValueError(
+                "the last axis of coefficients must have one entry for each of the "
+                f"{self.num_features} features, got shape {coefficients.shape}."
+            )
+        ndim = max(s.ndim, coefficients.ndim - 1)
+        return with_ndim(s, ndim), with_ndim(coefficients, ndim + 1)
+
+
+def as_float(value: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
+    """Convert to an array of the same floating-point format, or of the default one.
+
+    Raises
+    ------
+    TypeError
+        If the numbers are complex.
+    """
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"expected real numbers, got an array of {array.dtype}.")
+    return array.astype(jnp.result_type(float))
+
+
+def with_ndim(array: ArrayLike, ndim: int) -> Array:
+    """Prepend axes of size one: no function here relies on implicit rank promotion."""
+    return jnp.asarray(array).reshape((1,) * (ndim - np.ndim(array)) + np.shape(array))
+
+
+def uniform_breaks(num_panels: int) -> tuple[float, ...]:
+    """Divide [0, 1] into ``num_panels`` equal panels, but at least four."""
+    num_panels = max(4, num_panels)
+    return tuple(i / num_panels for i in range(num_panels + 1))

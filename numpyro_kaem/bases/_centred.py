@@ -1,0 +1,73 @@
+"""Bases that shift and scale one profile to equally spaced centres."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from numpyro_kaem.bases._base import (
+    AbstractBasis,
+    as_float,
+    uniform_breaks,
+    with_ndim,
+)
+from numpyro_kaem.bases._checks import GridLike, as_bandwidth, as_count
+
+__all__ = ["AbstractCentredBasis"]
+
+
+class AbstractCentredBasis(AbstractBasis):
+    """One profile, shifted to the centres and scaled by the bandwidth.
+
+    A subclass supplies ``profile``, an elementwise function of the distance to the
+    centre in units of the bandwidth times the spacing of the centres.
+    """
+
+    num_basis: int = eqx.field(static=True)
+    """Number of centres."""
+    bandwidth: Float[Array, ""]
+    """Width of the profile, in units of the spacing of the centres."""
+
+    def __init__(
+        self,
+        low: GridLike,
+        high: GridLike,
+        num_basis: int,
+        *,
+        bandwidth: ArrayLike = 1.0,
+    ) -> None:
+        super().__init__(low, high)
+        self.num_basis = as_count("num_basis", num_basis)
+        self.bandwidth = as_bandwidth(bandwidth)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features, one a centre."""
+        return self.num_basis
+
+    @property
+    def panel_breaks(self) -> tuple[float, ...]:
+        """Halves of the intervals between the centres, but at least four panels."""
+        return uniform_breaks(2 * (self.num_basis - 1))
+
+    @abstractmethod
+    def profile(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Profile at a scaled distance, elementwise."""
+
+    def unit_features(self, s: Real[ArrayLike, "..."]) -> Float[Array, "... features"]:
+        """Features at ``s`` in [0, 1], shape ``s.shape + (num_basis,)``."""
+        s = as_float(s)
+        # In units of the spacing the centres are integers, which no format rounds.
+        if self.num_basis == 1:
+            position, centres = s, np.full(1, 0.5)
+        else:
+            position, centres = s * (self.num_basis - 1), np.arange(self.num_basis)
+        centres = with_ndim(jnp.asarray(centres, s.dtype), s.ndim + 1)
+        distance = jnp.expand_dims(position, -1) - centres
+        # Built as a scalar, but a transformation of the tree may have given the leaf a
+        # batch, which then broadcasts against s.
+        bandwidth = jnp.expand_dims(jnp.asarray(self.bandwidth, s.dtype), -1)
+        ndim = max(distance.ndim, bandwidth.ndim)
+        return self.profile(with_ndim(distance, ndim) / with_ndim(bandwidth, ndim))

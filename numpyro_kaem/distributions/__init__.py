@@ -1,0 +1,6 @@
+"""Learned one-dimensional densities as NumPyro distributions."""
+
+from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.transform import InverseCDFTransform
+
+__all__ = ["InverseCDFTransform", "KAEMPrior"]

@@ -1,0 +1,92 @@
+"""Supports whose ends are static numbers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints, transforms
+
+__all__ = ["StaticInterval"]
+
+
+class StaticInterval(constraints.ParameterFreeConstraint):
+    """Closed interval whose ends are Python numbers, not arrays.
+
+    Without arrays it is hashable and the same in every trace, which NumPyro's mixtures
+    ask of the support of their components.
+
+    Parameters
+    ----------
+    lower_bound, upper_bound
+        Ends: floats, or nested tuples of floats with one interval a column.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.distributions.supports import StaticInterval
+    >>> support = StaticInterval(-1.0, 3.0)
+    >>> bool(support(2.0)), bool(support(4.0))
+    (True, False)
+    """
+
+    event_dim = 0
+
+    def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
+        self._ends = (lower_bound, upper_bound)
+
+    @property
+    def lower_bound(self) -> Any:
+        """Lower ends, a float or an array."""
+        return _as_number(self._ends[0])
+
+    @property
+    def upper_bound(self) -> Any:
+        """Upper ends, a float or an array."""
+        return _as_number(self._ends[1])
+
+    def __call__(self, x: ArrayLike) -> ArrayLike:
+        """Whether ``x`` lies in the interval, elementwise."""
+        # In the precision of x: the ends of a float32 density are float32 numbers.
+        dtype = jnp.result_type(x, float)
+        low = np.asarray(self.lower_bound, dtype)
+        high = np.asarray(self.upper_bound, dtype)
+        return (x >= low) & (x <= high)
+
+    def __repr__(self) -> str:
+        return f"StaticInterval({self._ends[0]}, {self._ends[1]})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticInterval) and self._ends == other._ends
+
+    def __hash__(self) -> int:
+        return hash(self._ends)
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        """Whether both are the same interval."""
+        return self == other
+
+    def feasible_like(self, prototype: ArrayLike) -> ArrayLike:
+        """Middle of the interval, of the shape of ``prototype``."""
+        middle = 0.5 * (self.lower_bound + self.upper_bound)
+        return jnp.broadcast_to(middle, jnp.shape(prototype))
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """No leaves: the ends are static."""
+        return (), ((), {"_ends": self._ends})
+
+
+@transforms.biject_to.register(StaticInterval)
+def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transform:
+    low, high = constraint.lower_bound, constraint.upper_bound
+    return transforms.ComposeTransform(
+        [
+            transforms.SigmoidTransform(),
+            transforms.AffineTransform(
+                low, high - low, domain=constraints.unit_interval
+            ),
+        ]
+    )
+
+
+def _as_number(end: Any) -> Any:
+    return np.asarray(end) if isinstance(end, tuple) else end

@@ -1,0 +1,358 @@
+"""Energies: one edge of a Kolmogorov-Arnold network."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases import AbstractBasis
+
+__all__ = ["BASE_ACTIVATIONS", "Energy"]
+
+BASE_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "identity": lambda z: z,
+    "square": jnp.square,
+}
+"""Base activations by name: static, hashable, and saved as text."""
+
+_POLYNOMIAL_ACTIVATIONS = ("identity", "square")
+# Where the other activations bend: panels are split there when they are coarser.
+_BENDS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+
+
+class Energy(eqx.Module):
+    r"""Energy of a scalar: a basis expansion plus an optional base activation.
+
+    .. math::
+
+        f(z) = w\,\mathrm{act}(z') + \sum_g c_g\,\phi_g(z'), \qquad
+        z' = \mathrm{clip}(z, l, h),
+
+    where :math:`[l, h]` is the grid of the basis: outside it the energy is constant.
+
+    Parameters
+    ----------
+    basis
+        Features :math:`\phi`, such as :class:`~numpyro_kaem.RBF`.
+    coefficients
+        Weights :math:`c`, shape ``(*batch_shape, basis.num_features)``; any finite
+        numbers.
+    base_weight
+        Weight :math:`w` of the base activation, any shape that broadcasts to
+        ``batch_shape``; ``None`` leaves the base activation out.
+    base_activation
+        Name of the base activation, one of ``"silu"``, ``"gelu"``, ``"softplus"``,
+        ``"tanh"``, ``"relu"``, ``"identity"`` and ``"square"``; it acts on ``z`` in its
+        own units.
+
+    Raises
+    ------
+    TypeError
+        If ``basis`` is not a basis, or coefficients or weight are not real numbers.
+    ValueError
+        If the last axis of ``coefficients`` is not ``basis.num_features``, if shapes do
+        not broadcast, if a concrete coefficient or weight is not finite, or if the name
+        of the activation is not known.
+
+    Notes
+    -----
+    ``coefficients``, ``base_weight`` and the bandwidth of the basis are the leaves, in
+    this order of names: ``basis.bandwidth``, ``coefficients``, ``base_weight``. The grid
+    and the name of the activation are static. ``batch_shape`` is the broadcast of the
+    shapes of the coefficients, the grid and the weight.
+
+    References
+    ----------
+    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, section 2.
+    Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro_kaem as kaem
+    >>> basis = kaem.BSpline(low=1.0, high=5.0, num_basis=3, degree=1)
+    >>> energy = kaem.Energy(basis, coefficients=jnp.array([0.0, 2.0, 1.0]))
+    >>> print(energy(jnp.array([0.0, 2.0, 3.0, 9.0])))
+    [0. 1. 2. 1.]
+    """
+
+    basis: AbstractBasis
+    """Univariate features."""
+    coefficients: jax.Array
+    """Weights of the features, shape ``(*batch_shape, num_features)``."""
+    base_weight: jax.Array | None
+    """Weight of the base activation, or ``None``."""
+    base_activation: str = eqx.field(static=True)
+    """Name of the base activation."""
+
+    def __init__(
+        self,
+        basis: AbstractBasis,
+        coefficients: ArrayLike,
+        base_weight: ArrayLike | None = None,
+        base_activation: str = "silu",
+    ) -> None:
+        if not isinstance(basis, AbstractBasis):
+            raise TypeError(
+                "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
+                f"got {type(basis).__name__}."
+            )
+        if base_activation not in BASE_ACTIVATIONS:
+            raise ValueError(
+                f"base_activation must be one of {', '.join(BASE_ACTIVATIONS)}, got "
+                f"{base_activation!r}."
+            )
+        coefficients = _finite("coefficients", coefficients)
+        if coefficients.ndim == 0 or coefficients.shape[-1] != basis.num_features:
+            raise ValueError(
+                "coefficients must have shape (*batch_shape, "
+                f"{basis.num_features}), one for each feature of {type(basis).__name__}"
+                f", got shape {coefficients.shape}."
+            )
+        if base_weight is not None:
+            base_weight = _finite("base_weight", base_weight)
+        self.basis = basis
+        self.coefficients = coefficients
+        self.base_weight = base_weight
+        self.base_activation = base_activation
+        try:
+            self.batch_shape  # noqa: B018
+        except ValueError:
+            raise ValueError(
+                "the grid, coefficients and base_weight must broadcast to one "
+                f"batch_shape, got grid shape {basis.grid_shape}, coefficients "
+                f"{coefficients.shape} and base_weight {np.shape(base_weight)}."
+            ) from None
+
+    @classmethod
+    def init(
+        cls,
+        key: jax.Array,
+        basis: AbstractBasis,
+        batch_shape: tuple[int, ...] = (),
+        scale: float = 0.1,
+        base_scale: float | None = None,
+        base_activation: str = "silu",
+    ) -> "Energy":
+        """Random energy to start training from.
+
+        Parameters
+        ----------
+        key
+            Random key.
+        basis
+            Features.
+        batch_shape
+            Shape of the batch; it must broadcast with the grid's.
+        scale
+            Standard deviation of the coefficients; 0 gives the flat energy, whose
+            density is the reference itself.
+        base_scale
+            Standard deviation of the base weight; ``None`` leaves the base activation
+            out.
+        base_activation
+            Name of the base activation.
+
+        Returns
+        -------
+        Energy
+            With Normal coefficients, shape ``batch_shape + (basis.num_features,)``.
+
+        Raises
+        ------
+        ValueError
+            If a scale is negative or not finite.
+
+        Examples
+        --------
+        >>> import jax
+        >>> import numpyro_kaem as kaem
+        >>> basis = kaem.RBF(-1.0, 3.0, num_basis=8)
+        >>> kaem.Energy.init(jax.random.key(0), basis, (5,)).coefficients.shape
+        (5, 8)
+        """
+        for name, value in (("scale", scale), ("base_scale", base_scale)):
+            if value is not None and not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+        batch_shape = tuple(batch_shape)
+        coefficient_key, base_key = jax.random.split(key)
+        coefficients = scale * jax.random.normal(
+            coefficient_key, (*batch_shape, basis.num_features)
+        )
+        base_weight = (
+            None
+            if base_scale is None
+            else base_scale * jax.random.normal(base_key, batch_shape)
+        )
+        return cls(basis, coefficients, base_weight, base_activation)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Broadcast of the shapes of the coefficients, the grid and the weight."""
+        return jnp.broadcast_shapes(
+            np.shape(self.coefficients)[:-1],
+            self.basis.grid_shape,
+            np.shape(getattr(self.basis, "bandwidth", 0.0)),
+            np.shape(0.0 if self.base_weight is None else self.base_weight),
+        )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Floating-point format of the coefficients."""
+        return jnp.result_type(self.coefficients)
+
+    def __call__(self, z: ArrayLike) -> jax.Array:
+        """Energy at ``z``: (..., *batch_shape) -> (..., *batch_shape), broadcasting."""
+        z = jnp.asarray(z)
+        if not jnp.issubdtype(z.dtype, jnp.floating):
+            z = z.astype(self.dtype)
+        spline = self.basis.unit_combine(self.basis.to_unit(z), self.coefficients)
+        return self._with_base(spline, z)
+
+    def at_shared(self, s: ArrayLike) -> jax.Array:
+        """Energy at the same unit positions of every grid, by one matrix product.
+
+        Parameters
+        ----------
+        s
+            Positions in [0, 1], shape ``(num_points,)``.
+
+        Returns
+        -------
+        Array
+            Shape ``(num_points, *batch_shape)``.
+        """
+        if np.shape(getattr(self.basis, "bandwidth", 0.0)) != ():
+            s = jnp.reshape(s, (-1,) + (1,) * len(self.batch_shape))
+            spline = self.basis.unit_combine(s, self.coefficients)
+        else:
+            features = self.basis.unit_features(s)
+            # Full precision: accelerators round the factors of a product by default.
+            spline = jnp.moveaxis(
+                jnp.tensordot(
+                    self.coefficients, features, (-1, -1), precision="highest"
+                ),
+                -1,
+                0,
+            )
+            s = jnp.reshape(s, (-1,) + (1,) * len(self.batch_shape))
+            spline = jnp.reshape(
+                spline,
+                (s.shape[0],)
+                + (1,) * (len(self.batch_shape) + 1 - spline.ndim)
+                + spline.shape[1:],
+            )
+        return self._with_base(spline, self.from_unit(s))
+
+    def from_unit(self, s: ArrayLike) -> jax.Array:
+        """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""
+        dtype = jnp.result_type(s)
+        low = jnp.asarray(self.basis.low, dtype)
+        high = jnp.asarray(self.basis.high, dtype)
+        return low * (1 - s) + high * s
+
+    @property
+    def unit_breaks(self) -> np.ndarray:
+        """Breaks of panels on which the energy is smooth, in unit positions.
+
+        Shape ``(num_breaks,)``, or ``(num_breaks, *grid_shape)`` where the bends of the
+        base activation fall elsewhere in each grid.
+        """
+        breaks = np.asarray(self.basis.panel_breaks)
+        if self.base_weight is None or self.base_activation in _POLYNOMIAL_ACTIVATIONS:
+            return breaks
+        low, high = np.asarray(self.basis.low), np.asarray(self.basis.high)
+        kinked = self.base_activation == "relu"
+        if not kinked and np.all((high - low) * np.diff(breaks).max() <= 1.0):
+            return breaks
+        bends = np.zeros(1) if kinked else _BENDS
+        bends = (bends.reshape((-1,) + (1,) * low.ndim) - low) / (high - low)
+        if low.ndim == 0:
+            bends = bends[(bends > 0.0) & (bends < 1.0)]
+        breaks = breaks.reshape((-1,) + (1,) * low.ndim)
+        breaks = np.broadcast_to(breaks, (breaks.shape[0], *low.shape))
+        return np.sort(np.concatenate([breaks, np.clip(bends, 0.0, 1.0)]), axis=0)
+
+    def refit(self, basis: AbstractBasis) -> "Energy":
+        """Transfer to another basis or grid by least squares.
+
+        The base activation keeps its weight; the expansion in ``basis`` is fitted to the
+        rest, on points that resolve both bases across the new grid. Where the new grid
+        is wider, the constant continuation of the old energy is fitted.
+
+        Parameters
+        ----------
+        basis
+            The new basis; its grid shape broadcasts with ``batch_shape``.
+
+        Returns
+        -------
+        Energy
+            On ``basis``, with the least-squares coefficients of smallest norm.
+
+        Raises
+        ------
+        TypeError
+            If ``basis`` is not a basis.
+
+        Examples
+        --------
+        >>> import jax
+        >>> import numpy as np
+        >>> import numpyro_kaem as kaem
+        >>> coarse = kaem.Energy.init(jax.random.key(0), kaem.BSpline(-1.0, 3.0, 8))
+        >>> fine = coarse.refit(kaem.BSpline(-1.0, 3.0, 13))
+        >>> z = np.linspace(-1.0, 3.0, 50)
+        >>> bool(np.max(np.abs(fine(z) - coarse(z))) < 1e-5)
+        True
+        """
+        if not isinstance(basis, AbstractBasis):
+            raise TypeError(f"basis must be a basis, got {type(basis).__name__}.")
+        resolution = len(self.basis.panel_breaks) + len(basis.panel_breaks)
+        s = jnp.linspace(0.0, 1.0, 8 * resolution, dtype=self.dtype)
+        shell = Energy(
+            basis,
+            jnp.zeros((*self.batch_shape, basis.num_features), self.dtype),
+            self.base_weight,
+            self.base_activation,
+        )
+        rank = len(shell.batch_shape)
+        z = shell.from_unit(s.reshape((-1,) + (1,) * rank))
+        target = jnp.broadcast_to(self(z) - shell(z), (len(s), *shell.batch_shape))
+        features = basis.unit_features(s)
+        solution = jnp.linalg.lstsq(features, target.reshape(len(s), -1))[0]
+        coefficients = jnp.moveaxis(
+            solution.reshape(basis.num_features, *shell.batch_shape), 0, -1
+        )
+        return Energy(basis, coefficients, self.base_weight, self.base_activation)
+
+    def _with_base(self, spline: jax.Array, z: jax.Array) -> jax.Array:
+        if self.base_weight is None:
+            return spline
+        low = jnp.asarray(self.basis.low, z.dtype)
+        high = jnp.asarray(self.basis.high, z.dtype)
+        activation = BASE_ACTIVATIONS[self.base_activation]
+        return spline + self.base_weight * activation(jnp.clip(z, low, high))
+
+
+def _finite(name: str, value: ArrayLike) -> jax.Array:
+    """Real array of floating-point format; concrete entries must be finite."""
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.result_type(float))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+        raise ValueError(
+            f"{name} must be finite, got {np.sum(~np.isfinite(value))} entries that "
+            "are not."
+        )
+    return array

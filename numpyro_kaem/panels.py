@@ -1,0 +1,308 @@
+"""The panels of a tilted density, and integrals on them."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    density_breaks,
+    far_breaks,
+    finest_scale,
+    has_quantile,
+    has_regular_ends,
+    is_concrete,
+    kinks,
+    log_density,
+    support_bounds,
+    tail_mass,
+)
+
+__all__ = ["Integrand", "Panels", "integrand", "make_panels", "quadrature_error"]
+
+
+class Panels(eqx.Module):
+    """Panels of the grid of an energy, cut to the support of a reference."""
+
+    edges: jax.Array
+    """Ends of the panels, shape ``(num_panels + 1, *edge_shape)``, not decreasing."""
+    unit_edges: tuple[float, ...] | None = eqx.field(static=True)
+    """The same in unit positions, where all columns share them; else ``None``."""
+    has_tails: tuple[bool, bool] = eqx.field(static=True)
+    """Whether the support may reach below, and above, the panels."""
+
+
+class Integrand(NamedTuple):
+    """The unnormalised density at the nodes of a composite rule, and its tails."""
+
+    nodes: jax.Array
+    """Nodes, shape ``(num_panels, num_nodes, *edge_shape)``."""
+    energy: jax.Array
+    """Energies at the nodes, shape ``(num_panels, num_nodes, *batch_shape)``."""
+    log_mass: jax.Array
+    """Log of weight times density at the nodes, the same shape."""
+    log_tails: tuple[jax.Array | None, jax.Array | None]
+    """Log masses below and above the panels, each ``(*batch_shape,)``, if there are."""
+    energy_ends: tuple[jax.Array, jax.Array]
+    """Energies at both ends of the panels, each ``(*batch_shape,)``."""
+
+    @property
+    def log_normalizer(self) -> jax.Array:
+        """Log of the total mass, shape ``(*batch_shape,)``."""
+        terms = [logsumexp(self.log_mass, axis=(0, 1))]
+        terms += [tail for tail in self.log_tails if tail is not None]
+        return terms[0] if len(terms) == 1 else logsumexp(jnp.stack(terms), axis=0)
+
+
+def make_panels(
+    energy: Energy, parameters: ReferenceParameters | None, refinement: int
+) -> Panels:
+    """Panels on which both the energy and the reference are smooth.
+
+    Those of the energy are static. The reference adds its kinks, its centre at multiples
+    of its scale, and panels that shrink geometrically to an end of its support where it
+    may be singular. Points that cannot matter are left out if their place is known.
+
+    Parameters
+    ----------
+    energy
+        Energy, of ``batch_shape``.
+    parameters
+        Parameters of the reference; ``None`` is the uniform law on the grid.
+    refinement
+        Number of parts into which every panel of the energy is divided.
+
+    Returns
+    -------
+    Panels
+    """
+    breaks = energy.unit_breaks
+    parts = np.arange(refinement).reshape((-1,) + (1,) * breaks.ndim) / refinement
+    inner = breaks[:-1] + parts * np.diff(breaks, axis=0)
+    inner = np.moveaxis(inner, 0, 1).reshape(-1, *breaks.shape[1:])
+    unit = np.concatenate([inner, breaks[-1:]])
+    low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
+    edges = unit.reshape(-1, *unit.shape[1:], *(1,) * (low.ndim - unit.ndim + 1))
+    edges = low * (1 - edges) + high * edges
+    shared = tuple(unit.tolist()) if unit.ndim == 1 else None
+    if parameters is None:
+        return Panels(jnp.asarray(edges, energy.dtype), shared, (False, False))
+    if is_concrete(parameters):
+        with jax.ensure_compile_time_eval():
+            cut = _cut_to_reference(edges, parameters, energy)
+    else:
+        cut = _cut_to_reference(edges, parameters, energy)
+    if cut is None:
+        bounds = support_bounds(parameters.build())
+        return Panels(
+            jnp.asarray(edges, energy.dtype), shared, _tails_beyond(bounds, low, high)
+        )
+    edges, has_tails = cut
+    return Panels(jnp.asarray(edges, energy.dtype), None, has_tails)
+
+
+def _tails_beyond(
+    bounds: tuple, start: np.ndarray, stop: np.ndarray
+) -> tuple[bool, bool]:
+    """Whether the support may reach beyond the panels; yes, where that is not known."""
+    low, high = bounds
+    return (
+        not is_concrete(low) or bool(np.any(np.asarray(low) < np.asarray(start))),
+        not is_concrete(high) or bool(np.any(np.asarray(high) > np.asarray(stop))),
+    )
+
+
+def _cut_to_reference(
+    edges: np.ndarray, parameters: ReferenceParameters, energy: Energy
+) -> tuple[jax.Array, tuple[bool, bool]] | None:
+    """Edges with the reference's added; ``None`` if the energy's are enough."""
+    reference = parameters.build()
+    dtype = energy.dtype
+    low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
+    bounds = support_bounds(reference)
+    concrete = is_concrete(parameters)
+    regular = has_regular_ends(reference)
+    depth = 36 if dtype == np.float64 else 20
+    start, stop, added = low, high, []
+    closed = has_quantile(reference)
+    if not closed:
+        # Where no closed form inverts the tails, panels cover them.
+        with_far = far_breaks(reference, low, high, dtype)
+        added += with_far
+        for far in with_far:
+            start, stop = jnp.minimum(start, far[-1]), jnp.maximum(stop, far[-1])
+    # Panels that halve towards an end of the support, down to a cell that is treated as
+    # a tail, with constant energy: there the density may be infinite.
+    for side, bound in enumerate(bounds):
+        if isinstance(bound, float) and np.isinf(bound):
+            continue
+        span = jnp.abs((high if side == 0 else low) - bound)
+        floor = 64 * jnp.finfo(dtype).eps * jnp.abs(bound)
+        if regular:
+            edge = bound
+        else:
+            distance = jnp.maximum(span * 2.0**-depth, floor)
+            edge = bound + distance if side == 0 else bound - distance
+            powers = 2.0 ** -np.arange(1.0, depth).reshape((-1,) + (1,) * span.ndim)
+            added.append(bound + powers * span if side == 0 else bound - powers * span)
+        if side == 0:
+            start = jnp.maximum(low, edge) if closed else edge
+        else:
+            stop = jnp.minimum(high, edge) if closed else edge
+    start, stop = jnp.minimum(start, high), jnp.maximum(stop, low)
+    added += [kink[None] for kink in kinks(reference)]
+    scale = finest_scale(reference)
+    width = np.max(np.diff(edges, axis=0))
+    resolved = (
+        concrete
+        and closed
+        and scale is not None
+        and bool(np.all(width <= 0.5 * np.nan_to_num(np.asarray(scale))))
+    )
+    if not resolved:
+        added += [jax.lax.stop_gradient(b) for b in density_breaks(reference)]
+    if concrete:
+        added = [_inside(np.asarray(a, float), start, stop) for a in added]
+        added = [a for a in added if a.shape[0] > 0]
+        if not added and np.all(start == low) and np.all(stop == high):
+            return None
+    shape = jnp.broadcast_shapes(
+        edges.shape[1:], np.shape(start), np.shape(stop), *(a.shape[1:] for a in added)
+    )
+    rank = len(shape)
+    rows = [edges, *added]
+    rows = [
+        jnp.reshape(a, (a.shape[0], *(1,) * (rank + 1 - a.ndim), *a.shape[1:]))
+        for a in rows
+    ]
+    rows = [jnp.broadcast_to(a, (a.shape[0], *shape)) for a in rows]
+    merged = jnp.clip(jnp.concatenate([jnp.asarray(a) for a in rows]), start, stop)
+    merged = jnp.sort(merged, axis=0)
+    if concrete and merged.ndim == 1:
+        merged = jnp.unique(merged)
+        if merged.shape[0] == 1:
+            merged = jnp.repeat(merged, 2)
+    return merged, _tails_beyond(bounds, start, stop)
+
+
+def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Rows of which at least one column lies inside."""
+    start, stop = np.asarray(start), np.asarray(stop)
+    inside = np.isfinite(points) & (points > start) & (points < stop)
+    kept = inside.reshape(inside.shape[0], -1).any(axis=1)
+    return points[kept] if points.ndim == inside.ndim else points[kept]
+
+
+def integrand(
+    energy: Energy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    rule: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Integrand:
+    """Evaluate the unnormalised density at the nodes of a rule on every panel.
+
+    Parameters
+    ----------
+    energy
+        Energy, of ``batch_shape``.
+    parameters
+        Parameters of the reference; ``None`` is the uniform law on the grid.
+    panels
+        Panels of both.
+    rule
+        Nodes in (-1, 1) and weights; the Gauss rule of the energy's precision if
+        ``None``.
+
+    Returns
+    -------
+    Integrand
+    """
+    dtype = energy.dtype
+    reference = None if parameters is None else parameters.build()
+    batch_shape = (
+        energy.batch_shape
+        if reference is None
+        else jnp.broadcast_shapes(energy.batch_shape, reference.batch_shape)
+    )
+    x, weights = rule if rule is not None else gauss_legendre(nodes_per_panel(dtype))
+    if panels.unit_edges is not None:
+        left, width = np.asarray(panels.unit_edges[:-1]), np.diff(panels.unit_edges)
+        s = left[:, None] + width[:, None] * (x + 1) / 2
+        flat = s.reshape((-1,) + (1,) * len(batch_shape))
+        values = energy.at_shared(jnp.asarray(s.reshape(-1), dtype))
+        low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
+        nodes = jnp.asarray(low * (1 - flat) + high * flat, dtype)
+        nodes = nodes.reshape(*s.shape, *nodes.shape[1:])
+        values = values.reshape(
+            *s.shape,
+            *(1,) * (len(batch_shape) - values.ndim + 1),
+            *values.shape[1:],
+        )
+    else:
+        edges = panels.edges
+        rank = edges.ndim - 1
+        left, width = edges[:-1, None], jnp.diff(edges, axis=0)[:, None]
+        unit = jnp.asarray((x + 1) / 2, dtype).reshape((1, -1) + (1,) * rank)
+        nodes = left + width * unit
+        nodes = nodes.reshape(
+            *nodes.shape[:2], *(1,) * (len(batch_shape) - rank), *nodes.shape[2:]
+        )
+        values = energy(nodes)
+    width = jnp.diff(panels.edges, axis=0)[:, None]
+    width = width.reshape(
+        *width.shape[:2],
+        *(1,) * (len(batch_shape) - width.ndim + 2),
+        *width.shape[2:],
+    )
+    log_weights = jnp.asarray(np.log(weights / 2), dtype).reshape(
+        (1, -1) + (1,) * len(batch_shape)
+    )
+    positive = width > 0
+    log_width = jnp.where(positive, jnp.log(jnp.where(positive, width, 1)), -jnp.inf)
+    if reference is None:
+        grid_width = np.asarray(energy.basis.high) - np.asarray(energy.basis.low)
+        log_reference = jnp.asarray(-np.log(grid_width), dtype)
+    else:
+        log_reference = log_density(reference, nodes)
+    log_mass = values + log_reference + (log_weights + log_width)
+    log_mass = jnp.broadcast_to(log_mass, (*log_mass.shape[:2], *batch_shape))
+    ends = [
+        jnp.broadcast_to(energy(e), batch_shape)
+        for e in (panels.edges[0], panels.edges[-1])
+    ]
+    tails: list[jax.Array | None] = [None, None]
+    for side, upper in enumerate((False, True)):
+        if panels.has_tails[side]:
+            mass = tail_mass(parameters, panels.edges[-side], upper)
+            safe = jnp.where(mass > 0, mass, 1.0)
+            log_tail = jnp.where(mass > 0, jnp.log(safe), -jnp.inf)
+            tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
+    return Integrand(nodes, values, log_mass, tuple(tails), tuple(ends))
+
+
+def quadrature_error(
+    energy: Energy, parameters: ReferenceParameters | None, panels: Panels
+) -> jax.Array:
+    """Estimated relative error of the normaliser, shape ``(*batch_shape,)``.
+
+    The difference between the Gauss rule and its Kronrod extension on the same panels,
+    plus what rounding of the energies alone may cost.
+    """
+    dtype = energy.dtype
+    num_nodes = nodes_per_panel(dtype)
+    fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
+    # Every second node of the extension is a Gauss node, with another weight.
+    _, gauss_weights = gauss_legendre(num_nodes)
+    _, kronrod_weights = gauss_kronrod(num_nodes)
+    change = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
+    change = change.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
+    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + change)
+    difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
+    scale = jnp.max(jnp.abs(fine.energy), axis=(0, 1))
+    return difference + jnp.finfo(dtype).eps * (4 + scale)
