@@ -64,10 +64,9 @@ class Energy(eqx.Module):
 
     Notes
     -----
-    ``coefficients``, ``base_weight`` and the bandwidth of the basis are the leaves, in
-    this order of names: ``basis.bandwidth``, ``coefficients``, ``base_weight``. The grid
-    and the name of the activation are static. ``batch_shape`` is the broadcast of the
-    shapes of the coefficients, the grid and the weight.
+    The leaves are ``basis.bandwidth``, ``coefficients`` and ``base_weight``, in this
+    order. The grid and the name of the activation are static. ``batch_shape`` is the
+    broadcast of the shapes of the coefficients, the grid and the weight.
 
     References
     ----------
@@ -284,9 +283,9 @@ class Energy(eqx.Module):
     def refit(self, basis: AbstractBasis) -> "Energy":
         """Transfer to another basis or grid by least squares.
 
-        The base activation keeps its weight; the expansion in ``basis`` is fitted to the
-        rest, on points that resolve both bases across the new grid. Where the new grid
-        is wider, the constant continuation of the old energy is fitted.
+        The base activation keeps its weight; the expansion in ``basis`` is fitted to
+        the rest, on points that resolve both bases across the new grid. Where the new
+        grid is wider, the constant continuation of the old energy is fitted.
 
         Parameters
         ----------
@@ -344,7 +343,15 @@ class Energy(eqx.Module):
 
 
 def _finite(name: str, value: ArrayLike) -> jax.Array:
-    """Real array of floating-point format; concrete entries must be finite."""
+    """Convert to an array of floating-point format.
+
+    Raises
+    ------
+    TypeError
+        If the entries are not real numbers.
+    ValueError
+        If a concrete entry is not finite.
+    """
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(jnp.result_type(float))

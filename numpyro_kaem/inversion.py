@@ -24,14 +24,14 @@ __all__ = ["Table", "cdf_pair", "icdf_folded", "log_prob", "select_rows", "tabul
 class Table(NamedTuple):
     """What the distribution function and its inverse need of a density.
 
-    On a panel the density is the Chebyshev series through its values at the Gauss nodes;
-    its integral, exact to the order of the rule, is the distribution function.
+    On a panel the density is the Chebyshev series through its values at the Gauss
+    nodes; the integral of the series is the distribution function.
     """
 
     log_normalizer: jax.Array
     """Log of the total mass before normalisation, shape ``(*batch_shape,)``."""
     rows: jax.Array
-    """One row a panel, shape ``(num_panels, *batch_shape, num_nodes + 4)``: the Chebyshev
+    """One row a panel, shape ``(num_panels, *batch_shape, num_nodes + 4)``: Chebyshev
     coefficients of the density times half the width; the masses below and above the
     panel; its left end and its width."""
     below: jax.Array
@@ -151,6 +151,8 @@ def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array
         Row of the table, shape ``(..., num_nodes + 4)``.
     mass
         Mass below the point, or above it where ``upper``, shape (...,).
+    upper
+        Which of the two, shape (...,).
     """
     num_nodes = row.shape[-1] - 4
     series = [row[..., j] for j in range(num_nodes)]
@@ -224,8 +226,8 @@ def select_rows(
     row
         Index of the density in the flattened batch, shape (...,).
     mass
-        Mass below the point, or above it where ``upper``; at most one half, say, so that
-        both tails are resolved alike; shape (...,).
+        Mass below the point, or above it where ``upper``, shape (...,); of the nearer
+        end, so that both tails are resolved alike.
     upper
         Which of the two, shape (...,).
 

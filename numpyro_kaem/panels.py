@@ -65,9 +65,9 @@ def make_panels(
 ) -> Panels:
     """Panels on which both the energy and the reference are smooth.
 
-    Those of the energy are static. The reference adds its kinks, its centre at multiples
-    of its scale, and panels that shrink geometrically to an end of its support where it
-    may be singular. Points that cannot matter are left out if their place is known.
+    Those of the energy are static. The reference adds its kinks, multiples of its scale
+    about its centre, and panels that shrink geometrically to an end of its support
+    where it may be singular. Where all is known, points that cannot matter are left out.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarr
     start, stop = np.asarray(start), np.asarray(stop)
     inside = np.isfinite(points) & (points > start) & (points < stop)
     kept = inside.reshape(inside.shape[0], -1).any(axis=1)
-    return points[kept] if points.ndim == inside.ndim else points[kept]
+    return points[kept]
 
 
 def integrand(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,18 +13,16 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem import inversion
-from numpyro_kaem.distributions.sampling import draw, folded_uniform
+from numpyro_kaem import density
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Panels, integrand, make_panels, quadrature_error
+from numpyro_kaem.inversion import Table
+from numpyro_kaem.panels import Panels, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
     is_concrete,
-    log_density,
     support_bounds,
-    tail_nodes,
 )
 
 __all__ = ["KAEMPrior"]
@@ -44,10 +41,10 @@ class KAEMPrior(dist.Distribution):
         \pi(z) = \frac{e^{f(z)}\,\pi_0(z)}{Z}, \qquad
         Z = \int e^{f(z)}\,\pi_0(z)\,\mathrm{d}z.
 
-    Outside the grid :math:`[l, h]` of the energy :math:`f` is constant, so the tails are
+    Outside its grid :math:`[l, h]` the energy :math:`f` is constant, so the tails are
     those of the reference :math:`\pi_0`. The normaliser is a quadrature, and a draw
-    inverts the distribution function exactly: ``sample``, ``cdf``, ``icdf`` and
-    ``log_prob`` belong to one density, to rounding.
+    inverts the distribution function: ``sample``, ``cdf``, ``icdf`` and ``log_prob``
+    belong to one density, to rounding.
 
     Parameters
     ----------
@@ -253,10 +250,10 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
-    def _table(self) -> inversion.Table:
+    def _table(self) -> Table:
         return self._cached(
             "_cached_table",
-            lambda: _tabulate(self.energy, self._parameters, self._panels),
+            lambda: density.tabulate(self.energy, self._parameters, self._panels),
         )
 
     @property
@@ -264,7 +261,7 @@ class KAEMPrior(dist.Distribution):
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
         return self._cached(
             "_cached_log_normalizer",
-            lambda: _log_normalizer(self.energy, self._parameters, self._panels),
+            lambda: density.log_normalizer(self.energy, self._parameters, self._panels),
         )
 
     @property
@@ -275,13 +272,15 @@ class KAEMPrior(dist.Distribution):
         """
         return self._cached(
             "_cached_error",
-            lambda: _resolution(self.energy, self._parameters, self._panels)[1],
+            lambda: density.resolution(self.energy, self._parameters, self._panels)[1],
         )
 
     def _check_resolution(self, choose: bool) -> None:
         """Refine the panels of a concrete energy, and warn where that is not enough."""
         with jax.ensure_compile_time_eval():
-            change, error = _resolution(self.energy, self._parameters, self._panels)
+            change, error = density.resolution(
+                self.energy, self._parameters, self._panels
+            )
             change, error = float(np.max(change)), np.asarray(error)
             wanted = int(np.ceil(change / _CHANGE_PER_PANEL))
             if choose and wanted > 1:
@@ -302,7 +301,7 @@ class KAEMPrior(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        return _log_prob(
+        return density.log_prob(
             self.energy, self._parameters, self.log_normalizer, self._as_float(value)
         )
 
@@ -316,7 +315,7 @@ class KAEMPrior(dist.Distribution):
         Shapes broadcast(value.shape, batch_shape). The second is the survival function,
         which ``1 - cdf`` loses to rounding in the upper tail.
         """
-        return _cdf_pair(
+        return density.cdf_pair(
             self._table, self.energy, self._parameters, self._as_float(value)
         )
 
@@ -333,13 +332,15 @@ class KAEMPrior(dist.Distribution):
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
-        return _icdf_folded(self._table, self.energy, self._parameters, mass, upper)
+        return density.icdf_folded(
+            self._table, self.energy, self._parameters, mass, upper
+        )
 
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
-        return _sample(
+        return density.sample(
             self._table, self.energy, self._parameters, self._ends, key, sample_shape
         )
 
@@ -391,7 +392,9 @@ class KAEMPrior(dist.Distribution):
         tuple
             Nodes and masses, each ``(num_nodes, *batch_shape)``; the masses sum to 1.
         """
-        return _nodes(self.energy, self._parameters, self._panels, self.log_normalizer)
+        return density.nodes(
+            self.energy, self._parameters, self._panels, self.log_normalizer
+        )
 
     @property
     def mean(self) -> jax.Array:
@@ -419,13 +422,13 @@ class KAEMPrior(dist.Distribution):
         """Differential entropy in nats, shape ``batch_shape``."""
         log_normalizer = self.log_normalizer
         return -self.expectation(
-            lambda z: _log_prob(self.energy, self._parameters, log_normalizer, z)
+            lambda z: density.log_prob(self.energy, self._parameters, log_normalizer, z)
         )
 
     # --- other spaces ----------------------------------------------------------------
 
     def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
-        """The same law as a transformed base law, for ``TransformReparam``.
+        """Return the same law as a transformed base law, for ``TransformReparam``.
 
         Parameters
         ----------
@@ -462,74 +465,6 @@ class KAEMPrior(dist.Distribution):
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-# --- compiled pieces -----------------------------------------------------------------
-
-_tabulate = jax.jit(inversion.tabulate)
-_log_prob = jax.jit(inversion.log_prob)
-_cdf_pair = jax.jit(inversion.cdf_pair)
-_icdf_folded = jax.jit(inversion.icdf_folded)
-
-
-@jax.jit
-def _log_normalizer(energy: Energy, parameters: Any, panels: Panels) -> jax.Array:
-    return integrand(energy, parameters, panels).log_normalizer
-
-
-@jax.jit
-def _resolution(
-    energy: Energy, parameters: Any, panels: Panels
-) -> tuple[jax.Array, jax.Array]:
-    """Largest change of the energy within a panel, and the error of the normaliser."""
-    values = integrand(energy, parameters, panels).energy
-    change = jnp.max(jnp.max(values, 1) - jnp.min(values, 1), initial=0.0)
-    return change, quadrature_error(energy, parameters, panels)
-
-
-@partial(jax.jit, static_argnames="sample_shape")
-def _sample(
-    table: inversion.Table,
-    energy: Energy,
-    parameters: Any,
-    ends: tuple,
-    key: jax.Array,
-    sample_shape: tuple[int, ...],
-) -> jax.Array:
-    batch_shape = table.log_normalizer.shape
-    dtype = table.log_normalizer.dtype
-
-    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        mass, upper = folded_uniform(key, shape, dtype)
-        return inversion.icdf_folded(table, energy, parameters, mass, upper)
-
-    z = draw(key, invert, sample_shape, batch_shape)
-    # Rounding may lead to an end of the support, where no draw may lie.
-    low, high = (jnp.asarray(end, dtype) for end in ends)
-    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
-
-
-@jax.jit
-def _nodes(
-    energy: Energy, parameters: Any, panels: Panels, log_normalizer: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    values = integrand(energy, parameters, panels)
-    shape = log_normalizer.shape
-    masses = jnp.exp(values.log_mass - log_normalizer).reshape(-1, *shape)
-    nodes = jnp.broadcast_to(values.nodes, values.log_mass.shape).reshape(-1, *shape)
-    points, weights = [nodes], [masses]
-    for side, upper in enumerate((False, True)):
-        if not panels.has_tails[side]:
-            continue
-        start = jnp.broadcast_to(panels.edges[-side], shape)
-        nodes, log_weights = tail_nodes(parameters, start, upper)
-        log_reference = log_density(parameters.build(), nodes)
-        log_mass = log_weights + log_reference + values.energy_ends[side]
-        used = jnp.isfinite(log_mass)
-        mass = jnp.exp(jnp.where(used, log_mass - log_normalizer, -jnp.inf))
-        points.append(jnp.where(used, nodes, start))
-        weights.append(mass)
-    return jnp.concatenate(points), jnp.concatenate(weights)
 
 
 # --- NumPyro's vmap ------------------------------------------------------------------

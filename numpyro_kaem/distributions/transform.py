@@ -83,8 +83,8 @@ class InverseCDFTransform(Transform):
         if batch_shape and shape[-len(batch_shape) :] != batch_shape:
             raise ValueError(
                 "the shape of a point must end in the prior's batch_shape "
-                f"{batch_shape}, got {shape}; use prior.icdf to drive several densities "
-                "with one latent."
+                f"{batch_shape}, got {shape}; use prior.icdf to drive several "
+                "densities with one latent."
             )
         return jnp.asarray(x)
 
@@ -116,7 +116,7 @@ class InverseCDFTransform(Transform):
         return slope if self.base == "uniform" else slope + norm.logpdf(x)
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
-        """The prior is data, the name of the base is static."""
+        """Return the prior as data, and the name of the base as static."""
         return (self.prior,), (("prior",), {"base": self.base})
 
     def eq(self, other: object, static: bool = False) -> ArrayLike:

@@ -1,0 +1,92 @@
+"""A tilted density as compiled functions of its energy and its reference."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_kaem import inversion
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.panels import Panels, integrand, quadrature_error
+from numpyro_kaem.references import log_density, tail_nodes
+from numpyro_kaem.sampling import draw, folded_uniform
+
+__all__ = [
+    "cdf_pair",
+    "icdf_folded",
+    "log_normalizer",
+    "log_prob",
+    "nodes",
+    "resolution",
+    "sample",
+    "tabulate",
+]
+
+tabulate = jax.jit(inversion.tabulate)
+log_prob = jax.jit(inversion.log_prob)
+cdf_pair = jax.jit(inversion.cdf_pair)
+icdf_folded = jax.jit(inversion.icdf_folded)
+
+
+@jax.jit
+def log_normalizer(energy: Energy, parameters: Any, panels: Panels) -> jax.Array:
+    """Log of the normaliser, shape ``(*batch_shape,)``."""
+    return integrand(energy, parameters, panels).log_normalizer
+
+
+@jax.jit
+def resolution(
+    energy: Energy, parameters: Any, panels: Panels
+) -> tuple[jax.Array, jax.Array]:
+    """Largest change of the energy within a panel, and the error of the normaliser."""
+    values = integrand(energy, parameters, panels).energy
+    change = jnp.max(jnp.max(values, 1) - jnp.min(values, 1), initial=0.0)
+    return change, quadrature_error(energy, parameters, panels)
+
+
+@partial(jax.jit, static_argnames="sample_shape")
+def sample(
+    table: inversion.Table,
+    energy: Energy,
+    parameters: Any,
+    ends: tuple,
+    key: jax.Array,
+    sample_shape: tuple[int, ...],
+) -> jax.Array:
+    """Draws between the ends of the support, shape ``sample_shape + batch_shape``."""
+    batch_shape = table.log_normalizer.shape
+    dtype = table.log_normalizer.dtype
+
+    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        mass, upper = folded_uniform(key, shape, dtype)
+        return inversion.icdf_folded(table, energy, parameters, mass, upper)
+
+    z = draw(key, invert, sample_shape, batch_shape)
+    # Rounding may lead to an end of the support, where no draw may lie.
+    low, high = (jnp.asarray(end, dtype) for end in ends)
+    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+
+
+@jax.jit
+def nodes(
+    energy: Energy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
+    values = integrand(energy, parameters, panels)
+    shape = log_normalizer.shape
+    masses = jnp.exp(values.log_mass - log_normalizer).reshape(-1, *shape)
+    nodes = jnp.broadcast_to(values.nodes, values.log_mass.shape).reshape(-1, *shape)
+    points, weights = [nodes], [masses]
+    for side, upper in enumerate((False, True)):
+        if not panels.has_tails[side]:
+            continue
+        start = jnp.broadcast_to(panels.edges[-side], shape)
+        nodes, log_weights = tail_nodes(parameters, start, upper)
+        log_reference = log_density(parameters.build(), nodes)
+        log_mass = log_weights + log_reference + values.energy_ends[side]
+        used = jnp.isfinite(log_mass)
+        mass = jnp.exp(jnp.where(used, log_mass - log_normalizer, -jnp.inf))
+        points.append(jnp.where(used, nodes, start))
+        weights.append(mass)
+    return jnp.concatenate(points), jnp.concatenate(weights)

@@ -1,0 +1,67 @@
+"""Checks of a reference."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from numpyro_kaem.references.parameters import is_concrete
+from numpyro_kaem.references.shape import interior_point, support_bounds
+
+__all__ = [
+    "check_reference",
+]
+
+
+def check_reference(reference: Any, energy: Any) -> None:
+    """Check that a reference is a law that an energy can tilt.
+
+    Raises
+    ------
+    TypeError
+        If it is not a continuous univariate distribution with a ``cdf``.
+    ValueError
+        If the batch shapes do not broadcast, or its support misses the grid.
+    """
+    if not isinstance(reference, dist.Distribution):
+        raise TypeError(
+            "reference must be a NumPyro distribution or None, got "
+            f"{type(reference).__name__}."
+        )
+    name = type(reference).__name__
+    if reference.event_shape != ():
+        raise TypeError(
+            f"reference must be univariate, got {name} with event_shape "
+            f"{reference.event_shape}; put the batch in its parameters and call "
+            "to_event on the prior instead."
+        )
+    if getattr(reference.support, "is_discrete", False):
+        raise TypeError(f"reference must be continuous, got the discrete {name}.")
+    try:
+        shape = jnp.broadcast_shapes(energy.batch_shape, reference.batch_shape)
+    except ValueError:
+        raise ValueError(
+            "energy and reference must have batch shapes that broadcast, got "
+            f"{energy.batch_shape} and {reference.batch_shape}."
+        ) from None
+    low, high = support_bounds(reference)
+    point = interior_point(low, high, energy.dtype)
+    try:
+        jax.eval_shape(reference.cdf, jnp.broadcast_to(point, shape))
+    except (NotImplementedError, AttributeError) as error:
+        raise TypeError(
+            f"reference must have a cdf, which {name} does not: {error}"
+        ) from None
+    if is_concrete((low, high)):
+        with jax.ensure_compile_time_eval():
+            misses = (np.asarray(low) >= np.asarray(energy.basis.high)) | (
+                np.asarray(high) <= np.asarray(energy.basis.low)
+            )
+        if np.any(misses):
+            raise ValueError(
+                "reference must have a support that meets the grid "
+                f"[{energy.basis.low}, {energy.basis.high}], got {name} on "
+                f"[{low}, {high}]."
+            )

@@ -1,0 +1,242 @@
+"""What is known in closed form of the laws that may serve as references."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy import special
+
+__all__ = [
+    "LAWS",
+    "Law",
+    "law_of",
+    "monotone_parts",
+]
+
+
+class Law(NamedTuple):
+    """What is known of a law in closed form; ``d`` is the distribution."""
+
+    mass: Callable[[Any, jax.Array, bool], jax.Array] | None = None
+    """Mass below (above, if the flag is set) a point of the support."""
+    quantile: Callable[[Any, jax.Array, bool], jax.Array] | None = None
+    """Point with a given mass below (above) it."""
+    breaks: Callable[[Any], jax.Array] | None = None
+    """Points between which the density is smooth enough for a Gauss rule."""
+    kinks: Callable[[Any], list[jax.Array]] = lambda d: []
+    """Points inside the support where a derivative of the density jumps."""
+    scale: Callable[[Any], jax.Array] | None = None
+    """Length of the finest feature of the density inside the support."""
+    regular_ends: bool = False
+    """Whether the density is analytic at the finite ends of its support."""
+
+
+_STEPS = np.arange(-9.0, 9.5, 1.0)
+_HEAVY_STEPS = np.concatenate(
+    [-(2.0 ** np.arange(5, -3, -0.5)), [0.0], 2.0 ** np.arange(-2.0, 5.5, 0.5)]
+)
+
+
+def _around(steps: np.ndarray, centre: Callable, scale: Callable) -> Callable:
+    """Points at ``centre + steps * scale``, the steps on a new leading axis."""
+
+    def breaks(d: Any) -> jax.Array:
+        centre_, scale_ = jnp.asarray(centre(d)), jnp.asarray(scale(d))
+        rank = max(centre_.ndim, scale_.ndim)
+        dtype = jnp.result_type(centre_, scale_)
+        return centre_ + jnp.asarray(steps, dtype).reshape((-1,) + (1,) * rank) * scale_
+
+    return breaks
+
+
+def _symmetric(
+    lower: Callable, quantile: Callable | None, steps: np.ndarray, kinked: bool = False
+) -> Law:
+    """Law that is symmetric about ``loc``, from its standard lower tail."""
+
+    def mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
+        y = (x - d.loc) / d.scale
+        return lower(d, -y if upper else y)
+
+    def inverse(d: Any, p: jax.Array, upper: bool) -> jax.Array:
+        y = quantile(d, p)
+        return d.loc - d.scale * y if upper else d.loc + d.scale * y
+
+    return Law(
+        mass=mass,
+        quantile=None if quantile is None else inverse,
+        breaks=_around(steps, lambda d: d.loc, lambda d: d.scale),
+        kinks=(lambda d: [jnp.asarray(d.loc)]) if kinked else (lambda d: []),
+        scale=lambda d: d.scale,
+    )
+
+
+def _one_sided(
+    lower: Callable, upper_tail: Callable, quantile: Callable, upper_quantile: Callable
+) -> Callable[..., Law]:
+    """Law given by both of its tails, and by both of their inverses."""
+
+    def law(**rest: Any) -> Law:
+        return Law(
+            mass=lambda d, x, upper: upper_tail(d, x) if upper else lower(d, x),
+            quantile=lambda d, p, upper: (
+                upper_quantile(d, p) if upper else quantile(d, p)
+            ),
+            **rest,
+        )
+
+    return law
+
+
+def _student_lower(d: Any, y: jax.Array) -> jax.Array:
+    df = jnp.asarray(d.df, y.dtype)
+    # The smaller of the two arguments of the incomplete beta function keeps its digits.
+    far = 0.5 * special.betainc(0.5 * df, jnp.asarray(0.5, y.dtype), df / (df + y * y))
+    near = 0.5 - 0.5 * special.betainc(
+        jnp.asarray(0.5, y.dtype), 0.5 * df, y * y / (df + y * y)
+    )
+    half = jnp.where(y * y < df, near, far)
+    return jnp.where(y < 0, half, 1 - half)
+
+
+def _laplace_lower(d: Any, y: jax.Array) -> jax.Array:
+    half = 0.5 * jnp.exp(-jnp.abs(y))
+    return jnp.where(y < 0, half, 1 - half)
+
+
+def _laplace_quantile(d: Any, p: jax.Array) -> jax.Array:
+    return jnp.where(p < 0.5, jnp.log(2 * p), -jnp.log(2 * jnp.maximum(1 - p, 1e-38)))
+
+
+def _beta_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
+    a = jnp.asarray(d.concentration1, x.dtype)
+    b = jnp.asarray(d.concentration0, x.dtype)
+    return special.betainc(b, a, 1 - x) if upper else special.betainc(a, b, x)
+
+
+def _gamma_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
+    concentration = jnp.asarray(d.concentration, x.dtype)
+    y = x * d.rate
+    if upper:
+        return special.gammaincc(concentration, y)
+    return special.gammainc(concentration, y)
+
+
+def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
+    """Law without closed quantiles; its width is its standard deviation."""
+    mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
+    return Law(
+        mass=mass,
+        breaks=_around(_STEPS, mean, scale),
+        scale=scale,
+        regular_ends=regular_ends,
+    )
+
+
+_EXPONENTIAL = _one_sided(
+    lambda d, x: -jnp.expm1(-x * d.rate),
+    lambda d, x: jnp.exp(-x * d.rate),
+    lambda d, p: -jnp.log1p(-p) / d.rate,
+    lambda d, p: -jnp.log(p) / d.rate,
+)
+_WEIBULL = _one_sided(
+    lambda d, x: -jnp.expm1(-((x / d.scale) ** d.concentration)),
+    lambda d, x: jnp.exp(-((x / d.scale) ** d.concentration)),
+    lambda d, p: d.scale * (-jnp.log1p(-p)) ** (1 / d.concentration),
+    lambda d, p: d.scale * (-jnp.log(p)) ** (1 / d.concentration),
+)
+_HALF_NORMAL = _one_sided(
+    lambda d, x: special.erf(x / d.scale * np.sqrt(0.5).item()),
+    lambda d, x: special.erfc(x / d.scale * np.sqrt(0.5).item()),
+    lambda d, p: -d.scale * special.ndtri(0.5 * (1 - p)),
+    lambda d, p: -d.scale * special.ndtri(0.5 * p),
+)
+_HALF_CAUCHY = _one_sided(
+    lambda d, x: jnp.arctan2(x, jnp.asarray(d.scale)) * (2 / np.pi),
+    lambda d, x: jnp.arctan2(jnp.asarray(d.scale), x) * (2 / np.pi),
+    lambda d, p: d.scale * jnp.tan(p * (np.pi / 2)),
+    lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
+)
+_GUMBEL = _one_sided(
+    lambda d, x: jnp.exp(-jnp.exp(-(x - d.loc) / d.scale)),
+    lambda d, x: -jnp.expm1(-jnp.exp(-(x - d.loc) / d.scale)),
+    lambda d, p: d.loc - d.scale * jnp.log(-jnp.log(p)),
+    lambda d, p: d.loc - d.scale * jnp.log(-jnp.log1p(-p)),
+)
+_UNIFORM = _one_sided(
+    lambda d, x: (x - d.low) / (d.high - d.low),
+    lambda d, x: (d.high - x) / (d.high - d.low),
+    lambda d, p: d.low + p * (d.high - d.low),
+    lambda d, p: d.high - p * (d.high - d.low),
+)
+
+LAWS: dict[type, Law] = {
+    dist.Normal: _symmetric(
+        lambda d, y: special.ndtr(y), lambda d, p: special.ndtri(p), _STEPS
+    ),
+    dist.Logistic: _symmetric(
+        lambda d, y: jax.nn.sigmoid(y),
+        lambda d, p: jnp.log(p) - jnp.log1p(-p),
+        np.arange(-24.0, 25.0, 1.5),
+    ),
+    dist.Laplace: _symmetric(
+        _laplace_lower, _laplace_quantile, np.arange(-20.0, 21.0, 2.0), kinked=True
+    ),
+    dist.Cauchy: _symmetric(
+        lambda d, y: jnp.arctan2(jnp.ones_like(y), -y) * (1 / np.pi),
+        # Below one half this keeps its digits down to the smallest number.
+        lambda d, p: -1 / jnp.tan(np.pi * p),
+        _HEAVY_STEPS,
+    ),
+    dist.StudentT: _symmetric(_student_lower, None, _HEAVY_STEPS),
+    dist.Gumbel: _GUMBEL(
+        breaks=_around(np.arange(-4.0, 25.0, 1.0), lambda d: d.loc, lambda d: d.scale),
+        scale=lambda d: d.scale,
+    ),
+    dist.Uniform: _UNIFORM(regular_ends=True),
+    dist.Exponential: _EXPONENTIAL(
+        breaks=_around(np.arange(0.0, 41.0, 2.0), lambda d: 0.0, lambda d: 1 / d.rate),
+        scale=lambda d: 1 / d.rate,
+        regular_ends=True,
+    ),
+    dist.HalfNormal: _HALF_NORMAL(
+        breaks=_around(np.arange(0.0, 9.5, 1.0), lambda d: 0.0, lambda d: d.scale),
+        scale=lambda d: d.scale,
+        regular_ends=True,
+    ),
+    dist.HalfCauchy: _HALF_CAUCHY(
+        breaks=_around(_HEAVY_STEPS[16:], lambda d: 0.0, lambda d: d.scale),
+        scale=lambda d: d.scale,
+        regular_ends=True,
+    ),
+    dist.Weibull: _WEIBULL(
+        breaks=_around(_STEPS, lambda d: d.mean, lambda d: jnp.sqrt(d.variance)),
+        scale=lambda d: jnp.sqrt(d.variance),
+    ),
+    dist.Gamma: _by_moments(_gamma_mass),
+    dist.Beta: _by_moments(_beta_mass),
+}
+_UNKNOWN = _by_moments(None)
+
+
+def law_of(reference: dist.Distribution) -> Law:
+    """Return what is known of a law, by its class or the nearest parent."""
+    for cls in type(reference).__mro__:
+        if cls in LAWS:
+            return LAWS[cls]
+    return _UNKNOWN
+
+
+def monotone_parts(reference: Any) -> tuple[Any, list] | None:
+    """Return base and transforms of a distribution whose transforms are monotone."""
+    if not isinstance(reference, dist.TransformedDistribution):
+        return None
+    for transform in reference.transforms:
+        try:
+            transform.sign  # noqa: B018
+        except NotImplementedError:
+            return None
+    return reference.base_dist, list(reference.transforms)

@@ -1,0 +1,88 @@
+"""The parameters of a reference law, by name."""
+
+import inspect
+from typing import Any
+
+import jax
+import numpyro.distributions as dist
+
+__all__ = [
+    "ReferenceParameters",
+    "is_concrete",
+]
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether no array in ``tree`` is traced, so that values can be looked at."""
+    return not any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(tree)
+    )
+
+
+@jax.tree_util.register_pytree_node_class
+class ReferenceParameters:
+    """The parameters of a NumPyro distribution, by name and in the order of the names.
+
+    NumPyro flattens a distribution in the order of a Python set, which changes from
+    process to process, and stores some parameters twice. This holds the arguments of
+    the constructor instead, from which :meth:`build` makes the distribution again.
+    """
+
+    def __init__(self, law: type, values: dict[str, Any]) -> None:
+        self.law = law
+        self.values = values
+
+    @classmethod
+    def of(cls, reference: dist.Distribution) -> "ReferenceParameters":
+        """Read the parameters of a distribution, recursively.
+
+        Raises
+        ------
+        TypeError
+            If the distribution is expanded, or does not keep its arguments.
+        """
+        if isinstance(reference, dist.ExpandedDistribution):
+            raise TypeError(
+                "reference must have its batch shape in its parameters, got an "
+                f"expanded {type(reference.base_dist).__name__}; pass arrays of the "
+                "full shape."
+            )
+        law = type(reference)
+        names = [
+            name
+            for name, parameter in inspect.signature(law.__init__).parameters.items()
+            if name not in ("self", "validate_args")
+            and parameter.kind
+            in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]
+        values = {}
+        for name in sorted(names):
+            attribute = "base_dist" if name == "base_distribution" else name
+            if not hasattr(reference, attribute):
+                raise TypeError(
+                    f"reference must keep its parameter {name!r} as an attribute, "
+                    f"which {law.__name__} does not."
+                )
+            value = getattr(reference, attribute)
+            if isinstance(value, dist.Distribution):
+                value = cls.of(value)
+            values[name] = value
+        return cls(law, values)
+
+    def build(self) -> dist.Distribution:
+        """Distribution with these parameters."""
+        values = {
+            name: value.build() if isinstance(value, ReferenceParameters) else value
+            for name, value in self.values.items()
+        }
+        return self.law(**values, validate_args=False)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[type, tuple[str, ...]]]:
+        """Children in the order of the names."""
+        return tuple(self.values.values()), (self.law, tuple(self.values))
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple, children: tuple) -> "ReferenceParameters":
+        """Inverse of :meth:`tree_flatten`."""
+        law, names = aux
+        return cls(law, dict(zip(names, children, strict=True)))

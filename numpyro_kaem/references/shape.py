@@ -1,0 +1,150 @@
+"""The support of a reference, its density, and where that changes fast."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+
+from numpyro_kaem.references.laws import law_of, monotone_parts
+from numpyro_kaem.references.parameters import is_concrete
+
+__all__ = [
+    "density_breaks",
+    "far_breaks",
+    "finest_scale",
+    "has_quantile",
+    "has_regular_ends",
+    "interior_point",
+    "kinks",
+    "local_length",
+    "log_density",
+    "support_bounds",
+]
+
+
+def support_bounds(reference: dist.Distribution) -> tuple[ArrayLike, ArrayLike]:
+    """Return the ends of the support: infinities or floats where they are fixed."""
+    support = reference.support
+    if support is constraints.real:
+        return -np.inf, np.inf
+    return (
+        getattr(support, "lower_bound", -np.inf),
+        getattr(support, "upper_bound", np.inf),
+    )
+
+
+def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
+    """Log density; minus infinity, with zero gradient, outside the support."""
+    low, high = support_bounds(reference)
+    inside = (z >= low) & (z <= high)
+    anchor = interior_point(low, high, z.dtype)
+    return jnp.where(inside, reference.log_prob(jnp.where(inside, z, anchor)), -jnp.inf)
+
+
+def interior_point(low: ArrayLike, high: ArrayLike, dtype: Any) -> jax.Array:
+    """Any point inside a support with these ends, constant in derivatives."""
+    low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
+    middle = jnp.where(
+        jnp.isfinite(low),
+        jnp.where(jnp.isfinite(high), 0.5 * (low + high), low + 1),
+        jnp.where(jnp.isfinite(high), high - 1, 0.0),
+    )
+    return jax.lax.stop_gradient(middle)
+
+
+def has_regular_ends(reference: dist.Distribution) -> bool:
+    """Whether the density is analytic at the finite ends of its support."""
+    return law_of(reference).regular_ends
+
+
+def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
+    """Points between which a Gauss rule resolves the density: ``(count, *batch)``."""
+    parts = monotone_parts(reference)
+    if parts is not None:
+        base, transforms = parts
+        breaks = density_breaks(base)
+        for transform in transforms:
+            breaks = [transform(b) for b in breaks]
+        return breaks
+    breaks = law_of(reference).breaks
+    if breaks is None:
+        return []
+    try:
+        return [breaks(reference)]
+    except NotImplementedError:
+        return []
+
+
+def kinks(reference: dist.Distribution) -> list[jax.Array]:
+    """Points inside the support where a derivative of the density jumps."""
+    parts = monotone_parts(reference)
+    if parts is None:
+        return law_of(reference).kinks(reference)
+    base, transforms = parts
+    points = kinks(base)
+    for transform in transforms:
+        points = [transform(p) for p in points]
+    return points
+
+
+def finest_scale(reference: dist.Distribution) -> jax.Array | None:
+    """Length below which the density is smooth, or ``None`` where it is not known."""
+    if monotone_parts(reference) is not None:
+        return None
+    law = law_of(reference)
+    if law.scale is None:
+        return None
+    try:
+        return law.scale(reference)
+    except NotImplementedError:
+        return None
+
+
+def has_quantile(reference: dist.Distribution) -> bool:
+    """Whether both tails are inverted in closed form."""
+    parts = monotone_parts(reference)
+    if parts is not None:
+        return has_quantile(parts[0])
+    return law_of(reference).quantile is not None
+
+
+def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
+    """Length over which the density changes at ``x``, never above its finest scale."""
+    low, high = support_bounds(reference)
+    inside = (x > low) & (x < high)
+    safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
+    safe = jnp.broadcast_to(safe, jnp.broadcast_shapes(x.shape, reference.batch_shape))
+    slope = jax.grad(lambda y: jnp.sum(reference.log_prob(y)))(safe)
+    length = 1 / jnp.maximum(jnp.abs(slope), 1e-30)
+    scale = finest_scale(reference)
+    if scale is None:
+        scale = jnp.abs(safe) + 1e-3
+    scale = jnp.where(jnp.isfinite(scale) & (scale > 0), scale, jnp.abs(safe) + 1)
+    return jnp.minimum(length, scale)
+
+
+def far_breaks(
+    reference: dist.Distribution, low: ArrayLike, high: ArrayLike, dtype: Any
+) -> list[jax.Array]:
+    """Points that double their distance from a grid, far into infinite tails.
+
+    For laws whose tails are not inverted in closed form; each ``(count, *shape)``.
+    """
+    breaks = []
+    for bound, edge, sign in zip(
+        support_bounds(reference), (low, high), (-1.0, 1.0), strict=True
+    ):
+        if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
+            continue
+        edge = jnp.asarray(edge, dtype)
+        length = local_length(reference, edge)
+        powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
+        breaks.append(jnp.clip(edge + sign * powers * length, *map(float, _FAR)))
+    return breaks
+
+
+_FAR = (-1e30, 1e30)

@@ -1,0 +1,205 @@
+"""Masses of the tails of a reference, to full relative precision."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
+from numpyro_kaem.references.laws import law_of, monotone_parts
+from numpyro_kaem.references.parameters import ReferenceParameters
+from numpyro_kaem.references.shape import (
+    density_breaks,
+    interior_point,
+    kinks,
+    local_length,
+    log_density,
+    support_bounds,
+)
+
+__all__ = [
+    "tail_mass",
+    "tail_nodes",
+]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def tail_mass(parameters: ReferenceParameters, x: jax.Array, upper: bool) -> jax.Array:
+    r"""Mass of a law below (or above) a point, to full relative precision.
+
+    .. math:: F_0(x) = \int_{-\infty}^x \pi_0 \quad\text{or}\quad
+              S_0(x) = \int_x^\infty \pi_0.
+
+    The derivative in ``x`` is the density; those in the parameters are quadratures of
+    the density's derivatives, because the incomplete beta and gamma functions of JAX
+    have none in their shape parameters.
+
+    Parameters
+    ----------
+    parameters
+        Parameters of the law.
+    x
+        Points, shape (...,), broadcasting with the law's batch shape.
+    upper
+        Whether the mass above is meant.
+
+    Returns
+    -------
+    Array
+        Masses in [0, 1]; exactly 0 and 1 outside the support.
+    """
+    reference = parameters.build()
+    low, high = support_bounds(reference)
+    inside = (x > low) & (x < high)
+    safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
+    mass = _inner_mass(parameters, reference, safe, upper)
+    beyond = (x <= low) if upper else (x >= high)
+    return jnp.where(inside, mass, jnp.where(beyond, 1.0, 0.0).astype(mass.dtype))
+
+
+def _inner_mass(
+    parameters: ReferenceParameters, reference: Any, x: jax.Array, upper: bool
+) -> jax.Array:
+    parts = monotone_parts(reference)
+    if parts is not None:
+        base, transforms = parts
+        for transform in reversed(transforms):
+            x = transform.inv(x)
+            upper = upper != (transform.sign < 0)
+        return tail_mass(ReferenceParameters.of(base), x, upper)
+    law = law_of(reference)
+    if law.mass is not None:
+        return law.mass(reference, x, upper)
+    if not upper:
+        return reference.cdf(x)
+    return _quadrature_mass(parameters, x, upper)
+
+
+@partial(tail_mass.defjvp, symbolic_zeros=True)
+def _tail_mass_jvp(upper: bool, primals: tuple, tangents: tuple) -> tuple:
+    parameters, x = primals
+    parameters_dot, x_dot = tangents
+    mass = tail_mass(parameters, x, upper)
+    mass_dot = jnp.zeros_like(mass)
+    if not isinstance(x_dot, SymbolicZero):
+        density = jnp.exp(log_density(parameters.build(), x))
+        mass_dot += jnp.where(density > 0, (-density if upper else density) * x_dot, 0)
+    leaves_dot, treedef = jax.tree_util.tree_flatten(
+        parameters_dot, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero)
+    )
+    if not all(isinstance(leaf, SymbolicZero) for leaf in leaves_dot):
+        leaves = jax.tree_util.tree_leaves(parameters)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        leaves_dot = [
+            jnp.zeros_like(leaf) if isinstance(dot, SymbolicZero) else dot
+            for leaf, dot in zip(leaves, leaves_dot, strict=True)
+        ]
+        _, change = jax.jvp(
+            lambda values: _quadrature_mass(
+                jax.tree_util.tree_unflatten(treedef, values),
+                x,
+                upper,
+                stop=parameters,
+            ),
+            (leaves,),
+            (leaves_dot,),
+        )
+        mass_dot += change
+    return mass, mass_dot
+
+
+def _quadrature_mass(
+    parameters: ReferenceParameters,
+    x: jax.Array,
+    upper: bool,
+    stop: ReferenceParameters | None = None,
+) -> jax.Array:
+    nodes, log_weights = tail_nodes(stop or parameters, x, upper)
+    reference = parameters.build()
+    log_values = log_density(reference, nodes)
+    used = jnp.isfinite(log_values)
+    # Again where it is finite only: the gradient of an infinity is not a number.
+    log_values = log_density(reference, jnp.where(used, nodes, x))
+    log_values = jnp.where(used & jnp.isfinite(log_values), log_values, -jnp.inf)
+    return jnp.sum(jnp.exp(log_values + log_weights), 0)
+
+
+def tail_nodes(
+    parameters: ReferenceParameters, x: ArrayLike, upper: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Composite Gauss rule on the tail of a law beyond a point.
+
+    Panels grow geometrically from ``x``, or shrink towards a finite end of the support,
+    and are split at the breaks of the density.
+
+    Parameters
+    ----------
+    parameters
+        Parameters of the law; the nodes are constants with respect to them.
+    x
+        Start of the tail, shape ``(*batch_shape,)``.
+    upper
+        Whether the tail above is meant.
+
+    Returns
+    -------
+    tuple
+        Nodes and log weights, each ``(num_nodes, *batch_shape)``; the log weight of a
+        node on an empty panel is minus infinity.
+    """
+    reference = jax.lax.stop_gradient(parameters).build()
+    x = jnp.asarray(x)
+    dtype = x.dtype
+    sign = 1.0 if upper else -1.0
+    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], dtype)
+    fixed = jax.lax.stop_gradient(x)
+    shape = jnp.broadcast_shapes(x.shape, reference.batch_shape)
+    rank = len(shape)
+    column = (-1,) + (1,) * rank
+    # Distances from x: geometric from the local length on, or towards the end.
+    powers = jnp.asarray(2.0 ** np.arange(-3.0, 100.0), dtype).reshape(column)
+    shrink = jnp.asarray(1 - 2.0 ** -np.arange(0.0, 103.0), dtype).reshape(column)
+    finite = jnp.isfinite(end)
+    span = jnp.where(finite, jnp.abs(end - fixed), 1.0)
+    length = local_length(reference, fixed)
+    distances = jnp.where(finite, shrink * span, powers * length)
+    limit = jnp.where(finite, span, jnp.asarray(1e37, dtype))
+    extra = [b - fixed for b in (*density_breaks(reference), *_as_rows(reference))]
+    extra = [jnp.broadcast_to(sign * e, (e.shape[0], *shape)) for e in extra]
+    edges = jnp.concatenate(
+        [
+            jnp.zeros((1, *shape), dtype),
+            jnp.broadcast_to(distances, (distances.shape[0], *shape)),
+            jnp.broadcast_to(limit, (1, *shape)),
+            *extra,
+        ]
+    ).astype(dtype)
+    edges = jnp.sort(jnp.clip(edges, 0.0, limit), axis=0)
+    nodes, weights = gauss_legendre(nodes_per_panel(dtype))
+    nodes = jnp.asarray((nodes + 1) / 2, dtype).reshape((1, -1) + (1,) * rank)
+    log_weights = jnp.asarray(np.log(weights / 2), dtype).reshape(nodes.shape)
+    width = jnp.diff(edges, axis=0)[:, None]
+    distance = edges[:-1, None] + width * nodes
+    log_weights = log_weights + jnp.where(
+        width > 0, jnp.log(jnp.where(width > 0, width, 1.0)), -jnp.inf
+    )
+    # Towards a finite end the nodes shrink with the distance that is left.
+    moved = jnp.where(finite, jnp.abs(end - x) / span, 1.0)
+    points = jnp.where(
+        finite,
+        end - sign * moved * (span - distance),
+        x + sign * distance,
+    )
+    log_weights = log_weights + jnp.where(finite, jnp.log(jnp.maximum(moved, 1e-37)), 0)
+    return points.reshape(-1, *shape), jnp.broadcast_to(
+        log_weights, points.shape
+    ).reshape(-1, *shape)
+
+
+def _as_rows(reference: dist.Distribution) -> list[jax.Array]:
+    return [jnp.asarray(kink)[None] for kink in kinks(reference)]
