@@ -2,8 +2,9 @@
 
 from numpyro_kaem._version import __version__
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.distributions import InverseCDFTransform, KAEMPrior
+from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
 from numpyro_kaem.energy import Energy
+from numpyro_kaem.plotting import plot_prior
 
 __all__ = [
     "RBF",
@@ -13,7 +14,9 @@ __all__ = [
     "Energy",
     "Fourier",
     "InverseCDFTransform",
+    "KAEMMixture",
     "KAEMPrior",
     "Wavelet",
     "__version__",
+    "plot_prior",
 ]

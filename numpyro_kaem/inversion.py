@@ -18,7 +18,15 @@ from numpyro_kaem.references import (
     tail_quantile,
 )
 
-__all__ = ["Table", "cdf_pair", "icdf_folded", "log_prob", "select_rows", "tabulate"]
+__all__ = [
+    "Table",
+    "cdf_pair",
+    "find_interval",
+    "icdf_folded",
+    "log_prob",
+    "select_rows",
+    "tabulate",
+]
 
 
 class Table(NamedTuple):
@@ -182,13 +190,29 @@ def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array
     return left + width * (0.5 * (t + 1))
 
 
-def _search(
+def find_interval(
     keys: jax.Array, w: jax.Array, column: jax.Array, num_panels: int
 ) -> jax.Array:
     """Panel of ``w``: the number of inner edges whose key is at most ``w``.
 
-    By bisection with a fixed number of gathers. ``keys`` has one row an edge, in order,
-    and ``column`` is the place of the wanted density in a row.
+    By bisection with a fixed number of gathers.
+
+    Parameters
+    ----------
+    keys
+        Keys of the edges, shape ``(num_panels + 1, num_columns)``, not decreasing along
+        the first axis.
+    w
+        Numbers to place, shape (...,).
+    column
+        Column of the keys for each of them, the same shape.
+    num_panels
+        Number of panels.
+
+    Returns
+    -------
+    Array
+        Integers from 0 to ``num_panels - 1``, shape (...,).
     """
     num_columns, flat = keys.shape[1], keys.reshape(-1)
     panel = jnp.zeros(jnp.broadcast_shapes(w.shape, column.shape), jnp.int32)
@@ -243,7 +267,7 @@ def select_rows(
     keys = [k.reshape(num_panels + 1, size) for k in (table.below, -table.above)]
     column = row + jnp.where(upper, size, 0).astype(jnp.int32)
     signed = jnp.where(upper, -mass, mass)
-    panel = _search(jnp.concatenate(keys, axis=1), signed, column, num_panels)
+    panel = find_interval(jnp.concatenate(keys, axis=1), signed, column, num_panels)
     rows = table.rows.reshape(num_panels * size, -1)
     z = _solve_panel(
         rows.at[panel * size + row].get(mode="promise_in_bounds"), mass, upper
@@ -400,7 +424,7 @@ def _masses(
     row = jnp.broadcast_to(_row_index(batch_shape), shape)
     num_panels = table.rows.shape[0]
     edges = jax.lax.stop_gradient(table.edges).reshape(num_panels + 1, size)
-    panel = _search(edges, z, row, num_panels)
+    panel = find_interval(edges, z, row, num_panels)
     rows = table.rows.reshape(num_panels * size, -1)
     chosen = rows.at[panel * size + row].get(mode="promise_in_bounds")
     num_nodes = chosen.shape[-1] - 4

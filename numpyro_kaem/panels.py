@@ -1,6 +1,6 @@
 """The panels of a tilted density, and integrals on them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from numpyro_kaem.references import (
     log_density,
     support_bounds,
     tail_mass,
+    with_rank,
 )
 
 __all__ = ["Integrand", "Panels", "integrand", "make_panels", "quadrature_error"]
@@ -67,7 +68,7 @@ def make_panels(
 
     Those of the energy are static. The reference adds its kinks, multiples of its scale
     about its centre, and panels that shrink geometrically to an end of its support
-    where it may be singular. Where all is known, points that cannot matter are left out.
+    where it may be singular; those known not to matter are left out.
 
     Parameters
     ----------
@@ -99,22 +100,23 @@ def make_panels(
     else:
         cut = _cut_to_reference(edges, parameters, energy)
     if cut is None:
-        bounds = support_bounds(parameters.build())
-        return Panels(
-            jnp.asarray(edges, energy.dtype), shared, _tails_beyond(bounds, low, high)
-        )
+        has_tails = _tails_beyond(parameters.build(), low, high)
+        return Panels(jnp.asarray(edges, energy.dtype), shared, has_tails)
     edges, has_tails = cut
     return Panels(jnp.asarray(edges, energy.dtype), None, has_tails)
 
 
 def _tails_beyond(
-    bounds: tuple, start: np.ndarray, stop: np.ndarray
+    reference: Any, low: np.ndarray, high: np.ndarray
 ) -> tuple[bool, bool]:
     """Whether the support may reach beyond the panels; yes, where that is not known."""
-    low, high = bounds
+    if not has_regular_ends(reference):
+        # The last cell before an end of the support counts as a tail.
+        return True, True
+    bounds = support_bounds(reference)
     return (
-        not is_concrete(low) or bool(np.any(np.asarray(low) < np.asarray(start))),
-        not is_concrete(high) or bool(np.any(np.asarray(high) > np.asarray(stop))),
+        not is_concrete(bounds[0]) or bool(np.any(np.asarray(bounds[0]) < low)),
+        not is_concrete(bounds[1]) or bool(np.any(np.asarray(bounds[1]) > high)),
     )
 
 
@@ -175,28 +177,23 @@ def _cut_to_reference(
     shape = jnp.broadcast_shapes(
         edges.shape[1:], np.shape(start), np.shape(stop), *(a.shape[1:] for a in added)
     )
-    rank = len(shape)
-    rows = [edges, *added]
-    rows = [
-        jnp.reshape(a, (a.shape[0], *(1,) * (rank + 1 - a.ndim), *a.shape[1:]))
-        for a in rows
-    ]
+    rows = [with_rank(a, len(shape)) for a in (edges, *added)]
     rows = [jnp.broadcast_to(a, (a.shape[0], *shape)) for a in rows]
-    merged = jnp.clip(jnp.concatenate([jnp.asarray(a) for a in rows]), start, stop)
+    merged = jnp.clip(jnp.concatenate(rows), start, stop)
     merged = jnp.sort(merged, axis=0)
     if concrete and merged.ndim == 1:
         merged = jnp.unique(merged)
         if merged.shape[0] == 1:
             merged = jnp.repeat(merged, 2)
-    return merged, _tails_beyond(bounds, start, stop)
+    return merged, _tails_beyond(reference, low, high)
 
 
 def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of which at least one column lies inside."""
-    start, stop = np.asarray(start), np.asarray(stop)
-    inside = np.isfinite(points) & (points > start) & (points < stop)
-    kept = inside.reshape(inside.shape[0], -1).any(axis=1)
-    return points[kept]
+    rank = max(points.ndim - 1, np.ndim(start), np.ndim(stop))
+    columns = points.reshape(-1, *(1,) * (rank + 1 - points.ndim), *points.shape[1:])
+    inside = np.isfinite(columns) & (columns > start) & (columns < stop)
+    return points[inside.reshape(len(points), -1).any(axis=1)]
 
 
 def integrand(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,10 @@ def folded_uniform(
 
 def draw(
     key: jax.Array,
-    invert: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    invert: Callable[[jax.Array, tuple[int, ...]], Any],
     sample_shape: tuple[int, ...],
     batch_shape: tuple[int, ...],
-) -> jax.Array:
+) -> Any:
     """Draw in chunks, so that no array but the result grows with the number of draws.
 
     Parameters
@@ -43,14 +44,15 @@ def draw(
     key
         Random key.
     invert
-        Draws of a given shape ``(num_samples, *batch_shape)`` from a key.
+        Makes draws of a given shape ``(num_samples, *batch_shape)`` from a key: an
+        array, or a tree of arrays, of this shape.
     sample_shape, batch_shape
         Shape of the draws.
 
     Returns
     -------
     Array
-        Shape ``sample_shape + batch_shape``.
+        Shape ``sample_shape + batch_shape``; a tree, if ``invert`` makes one.
     """
     num_samples, size = math.prod(sample_shape), math.prod(batch_shape)
     rows = max(1, _CHUNK // max(size, 1))
@@ -60,5 +62,9 @@ def draw(
     else:
         keys = jax.random.split(key, num_chunks)
         draws = jax.lax.map(lambda k: invert(k, (rows, *batch_shape)), keys)
-        draws = draws.reshape(-1, *batch_shape)[:num_samples]
-    return draws.reshape(*sample_shape, *batch_shape)
+
+    def shaped(array: jax.Array) -> jax.Array:
+        array = array.reshape(-1, *batch_shape)[:num_samples]
+        return array.reshape(*sample_shape, *batch_shape)
+
+    return jax.tree_util.tree_map(shaped, draws)

@@ -179,13 +179,11 @@ class KAEMPrior(dist.Distribution):
         if isinstance(support, constraints.ParameterFreeConstraint):
             return support
         ends = support_bounds(reference)
-        if is_concrete(ends) and np.all(np.isfinite(np.asarray(ends[0]))):
+        if is_concrete(ends):
             with jax.ensure_compile_time_eval():
-                low, high = np.broadcast_arrays(*(np.asarray(e, float) for e in ends))
-            if np.all(np.isfinite(high)):
-                return StaticInterval(
-                    _as_tuples(low.tolist()), _as_tuples(high.tolist())
-                )
+                low, high = (np.asarray(end) for end in ends)
+            if np.all(np.isfinite(low)) and np.all(np.isfinite(high)):
+                return StaticInterval.of(low, high)
         return support
 
     @property
@@ -461,10 +459,6 @@ class KAEMPrior(dist.Distribution):
         transform = InverseCDFTransform(self, base=base)
         law = dist.Uniform(0.0, 1.0) if base == "uniform" else dist.Normal(0.0, 1.0)
         return dist.TransformedDistribution(law.expand(self.batch_shape), transform)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 # --- NumPyro's vmap ------------------------------------------------------------------

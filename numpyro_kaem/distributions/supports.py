@@ -34,6 +34,17 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
         self._ends = (lower_bound, upper_bound)
 
+    @classmethod
+    def of(cls, low: ArrayLike, high: ArrayLike) -> "StaticInterval":
+        """Interval from concrete numbers or arrays."""
+        low, high = np.broadcast_arrays(np.asarray(low, float), np.asarray(high, float))
+        return cls(_as_tuples(low.tolist()), _as_tuples(high.tolist()))
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        """Both ends."""
+        return self.lower_bound, self.upper_bound
+
     @property
     def lower_bound(self) -> Any:
         """Lower ends, a float or an array."""
@@ -86,6 +97,10 @@ def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transfo
             ),
         ]
     )
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _as_number(end: Any) -> Any:

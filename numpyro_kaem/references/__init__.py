@@ -12,6 +12,7 @@ from numpyro_kaem.references.shape import (
     kinks,
     log_density,
     support_bounds,
+    with_rank,
 )
 from numpyro_kaem.references.tails import tail_mass, tail_nodes
 
@@ -30,4 +31,5 @@ __all__ = [
     "tail_mass",
     "tail_nodes",
     "tail_quantile",
+    "with_rank",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "local_length",
     "log_density",
     "support_bounds",
+    "with_rank",
 ]
 
 
@@ -77,6 +78,12 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
         return [breaks(reference)]
     except NotImplementedError:
         return []
+
+
+def with_rank(rows: ArrayLike, rank: int) -> jax.Array:
+    """Insert axes of size one after the first, so that ``rank`` axes follow it."""
+    shape = np.shape(rows)
+    return jnp.reshape(rows, (shape[0], *(1,) * (rank + 1 - len(shape)), *shape[1:]))
 
 
 def kinks(reference: dist.Distribution) -> list[jax.Array]:

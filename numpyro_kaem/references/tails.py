@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
@@ -20,6 +19,7 @@ from numpyro_kaem.references.shape import (
     local_length,
     log_density,
     support_bounds,
+    with_rank,
 )
 
 __all__ = [
@@ -169,7 +169,8 @@ def tail_nodes(
     length = local_length(reference, fixed)
     distances = jnp.where(finite, shrink * span, powers * length)
     limit = jnp.where(finite, span, jnp.asarray(1e37, dtype))
-    extra = [b - fixed for b in (*density_breaks(reference), *_as_rows(reference))]
+    points = [*density_breaks(reference), *(k[None] for k in kinks(reference))]
+    extra = [with_rank(p, rank) - fixed for p in points]
     extra = [jnp.broadcast_to(sign * e, (e.shape[0], *shape)) for e in extra]
     edges = jnp.concatenate(
         [
@@ -199,7 +200,3 @@ def tail_nodes(
     return points.reshape(-1, *shape), jnp.broadcast_to(
         log_weights, points.shape
     ).reshape(-1, *shape)
-
-
-def _as_rows(reference: dist.Distribution) -> list[jax.Array]:
-    return [jnp.asarray(kink)[None] for kink in kinks(reference)]

@@ -1,0 +1,378 @@
+"""Mixtures of tilted densities in one dimension."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+from numpyro.distributions.util import validate_sample
+
+from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.inversion import find_interval, select_rows
+from numpyro_kaem.sampling import draw, folded_uniform
+
+__all__ = ["KAEMMixture"]
+
+
+class KAEMMixture(dist.Distribution):
+    r"""Mixture of tilted densities, one component drawn at a time.
+
+    .. math:: p(z) = \sum_k \alpha_k\,\pi_k(z), \qquad
+              \alpha = \mathrm{softmax}(\text{mixing logits}).
+
+    Parameters
+    ----------
+    mixing_logits
+        Unnormalised log weights, shape ``(*batch_shape, num_components)`` or
+        ``(num_components,)``; minus infinity leaves a component out.
+    prior
+        The components, along the last batch dimension of a :class:`KAEMPrior`.
+    validate_args
+        Check values given to ``log_prob``; ``None`` follows
+        :func:`numpyro.enable_validation`.
+
+    Raises
+    ------
+    TypeError
+        If ``prior`` is not a :class:`KAEMPrior`, or the logits are not real numbers.
+    ValueError
+        If the prior has no batch dimension, if shapes do not match, or if concrete
+        logits are not a number, plus infinity, or minus infinity throughout.
+
+    Notes
+    -----
+    - ``sample`` inverts the distribution function of the chosen component only. The
+      choice has no derivative, so ``has_rsample`` is False. ``icdf`` inverts the
+      distribution function of the mixture, at the cost of every component; its
+      derivatives are implicit.
+    - Components with grids of their own share the support that covers them all.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy.init(jax.random.key(0), kaem.RBF(-1.0, 3.0, 8), (4,))
+    >>> mixture = kaem.KAEMMixture(jnp.zeros(4), kaem.KAEMPrior(energy))
+    >>> mixture.sample(jax.random.key(1), (1000,)).shape
+    (1000,)
+    """
+
+    arg_constraints = {
+        "mixing_logits": constraints.dependent(is_discrete=False, event_dim=1),
+        "prior": constraints.dependent(is_discrete=False, event_dim=1),
+    }
+    reparametrized_params = []
+    pytree_data_fields = ("mixing_logits", "prior")
+
+    def __init__(
+        self,
+        mixing_logits: ArrayLike,
+        prior: KAEMPrior,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(prior, KAEMPrior):
+            raise TypeError(
+                f"prior must be a KAEMPrior, got {type(prior).__name__}; for other "
+                "components use numpyro.distributions.MixtureSameFamily."
+            )
+        if prior.batch_shape == ():
+            raise ValueError(
+                "prior must have its components along its last batch dimension, got "
+                "batch_shape ()."
+            )
+        logits = jnp.asarray(mixing_logits)
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            if not jnp.issubdtype(logits.dtype, jnp.integer):
+                raise TypeError(
+                    f"mixing_logits must be real numbers, got dtype {logits.dtype}."
+                )
+            logits = logits.astype(prior.energy.dtype)
+        if logits.ndim == 0 or logits.shape[-1] != prior.batch_shape[-1]:
+            raise ValueError(
+                "mixing_logits must have one entry for each of the "
+                f"{prior.batch_shape[-1]} components along their last axis, got shape "
+                f"{logits.shape}."
+            )
+        if not isinstance(mixing_logits, jax.core.Tracer):
+            values = np.asarray(mixing_logits, float)
+            empty = values.size > 0 and np.any(np.all(values == -np.inf, axis=-1))
+            if np.any(np.isnan(values) | (values == np.inf)) or empty:
+                raise ValueError(
+                    "mixing_logits must be finite or minus infinity, and not minus "
+                    f"infinity for all components, got {mixing_logits}."
+                )
+        self.mixing_logits = logits
+        self.prior = prior
+        try:
+            batch_shape = self._broadcast_shape()
+        except ValueError:
+            raise ValueError(
+                "mixing_logits and prior must have batch shapes that broadcast, got "
+                f"{logits.shape} and {prior.batch_shape}."
+            ) from None
+        super().__init__(batch_shape, (), validate_args=validate_args)
+
+    def _broadcast_shape(self) -> tuple[int, ...]:
+        return jnp.broadcast_shapes(
+            np.shape(self.mixing_logits), self.prior.batch_shape
+        )[:-1]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Broadcast of the logits' and the prior's, without the components."""
+        return self._broadcast_shape()
+
+    @property
+    def num_components(self) -> int:
+        """Number of components."""
+        return self.prior.batch_shape[-1]
+
+    @property
+    def log_weights(self) -> jax.Array:
+        """Normalised log weights, shape ``mixing_logits.shape``."""
+        return jax.nn.log_softmax(self.mixing_logits, axis=-1)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support that covers those of all components."""
+        support = self.prior.support
+        if isinstance(support, StaticInterval):
+            low, high = (np.asarray(e) for e in support.bounds)
+            if low.ndim > 0:
+                low, high = low.min(axis=-1), high.max(axis=-1)
+            return StaticInterval.of(low, high)
+        if isinstance(support, constraints.ParameterFreeConstraint):
+            return support
+        low = getattr(support, "lower_bound", None)
+        high = getattr(support, "upper_bound", None)
+        if np.ndim(low) > 0:
+            low = jnp.min(low, axis=-1)
+        if np.ndim(high) > 0:
+            high = jnp.max(high, axis=-1)
+        if low is None:
+            return constraints.less_than(high)
+        if high is None:
+            return constraints.greater_than(low)
+        return constraints.interval(low, high)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Logits and components; the rest is static."""
+        return (self.mixing_logits, self.prior), (self._validate_args,)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "KAEMMixture":
+        """Inverse of :meth:`tree_flatten`, without checks."""
+        mixture = cls.__new__(cls)
+        mixture.mixing_logits, mixture.prior = params
+        (mixture._validate_args,) = aux_data
+        mixture._event_shape = ()
+        return mixture
+
+    def __repr__(self) -> str:
+        return f"KAEMMixture({self.num_components} components, {self.prior!r})"
+
+    @classmethod
+    def infer_shapes(
+        cls, mixing_logits: tuple[int, ...], prior: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Batch and event shape from the shape of the logits and the components."""
+        return jnp.broadcast_shapes(mixing_logits, prior)[:-1], ()
+
+    @validate_sample
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
+        """Log density, shape broadcast(value.shape, batch_shape)."""
+        return _log_prob(self, jnp.asarray(value))
+
+    def cdf(self, value: ArrayLike) -> jax.Array:
+        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
+        return self.cdf_pair(value)[0]
+
+    def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Masses below and above ``value``, each to its own relative precision."""
+        pair = self.prior.cdf_pair(jnp.expand_dims(jnp.asarray(value), -1))
+        weights = jnp.exp(self.log_weights)
+        return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)
+
+    def icdf(self, q: ArrayLike) -> jax.Array:
+        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
+
+        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
+        """
+        q = self.prior._as_float(q)
+        upper = q > 0.5
+        value = _icdf_folded(self, jnp.where(upper, 1 - q, q), upper)
+        support = self.support
+        low = jnp.asarray(getattr(support, "lower_bound", -jnp.inf), value.dtype)
+        high = jnp.asarray(getattr(support, "upper_bound", jnp.inf), value.dtype)
+        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
+        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+
+    def sample(
+        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> jax.Array:
+        """Draw a component and invert it, shape ``sample_shape + batch_shape``."""
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def sample_with_intermediates(
+        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, list]:
+        """Draws, and the indices of their components, of the same shape."""
+        prior = self.prior
+        z, component = _sample(
+            prior._table,
+            prior._parameters,
+            prior._ends,
+            self.log_weights,
+            key,
+            sample_shape,
+            self.batch_shape,
+        )
+        return z, [component]
+
+    # --- moments ---------------------------------------------------------------------
+
+    @property
+    def mean(self) -> jax.Array:
+        """Mean, shape ``batch_shape``."""
+        return jnp.sum(jnp.exp(self.log_weights) * self.prior.mean, axis=-1)
+
+    @property
+    def variance(self) -> jax.Array:
+        """Variance, shape ``batch_shape``, by the law of total variance."""
+        weights, means = jnp.exp(self.log_weights), self.prior.mean
+        spread = jnp.square(means - self.mean[..., None])
+        return jnp.sum(weights * (self.prior.variance + spread), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Differential entropy in nats, shape ``batch_shape``, by quadrature."""
+        nodes, masses = self.prior.nodes()
+        shape = (nodes.shape[0], *self.batch_shape, self.num_components)
+        nodes = jnp.moveaxis(jnp.broadcast_to(nodes, shape), -1, 1)
+        masses = jnp.moveaxis(jnp.exp(self.log_weights) * masses, -1, 1)
+        values = _log_prob(self, nodes)
+        return -jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=(0, 1))
+
+
+@jax.jit
+def _log_prob(mixture: KAEMMixture, value: jax.Array) -> jax.Array:
+    value = jnp.expand_dims(value, -1)
+    terms = mixture.log_weights + mixture.prior.log_prob(value)
+    # Where no component has density the gradient is zero, not undefined.
+    possible = jnp.any(terms > -jnp.inf, axis=-1, keepdims=True)
+    total = logsumexp(jnp.where(possible, terms, 0), axis=-1)
+    return jnp.where(possible[..., 0], total, -jnp.inf)
+
+
+@partial(jax.jit, static_argnames=("sample_shape", "batch_shape"))
+def _sample(
+    table: Any,
+    parameters: Any,
+    ends: tuple,
+    log_weights: jax.Array,
+    key: jax.Array,
+    sample_shape: tuple[int, ...],
+    batch_shape: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    dtype = table.log_normalizer.dtype
+    num_components = log_weights.shape[-1]
+    prior_shape = table.log_normalizer.shape
+    size = int(np.prod(batch_shape, dtype=np.int64))
+    weights = jnp.broadcast_to(jnp.exp(log_weights), (*batch_shape, num_components))
+    weights = weights.reshape(size, num_components).T
+    # One uniform number chooses the component; none without weight, at either end.
+    keys = jnp.concatenate([jnp.zeros((1, size), dtype), jnp.cumsum(weights, axis=0)])
+    left = jnp.cumsum(weights[::-1], axis=0)[::-1]
+    keys = keys.at[:-1].set(jnp.where(left > 0, keys[:-1], jnp.inf))
+    cell = jnp.arange(size, dtype=jnp.int32).reshape(batch_shape)
+    rows = jnp.arange(int(np.prod(prior_shape, dtype=np.int64)), dtype=jnp.int32)
+    rows = jnp.broadcast_to(
+        rows.reshape(prior_shape), (*batch_shape, num_components)
+    ).reshape(-1)
+
+    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        choice_key, point_key = jax.random.split(key)
+        distance, upper = folded_uniform(choice_key, shape, dtype)
+        u = jnp.where(upper, 1 - distance, distance)
+        cells = jnp.broadcast_to(cell, shape)
+        component = find_interval(keys, u, cells, num_components)
+        row = rows.at[cells * num_components + component].get(mode="promise_in_bounds")
+        mass, upper = folded_uniform(point_key, shape, dtype)
+        z = select_rows(table, parameters, row, mass, upper)
+        low, high = (_at(end, prior_shape, row, dtype) for end in ends)
+        z = jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+        return z, component
+
+    z, component = draw(key, invert, sample_shape, batch_shape)
+    return jax.lax.stop_gradient(z), component
+
+
+def _at(
+    end: ArrayLike, shape: tuple[int, ...], row: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    end = jnp.asarray(end, dtype)
+    if end.ndim == 0:
+        return end
+    return jnp.broadcast_to(end, shape).reshape(-1)[row]
+
+
+@jax.custom_jvp
+def _icdf_folded(mixture: KAEMMixture, mass: jax.Array, upper: jax.Array) -> jax.Array:
+    """Invert the mixture between the quantiles of its components."""
+    shape = jnp.broadcast_shapes(mass.shape, mixture.batch_shape)
+    mass, upper = jnp.broadcast_to(mass, shape), jnp.broadcast_to(upper, shape)
+    bounds = mixture.prior._icdf_folded(mass[..., None], upper[..., None])
+    used = mixture.log_weights > -jnp.inf
+    low = jnp.min(jnp.where(used, bounds, jnp.inf), axis=-1)
+    high = jnp.max(jnp.where(used, bounds, -jnp.inf), axis=-1)
+
+    def step(_: int, state: tuple) -> tuple:
+        z, low, high = state
+        below, above = mixture.cdf_pair(z)
+        error = jnp.where(upper, mass - above, below - mass)
+        low, high = jnp.where(error > 0, low, z), jnp.where(error > 0, z, high)
+        density = jnp.exp(_log_prob(mixture, z))
+        proposal = z - error / jnp.maximum(density, jnp.finfo(z.dtype).tiny)
+        inside = (proposal > low) & (proposal < high)
+        return jnp.where(inside, proposal, 0.5 * (low + high)), low, high
+
+    # Newton's steps where they stay in the bracket, else bisection of all its digits.
+    steps = 60 if mass.dtype == jnp.float64 else 30
+    return jax.lax.fori_loop(0, steps, step, (0.5 * (low + high), low, high))[0]
+
+
+@_icdf_folded.defjvp
+def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
+    mixture, mass, upper = primals
+    mixture_dot, mass_dot, _ = tangents
+    z = _icdf_folded(mixture, mass, upper)
+    _, (below, above) = jax.jvp(lambda m: m.cdf_pair(z), (mixture,), (mixture_dot,))
+    change = jnp.where(upper, above - mass_dot, mass_dot - below)
+    log_density = _log_prob(mixture, z)
+    positive = log_density > jnp.log(jnp.finfo(z.dtype).tiny)
+    density = jnp.where(positive, jnp.exp(log_density), 1)
+    return z, jnp.where(positive, change / density, 0)
+
+
+@vmap_over.register
+def _vmap_over_mixture(
+    mixture: KAEMMixture, mixing_logits: Any = None, prior: Any = None
+) -> KAEMMixture:
+    axes = KAEMMixture.__new__(KAEMMixture)
+    axes.mixing_logits = mixing_logits
+    axes.prior = vmap_over(mixture.prior, energy=prior, reference=prior)
+    axes._validate_args = mixture._validate_args
+    return axes
+
+
+@promote_batch_shape.register
+def _promote_batch_shape_mixture(mixture: KAEMMixture) -> KAEMMixture:
+    return mixture
