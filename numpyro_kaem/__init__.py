@@ -4,6 +4,8 @@ from numpyro_kaem._version import __version__
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
 from numpyro_kaem.energy import Energy
+from numpyro_kaem.estimation import fit_density
+from numpyro_kaem.modules import parameter_priors
 from numpyro_kaem.plotting import plot_prior
 
 __all__ = [
@@ -18,5 +20,7 @@ __all__ = [
     "KAEMPrior",
     "Wavelet",
     "__version__",
+    "fit_density",
+    "parameter_priors",
     "plot_prior",
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
@@ -94,16 +95,11 @@ def make_panels(
     shared = tuple(unit.tolist()) if unit.ndim == 1 else None
     if parameters is None:
         return Panels(jnp.asarray(edges, energy.dtype), shared, (False, False))
-    if is_concrete(parameters):
-        with jax.ensure_compile_time_eval():
-            cut = _cut_to_reference(edges, parameters, energy)
-    else:
-        cut = _cut_to_reference(edges, parameters, energy)
+    cut = _cut_to_reference(edges, parameters, energy)
+    has_tails = _tails_beyond(parameters.build(), low, high)
     if cut is None:
-        has_tails = _tails_beyond(parameters.build(), low, high)
         return Panels(jnp.asarray(edges, energy.dtype), shared, has_tails)
-    edges, has_tails = cut
-    return Panels(jnp.asarray(edges, energy.dtype), None, has_tails)
+    return Panels(jnp.asarray(cut, energy.dtype), None, has_tails)
 
 
 def _tails_beyond(
@@ -120,78 +116,99 @@ def _tails_beyond(
     )
 
 
+class _Points(NamedTuple):
+    """Where a reference asks for panels; rows are ``(count, *batch_shape)``."""
+
+    bounds: tuple[jax.Array, jax.Array]
+    kinks: list[jax.Array]
+    breaks: list[jax.Array]
+    far: list[jax.Array]
+    scale: jax.Array
+
+
+def _points(
+    parameters: ReferenceParameters, low: jax.Array, high: jax.Array
+) -> _Points:
+    reference = parameters.build()
+    scale = finest_scale(reference)
+    far = [] if has_quantile(reference) else far_breaks(reference, low, high)
+    return _Points(
+        tuple(jnp.asarray(bound, low.dtype) for bound in support_bounds(reference)),
+        [kink[None] for kink in kinks(reference)],
+        jax.lax.stop_gradient(density_breaks(reference)),
+        jax.lax.stop_gradient(far),
+        jnp.asarray(jnp.nan if scale is None else scale, low.dtype),
+    )
+
+
+_compiled_points = jax.jit(_points)
+
+
 def _cut_to_reference(
     edges: np.ndarray, parameters: ReferenceParameters, energy: Energy
-) -> tuple[jax.Array, tuple[bool, bool]] | None:
+) -> ArrayLike | None:
     """Edges with the reference's added; ``None`` if the energy's are enough."""
     reference = parameters.build()
     dtype = energy.dtype
     low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
-    bounds = support_bounds(reference)
+    ends = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
     concrete = is_concrete(parameters)
-    regular = has_regular_ends(reference)
-    depth = 36 if dtype == np.float64 else 20
-    start, stop, added = low, high, []
-    closed = has_quantile(reference)
-    if not closed:
-        # Where no closed form inverts the tails, panels cover them.
-        with_far = far_breaks(reference, low, high, dtype)
-        added += with_far
-        for far in with_far:
-            start, stop = jnp.minimum(start, far[-1]), jnp.maximum(stop, far[-1])
+    if concrete:
+        with jax.ensure_compile_time_eval():
+            points = _compiled_points(parameters, *ends)
+            points = jax.tree_util.tree_map(lambda x: np.asarray(x, float), points)
+        xp = np
+    else:
+        points, xp = _points(parameters, *ends), jnp
+    closed, regular = has_quantile(reference), has_regular_ends(reference)
+    start, stop = low, high
+    # Where no closed form inverts the tails, panels cover them.
+    for far in points.far:
+        start, stop = xp.minimum(start, far[-1]), xp.maximum(stop, far[-1])
     # Panels that halve towards an end of the support, down to a cell that is treated as
     # a tail, with constant energy: there the density may be infinite.
-    for side, bound in enumerate(bounds):
+    depth = 36 if dtype == np.float64 else 20
+    added = [*points.kinks, *points.far]
+    for side, bound in enumerate(support_bounds(reference)):
         if isinstance(bound, float) and np.isinf(bound):
             continue
-        span = jnp.abs((high if side == 0 else low) - bound)
-        floor = 64 * jnp.finfo(dtype).eps * jnp.abs(bound)
-        if regular:
-            edge = bound
-        else:
-            distance = jnp.maximum(span * 2.0**-depth, floor)
-            edge = bound + distance if side == 0 else bound - distance
+        bound, inward = points.bounds[side], (1.0, -1.0)[side]
+        edge = bound
+        if not regular:
+            span = abs((high, low)[side] - bound)
+            spacing = 64 * float(jnp.finfo(dtype).eps) * abs(bound)
+            edge = bound + inward * xp.maximum(span * 2.0**-depth, spacing)
             powers = 2.0 ** -np.arange(1.0, depth).reshape((-1,) + (1,) * span.ndim)
-            added.append(bound + powers * span if side == 0 else bound - powers * span)
+            added.append(bound + inward * powers * span)
         if side == 0:
-            start = jnp.maximum(low, edge) if closed else edge
+            start = xp.maximum(low, edge) if closed else edge
         else:
-            stop = jnp.minimum(high, edge) if closed else edge
-    start, stop = jnp.minimum(start, high), jnp.maximum(stop, low)
-    added += [kink[None] for kink in kinks(reference)]
-    scale = finest_scale(reference)
+            stop = xp.minimum(high, edge) if closed else edge
+    start, stop = xp.minimum(start, high), xp.maximum(stop, low)
     width = np.max(np.diff(edges, axis=0))
-    resolved = (
-        concrete
-        and closed
-        and scale is not None
-        and bool(np.all(width <= 0.5 * np.nan_to_num(np.asarray(scale))))
-    )
-    if not resolved:
-        added += [jax.lax.stop_gradient(b) for b in density_breaks(reference)]
+    if not (concrete and closed and np.all(width <= 0.5 * points.scale)):
+        added += points.breaks
     if concrete:
-        added = [_inside(np.asarray(a, float), start, stop) for a in added]
-        added = [a for a in added if a.shape[0] > 0]
+        added = [rows for rows in (_inside(a, start, stop) for a in added) if len(rows)]
         if not added and np.all(start == low) and np.all(stop == high):
             return None
-    shape = jnp.broadcast_shapes(
+    shape = np.broadcast_shapes(
         edges.shape[1:], np.shape(start), np.shape(stop), *(a.shape[1:] for a in added)
     )
     rows = [with_rank(a, len(shape)) for a in (edges, *added)]
-    rows = [jnp.broadcast_to(a, (a.shape[0], *shape)) for a in rows]
-    merged = jnp.clip(jnp.concatenate(rows), start, stop)
-    merged = jnp.sort(merged, axis=0)
+    rows = [xp.broadcast_to(a, (a.shape[0], *shape)) for a in rows]
+    merged = xp.sort(xp.clip(xp.concatenate(rows), start, stop), axis=0)
     if concrete and merged.ndim == 1:
-        merged = jnp.unique(merged)
-        if merged.shape[0] == 1:
-            merged = jnp.repeat(merged, 2)
-    return merged, _tails_beyond(reference, low, high)
+        # Empty panels cost as much as others.
+        merged = np.unique(merged.astype(dtype))
+        merged = np.repeat(merged, 2) if len(merged) == 1 else merged
+    return merged
 
 
 def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Rows of which at least one column lies inside."""
     rank = max(points.ndim - 1, np.ndim(start), np.ndim(stop))
-    columns = points.reshape(-1, *(1,) * (rank + 1 - points.ndim), *points.shape[1:])
+    columns = with_rank(points, rank)
     inside = np.isfinite(columns) & (columns > start) & (columns < stop)
     return points[inside.reshape(len(points), -1).any(axis=1)]
 

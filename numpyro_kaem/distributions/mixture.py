@@ -13,8 +13,10 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
+from numpyro_kaem import density
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.energy import Energy
 from numpyro_kaem.inversion import find_interval, select_rows
 from numpyro_kaem.sampling import draw, folded_uniform
 
@@ -190,7 +192,17 @@ class KAEMMixture(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        return _log_prob(self, jnp.asarray(value))
+        return self._log_density(jnp.asarray(value))
+
+    def _log_density(self, value: jax.Array) -> jax.Array:
+        prior = self.prior
+        return _log_prob(
+            self.log_weights,
+            prior.energy,
+            prior._parameters,
+            prior.log_normalizer,
+            prior._as_float(value),
+        )
 
     def cdf(self, value: ArrayLike) -> jax.Array:
         """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
@@ -258,14 +270,20 @@ class KAEMMixture(dist.Distribution):
         shape = (nodes.shape[0], *self.batch_shape, self.num_components)
         nodes = jnp.moveaxis(jnp.broadcast_to(nodes, shape), -1, 1)
         masses = jnp.moveaxis(jnp.exp(self.log_weights) * masses, -1, 1)
-        values = _log_prob(self, nodes)
+        values = self._log_density(nodes)
         return -jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=(0, 1))
 
 
 @jax.jit
-def _log_prob(mixture: KAEMMixture, value: jax.Array) -> jax.Array:
+def _log_prob(
+    log_weights: jax.Array,
+    energy: Energy,
+    parameters: Any,
+    log_normalizer: jax.Array,
+    value: jax.Array,
+) -> jax.Array:
     value = jnp.expand_dims(value, -1)
-    terms = mixture.log_weights + mixture.prior.log_prob(value)
+    terms = log_weights + density.log_prob(energy, parameters, log_normalizer, value)
     # Where no component has density the gradient is zero, not undefined.
     possible = jnp.any(terms > -jnp.inf, axis=-1, keepdims=True)
     total = logsumexp(jnp.where(possible, terms, 0), axis=-1)
@@ -339,8 +357,8 @@ def _icdf_folded(mixture: KAEMMixture, mass: jax.Array, upper: jax.Array) -> jax
         below, above = mixture.cdf_pair(z)
         error = jnp.where(upper, mass - above, below - mass)
         low, high = jnp.where(error > 0, low, z), jnp.where(error > 0, z, high)
-        density = jnp.exp(_log_prob(mixture, z))
-        proposal = z - error / jnp.maximum(density, jnp.finfo(z.dtype).tiny)
+        slope = jnp.exp(mixture._log_density(z))
+        proposal = z - error / jnp.maximum(slope, jnp.finfo(z.dtype).tiny)
         inside = (proposal > low) & (proposal < high)
         return jnp.where(inside, proposal, 0.5 * (low + high)), low, high
 
@@ -356,10 +374,10 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
     z = _icdf_folded(mixture, mass, upper)
     _, (below, above) = jax.jvp(lambda m: m.cdf_pair(z), (mixture,), (mixture_dot,))
     change = jnp.where(upper, above - mass_dot, mass_dot - below)
-    log_density = _log_prob(mixture, z)
+    log_density = mixture._log_density(z)
     positive = log_density > jnp.log(jnp.finfo(z.dtype).tiny)
-    density = jnp.where(positive, jnp.exp(log_density), 1)
-    return z, jnp.where(positive, change / density, 0)
+    slope = jnp.where(positive, jnp.exp(log_density), 1)
+    return z, jnp.where(positive, change / slope, 0)
 
 
 @vmap_over.register

@@ -257,10 +257,9 @@ class KAEMPrior(dist.Distribution):
     @property
     def log_normalizer(self) -> jax.Array:
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
-        return self._cached(
-            "_cached_log_normalizer",
-            lambda: density.log_normalizer(self.energy, self._parameters, self._panels),
-        )
+        if self._is_concrete:
+            return self._table.log_normalizer
+        return density.log_normalizer(self.energy, self._parameters, self._panels)
 
     @property
     def quadrature_error(self) -> jax.Array:

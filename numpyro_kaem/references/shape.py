@@ -80,10 +80,10 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
         return []
 
 
-def with_rank(rows: ArrayLike, rank: int) -> jax.Array:
+def with_rank(rows: Any, rank: int) -> Any:
     """Insert axes of size one after the first, so that ``rank`` axes follow it."""
-    shape = np.shape(rows)
-    return jnp.reshape(rows, (shape[0], *(1,) * (rank + 1 - len(shape)), *shape[1:]))
+    shape = rows.shape
+    return rows.reshape(shape[0], *(1,) * (rank + 1 - len(shape)), *shape[1:])
 
 
 def kinks(reference: dist.Distribution) -> list[jax.Array]:
@@ -135,7 +135,7 @@ def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
 
 
 def far_breaks(
-    reference: dist.Distribution, low: ArrayLike, high: ArrayLike, dtype: Any
+    reference: dist.Distribution, low: jax.Array, high: jax.Array
 ) -> list[jax.Array]:
     """Points that double their distance from a grid, far into infinite tails.
 
@@ -147,11 +147,8 @@ def far_breaks(
     ):
         if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
             continue
-        edge = jnp.asarray(edge, dtype)
         length = local_length(reference, edge)
         powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
-        breaks.append(jnp.clip(edge + sign * powers * length, *map(float, _FAR)))
+        powers = jnp.asarray(powers, length.dtype)
+        breaks.append(jnp.clip(edge + sign * powers * length, -1e30, 1e30))
     return breaks
-
-
-_FAR = (-1e30, 1e30)

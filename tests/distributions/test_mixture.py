@@ -1,0 +1,211 @@
+"""Mixtures: the same law in draws, density, distribution function and moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, stats
+
+import numpyro_kaem as kaem
+from tests.helpers import assert_close
+
+LOGITS = np.array([0.3, -np.inf, 1.0])
+
+
+def make(reference=None, batch_shape=(2,)):
+    rng = np.random.default_rng(3)
+    coefficients = 3 * rng.normal(size=(*batch_shape, 3, 10))
+    energy = kaem.Energy(kaem.RBF(1.0, 5.0, num_basis=10), coefficients)
+    return kaem.KAEMMixture(jnp.asarray(LOGITS), kaem.KAEMPrior(energy, reference))
+
+
+REFERENCES = {
+    "uniform": lambda: None,
+    "normals": lambda: dist.Normal(jnp.array([2.0, 2.5, 4.0]), 0.8),
+    "student": lambda: dist.StudentT(4.0, jnp.array([2.0, 2.5, 4.0]), 0.8),
+}
+
+
+# One object for the module: its compiled functions and its table are used again.
+@pytest.fixture(
+    scope="module", params=REFERENCES, ids=lambda name: name.replace(" ", "-")
+)
+def mixture(request):
+    return make(REFERENCES[request.param]())
+
+
+def test_log_prob_is_that_of_numpyros_mixture(mixture):
+    low, high = (0.5, 5.5) if mixture.prior._parameters else (1.0, 5.0)
+    z = np.linspace(low, high, 40)[:, None]
+    components = mixture.prior.log_prob(z[..., None])
+    weights = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    with np.errstate(divide="ignore"):
+        expected = np.log(np.sum(weights * np.exp(np.asarray(components)), -1))
+    assert mixture.log_prob(z).shape == (40, 2)
+    np.testing.assert_allclose(mixture.log_prob(z), expected, rtol=2e-5, atol=1e-5)
+
+
+def test_density_integrates_to_one(mixture):
+    low, high = (-np.inf, np.inf) if mixture.prior._parameters else (1.0, 5.0)
+    nodes, masses = mixture.prior.nodes()
+    del nodes
+    assert_close(jnp.sum(masses, 0), 1.0, atol=(2e-6, 1e-11))
+    for row in range(2):
+        value = sum(
+            integrate.quad(
+                lambda z, row=row: float(np.exp(mixture.log_prob(z)[row])),
+                *bounds,
+                limit=100,
+                epsabs=1e-6,
+            )[0]
+            for bounds in ((low, 1.0), (1.0, 5.0), (5.0, high))
+            if bounds[0] < bounds[1]
+        )
+        assert abs(value - 1) < 2e-5
+
+
+def test_draws_follow_the_distribution_function(mixture):
+    draws, (component,) = mixture.sample_with_intermediates(
+        jax.random.key(0), (100_000,)
+    )
+    assert draws.shape == component.shape == (100_000, 2)
+    for row in range(2):
+        u = np.asarray(mixture.cdf(draws)[:, row], float)
+        assert stats.kstest(u, "uniform").pvalue > 1e-4
+    counts = np.bincount(np.asarray(component).ravel(), minlength=3)
+    assert counts[1] == 0
+    expected = np.exp(LOGITS) / np.exp(LOGITS).sum() * counts.sum()
+    assert stats.chisquare(counts[[0, 2]], expected[[0, 2]]).pvalue > 1e-4
+
+
+def test_icdf_inverts_cdf(mixture):
+    u = np.geomspace(1e-7, 0.5, 60)
+    u = np.sort(np.concatenate([u, 1 - u]))[:, None].astype(mixture.mean.dtype)
+    z = mixture.icdf(u)
+    slope = np.exp(mixture.log_prob(z)) * np.spacing(np.abs(z))
+    floor = 1e-12 if u.dtype == np.float64 else 1e-6
+    error = np.abs(mixture.cdf(z) - u)
+    assert np.all(error <= np.maximum(floor, 4 * slope))
+    assert np.all(np.diff(z, axis=0) >= -2 * np.spacing(np.abs(z[1:])))
+
+
+def test_ends_and_outside():
+    mixture = make()
+    assert_close(mixture.icdf(jnp.array([[0.0], [1.0]])), [[1.0] * 2, [5.0] * 2])
+    assert np.all(np.isnan(mixture.icdf(jnp.array([[-0.1], [1.1]]))))
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        outside = mixture.log_prob(jnp.array([[0.9], [5.1]]))
+    assert np.all(outside == -np.inf)
+    gradient = jax.jit(jax.grad(lambda z: mixture.log_prob(z)[0]))(jnp.asarray(0.5))
+    assert float(gradient) == 0.0
+
+
+def test_moments(mixture):
+    draws = mixture.sample(jax.random.key(1), (200_000,))
+    error = np.std(draws, 0) / np.sqrt(200_000)
+    assert np.all(np.abs(draws.mean(0) - mixture.mean) < 4.5 * error)
+    fourth = np.mean((draws - mixture.mean) ** 4, 0)
+    error = np.sqrt(fourth / 200_000)
+    assert np.all(np.abs(draws.var(0) - mixture.variance) < 4.5 * error)
+    log_prob = mixture.log_prob(draws)
+    error = np.std(log_prob, 0) / np.sqrt(200_000)
+    assert np.all(np.abs(log_prob.mean(0) + mixture.entropy()) < 4.5 * error)
+
+
+def test_derivatives_of_icdf(x64):
+    mixture = make(dist.Normal(2.5, 1.2))
+    u = jnp.array([0.03, 0.4, 0.9])[:, None]
+    logits = jnp.array([0.3, -1.0, 1.0])
+    coefficients = mixture.prior.energy.coefficients
+
+    def quantiles(logits, coefficients, u):
+        energy = kaem.Energy(mixture.prior.energy.basis, coefficients)
+        prior = kaem.KAEMPrior(energy, dist.Normal(2.5, 1.2), refinement=2)
+        return kaem.KAEMMixture(logits, prior).icdf(u)
+
+    direction = (
+        jnp.array([0.5, -0.2, 0.1]),
+        jnp.asarray(np.random.default_rng(0).normal(size=coefficients.shape)),
+        jnp.full_like(u, 0.3),
+    )
+    arguments = (logits, coefficients, u)
+    _, change = jax.jvp(quantiles, arguments, direction)
+    step = 1e-6 if x64 else 1e-3
+    ahead, behind = (
+        quantiles(
+            *(a + s * step * d for a, d in zip(arguments, direction, strict=True))
+        )
+        for s in (1, -1)
+    )
+    difference = (ahead - behind) / (2 * step)
+    np.testing.assert_allclose(
+        change, difference, rtol=1e-5 if x64 else 2e-2, atol=1e-3
+    )
+    # Reverse mode agrees with forward mode.
+    gradients = jax.grad(lambda *a: quantiles(*a).sum(), argnums=(0, 1, 2))(*arguments)
+    inner = sum(jnp.sum(g * d) for g, d in zip(gradients, direction, strict=True))
+    assert_close(inner, jnp.sum(change), rtol=(1e-4, 1e-9))
+
+
+def test_numpyro_citizen(key):
+    mixture = make()
+    assert not mixture.has_rsample
+    leaves, treedef = jax.tree_util.tree_flatten(mixture)
+    copy = jax.tree_util.tree_unflatten(treedef, leaves)
+    z = jnp.full((2,), 2.2)
+    assert_close(copy.log_prob(z), np.asarray(mixture.log_prob(z)))
+    jitted = jax.jit(lambda m, z: m.log_prob(z))(mixture, z)
+    assert_close(jitted, np.asarray(mixture.log_prob(z)), rtol=(1e-4, 1e-10))
+    assert mixture.expand((5, 2)).sample(key).shape == (5, 2)
+    assert mixture.to_event(1).log_prob(z).shape == ()
+    assert mixture.mask(False).log_prob(z).shape == (2,)
+    inside = mixture.support(mixture.sample(key, (1000,)))
+    assert bool(jnp.all(inside))
+    assert "3 components" in repr(mixture)
+
+
+def test_component_grids_of_their_own_share_one_support(key):
+    basis = kaem.RBF(low=[1.0, 3.0], high=[2.0, 5.0], num_basis=4)
+    prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros((2, 4))))
+    mixture = kaem.KAEMMixture(jnp.zeros(2), prior)
+    assert (mixture.support.lower_bound, mixture.support.upper_bound) == (1.0, 5.0)
+    draws = mixture.sample(key, (10_000,))
+    assert not np.any((draws > 2.0) & (draws < 3.0))
+    assert_close(mixture.cdf(jnp.asarray(2.5)), 0.5, atol=1e-6)
+    assert_close(mixture.mean, 2.75, atol=1e-5)
+    # The gap has no mass, and the quantile function jumps over it.
+    assert float(mixture.icdf(0.499)) < 2.0
+    assert float(mixture.icdf(0.501)) > 3.0
+
+
+def scalar_prior():
+    return kaem.KAEMPrior(kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros(4)))
+
+
+def batch_prior():
+    return kaem.KAEMPrior(kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros((3, 4))))
+
+
+@pytest.mark.parametrize(
+    ("logits", "prior", "error", "message"),
+    [
+        (np.zeros(3), dist.Normal, TypeError, "prior must be a KAEMPrior"),
+        (np.zeros(3), scalar_prior, ValueError, r"got batch_shape \(\)"),
+        (np.zeros(2), batch_prior, ValueError, r"the 3 components .* got shape \(2,\)"),
+        (np.float32(0), batch_prior, ValueError, r"got shape \(\)"),
+        (np.array([True] * 3), batch_prior, TypeError, "must be real numbers"),
+        (np.array([0, np.nan, 0]), batch_prior, ValueError, "must be finite or minus"),
+        (np.array([0, np.inf, 0]), batch_prior, ValueError, "must be finite or minus"),
+        (np.full(3, -np.inf), batch_prior, ValueError, "not minus infinity for all"),
+    ],
+)
+def test_bad_input(logits, prior, error, message):
+    with pytest.raises(error, match=message):
+        kaem.KAEMMixture(logits, prior())
+
+
+def test_batch_shapes_that_do_not_broadcast():
+    energy = kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="batch shapes that broadcast"):
+        kaem.KAEMMixture(jnp.zeros((5, 3)), kaem.KAEMPrior(energy))
