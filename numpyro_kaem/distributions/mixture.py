@@ -221,7 +221,7 @@ class KAEMMixture(dist.Distribution):
         """
         q = self.prior._as_float(q)
         upper = q > 0.5
-        value = _icdf_folded(self, jnp.where(upper, 1 - q, q), upper)
+        value = _compiled_icdf(self, jnp.where(upper, 1 - q, q), upper)
         support = self.support
         low = jnp.asarray(getattr(support, "lower_bound", -jnp.inf), value.dtype)
         high = jnp.asarray(getattr(support, "upper_bound", jnp.inf), value.dtype)
@@ -378,6 +378,9 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
     positive = log_density > jnp.log(jnp.finfo(z.dtype).tiny)
     slope = jnp.where(positive, jnp.exp(log_density), 1)
     return z, jnp.where(positive, change / slope, 0)
+
+
+_compiled_icdf = jax.jit(_icdf_folded)
 
 
 @vmap_over.register
