@@ -249,7 +249,8 @@ class Energy(eqx.Module):
                 + (1,) * (len(self.batch_shape) + 1 - spline.ndim)
                 + spline.shape[1:],
             )
-        return self._with_base(spline, self.from_unit(s))
+        values = self._with_base(spline, self.from_unit(s))
+        return jnp.broadcast_to(values, (s.shape[0], *self.batch_shape))
 
     def from_unit(self, s: ArrayLike) -> jax.Array:
         """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""

@@ -138,16 +138,15 @@ def _clenshaw(series: list[jax.Array], t: jax.Array) -> jax.Array:
 def _start(
     fraction: jax.Array, left_slope: jax.Array, right_slope: jax.Array
 ) -> jax.Array:
-    """Inverse of the monotone rational quadratic with given end slopes, on [0, 1].
-
-    Gregory and Delbourgo (1982), "Piecewise rational quadratic interpolation to
-    monotonic data", *IMA Journal of Numerical Analysis* 2(2).
-    """
-    bend = left_slope + right_slope - 2
-    a = 1 - left_slope + fraction * bend
-    b = left_slope - fraction * bend
-    root = jnp.sqrt(jnp.maximum(b * b + 4 * a * fraction, 0))
-    return 2 * fraction / jnp.maximum(b + root, 1e-30)
+    """Inverse, on [0, 1], of the distribution whose log density is linear."""
+    tiny = 1e-20
+    rate = jnp.log(jnp.maximum(right_slope, tiny) / jnp.maximum(left_slope, tiny))
+    size = jnp.maximum(jnp.abs(rate), 1e-2)
+    rising = rate > 0
+    # The mass beyond, from the heavier end, which keeps its digits.
+    rest = jnp.where(rising, 1 - fraction, fraction)
+    depth = -jnp.log1p(rest * jnp.expm1(-size)) / size
+    return jnp.where(rising, 1 - depth, depth)
 
 
 def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array:
@@ -172,17 +171,25 @@ def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array
     target = jnp.where(positive, jnp.clip(target, 0, total), 0)
     scale = jnp.where(positive, total, 1)
     left_slope = sum(c * (-1.0) ** j for j, c in enumerate(series))
-    slopes = [2 * jnp.maximum(s, 0) / scale for s in (left_slope, sum(series))]
-    t = 2 * _start(target / scale, *slopes) - 1
+    slopes = [jnp.maximum(s, 0) for s in (left_slope, sum(series))]
+    t = jnp.clip(2 * _start(target / scale, *slopes) - 1, -1, 1)
     low, high = -jnp.ones_like(t), jnp.ones_like(t)
     tiny = jnp.finfo(t.dtype).tiny
-    for _ in range(5 if t.dtype == jnp.float64 else 3):
+    # Newton's method for the log of the mass on the lighter side, which is nearly
+    # linear however fast the density changes: plain steps creep there.
+    rising = slopes[1] > slopes[0]
+    wanted = jnp.maximum(jnp.where(rising, target, total - target), tiny)
+    for _ in range(6 if t.dtype == jnp.float64 else 4):
         t = jnp.clip(t, low, high)
-        error = _clenshaw(integral, t) - target
+        value = _clenshaw(integral, t)
+        error = value - target
         low = jnp.where(error > 0, low, t)
         high = jnp.where(error > 0, t, high)
-        step = error / jnp.maximum(_clenshaw(series, t), tiny)
-        proposal = t - step
+        side = jnp.maximum(jnp.where(rising, value, total - value), tiny)
+        excess = jnp.where(rising, error, -error) / wanted
+        step = side * jnp.log1p(jnp.maximum(excess, -0.999999))
+        step = step / jnp.maximum(_clenshaw(series, t), tiny)
+        proposal = t - jnp.where(rising, step, -step)
         # Newton's step where it stays in the bracket, else its middle.
         inside = (proposal >= low) & (proposal <= high)
         t = jnp.where(inside, proposal, 0.5 * (low + high))
@@ -268,7 +275,7 @@ def select_rows(
     column = row + jnp.where(upper, size, 0).astype(jnp.int32)
     signed = jnp.where(upper, -mass, mass)
     panel = find_interval(jnp.concatenate(keys, axis=1), signed, column, num_panels)
-    rows = table.rows.reshape(num_panels * size, -1)
+    rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
     z = _solve_panel(
         rows.at[panel * size + row].get(mode="promise_in_bounds"), mass, upper
     )
@@ -425,7 +432,7 @@ def _masses(
     num_panels = table.rows.shape[0]
     edges = jax.lax.stop_gradient(table.edges).reshape(num_panels + 1, size)
     panel = find_interval(edges, z, row, num_panels)
-    rows = table.rows.reshape(num_panels * size, -1)
+    rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
     chosen = rows.at[panel * size + row].get(mode="promise_in_bounds")
     num_nodes = chosen.shape[-1] - 4
     series = [chosen[..., j] for j in range(num_nodes)]

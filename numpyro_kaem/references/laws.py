@@ -12,6 +12,7 @@ from jax.scipy import special
 __all__ = [
     "LAWS",
     "Law",
+    "by_sign",
     "law_of",
     "monotone_parts",
 ]
@@ -35,9 +36,11 @@ class Law(NamedTuple):
 
 
 _STEPS = np.arange(-9.0, 9.5, 1.0)
-_HEAVY_STEPS = np.concatenate(
-    [-(2.0 ** np.arange(5, -3, -0.5)), [0.0], 2.0 ** np.arange(-2.0, 5.5, 0.5)]
+# Where a density is a power of the distance, panels may widen fourfold.
+_HEAVY_DISTANCES = np.concatenate(
+    [2.0 ** np.arange(-2.5, 5.5, 0.5), 4.0 ** np.arange(3.5, 7.0)]
 )
+_HEAVY_STEPS = np.concatenate([-_HEAVY_DISTANCES[::-1], [0.0], _HEAVY_DISTANCES])
 
 
 def _around(steps: np.ndarray, centre: Callable, scale: Callable) -> Callable:
@@ -208,7 +211,9 @@ LAWS: dict[type, Law] = {
         regular_ends=True,
     ),
     dist.HalfCauchy: _HALF_CAUCHY(
-        breaks=_around(_HEAVY_STEPS[16:], lambda d: 0.0, lambda d: d.scale),
+        breaks=_around(
+            _HEAVY_STEPS[len(_HEAVY_DISTANCES) :], lambda d: 0.0, lambda d: d.scale
+        ),
         scale=lambda d: d.scale,
         regular_ends=True,
     ),
@@ -240,3 +245,21 @@ def monotone_parts(reference: Any) -> tuple[Any, list] | None:
         except NotImplementedError:
             return None
     return reference.base_dist, list(reference.transforms)
+
+
+def by_sign(sign: Any, function: Callable[[bool], jax.Array], upper: bool) -> jax.Array:
+    """Evaluate a function of the side of a law, which a decreasing transform swaps.
+
+    Parameters
+    ----------
+    sign
+        Sign of the derivative of the transform: a number, or an array, which may be
+        traced and then costs both sides.
+    function
+        Function of the side.
+    upper
+        Side before the transform.
+    """
+    if isinstance(sign, int | float):
+        return function(upper if sign > 0 else not upper)
+    return jnp.where(sign > 0, function(upper), function(not upper))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from numpyro_kaem.references.laws import law_of, monotone_parts
+from numpyro_kaem.references.laws import by_sign, law_of, monotone_parts
 from numpyro_kaem.references.parameters import ReferenceParameters
 from numpyro_kaem.references.shape import (
     log_density,
@@ -63,10 +63,16 @@ def _inner_quantile(
     parts = monotone_parts(reference)
     if parts is not None:
         base, transforms = parts
+        sign = 1
         for transform in reversed(transforms):
             start = transform.inv(start)
-            upper = upper != (transform.sign < 0)
-        point = tail_quantile(ReferenceParameters.of(base), mass, start, upper)
+            sign = sign * transform.sign
+        base_parameters = ReferenceParameters.of(base)
+        point = by_sign(
+            sign,
+            lambda side: tail_quantile(base_parameters, mass, start, side),
+            upper,
+        )
         for transform in transforms:
             point = transform(point)
         return point

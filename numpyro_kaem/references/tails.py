@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
-from numpyro_kaem.references.laws import law_of, monotone_parts
+from numpyro_kaem.references.laws import by_sign, law_of, monotone_parts
 from numpyro_kaem.references.parameters import ReferenceParameters
 from numpyro_kaem.references.shape import (
     density_breaks,
@@ -68,10 +68,12 @@ def _inner_mass(
     parts = monotone_parts(reference)
     if parts is not None:
         base, transforms = parts
+        sign = 1
         for transform in reversed(transforms):
             x = transform.inv(x)
-            upper = upper != (transform.sign < 0)
-        return tail_mass(ReferenceParameters.of(base), x, upper)
+            sign = sign * transform.sign
+        base_parameters = ReferenceParameters.of(base)
+        return by_sign(sign, lambda side: tail_mass(base_parameters, x, side), upper)
     law = law_of(reference)
     if law.mass is not None:
         return law.mass(reference, x, upper)

@@ -1,0 +1,314 @@
+"""Densities from samples."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases import AbstractBasis, BSpline
+from numpyro_kaem.coordinates import make_design
+from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.estimation_checks import (
+    as_penalty,
+    as_samples,
+    as_shares,
+    check_converged,
+    check_grid,
+    check_inside,
+    check_spread,
+    reference_parameters,
+    support_ends,
+)
+from numpyro_kaem.exponential_family import (
+    Fit,
+    fit_columns,
+    make_nodes,
+    mean_features,
+)
+from numpyro_kaem.references import is_concrete
+
+__all__ = ["fit_density"]
+
+# The reference is wider than the samples, so that the tails keep mass.
+_INFLATION = 1.5
+# Margin of the grid beyond the extreme samples, in units of their range, and its
+# largest reach beyond the 5% and 95% quantiles, in units of their distance.
+_MARGIN = 0.2
+_REACH = 2.0
+# Number of B-splines for samples fewer than so many.
+_NUM_BASIS = ((300, 24), (10_000, 40), (np.inf, 60))
+_BANDWIDTHS = 2.0 ** np.linspace(-1.0, 2.0, 13)
+
+
+def fit_density(
+    samples: ArrayLike,
+    basis: AbstractBasis | None = None,
+    reference: dist.Distribution | None = None,
+    *,
+    support: str | tuple[ArrayLike, ArrayLike] | None = None,
+    penalty: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    fit_bandwidth: bool = False,
+) -> KAEMPrior:
+    r"""Fit a density to samples by penalised maximum likelihood.
+
+    The density is :math:`\pi(z) \propto e^{f(z)} \pi_0(z)` with the energy
+    :math:`f = \sum_g c_g \phi_g`. Its coefficients are the maximum of
+
+    .. math::
+
+        \sum_{i=1}^n w_i \log \pi(x_i)
+        - \frac{\lambda}{2} \int_0^1 f'''(s)^2 \,\mathrm{d}s
+        - \frac{\varepsilon}{2} \int_0^1 \bigl(f(s) - \bar f\bigr)^2 \,\mathrm{d}s,
+
+    with :math:`s` the position in the grid and :math:`\varepsilon = 10^{-3}`. This is
+    convex: there is one maximum. The smoothest densities, with :math:`f''' = 0`, are
+    the reference times a quadratic exponential: Normal where the reference is.
+
+    Parameters
+    ----------
+    samples
+        Samples :math:`x`, shape ``(n,)`` for one density, or ``(n, *batch_shape)`` for
+        one density a column; finite and concrete.
+    basis
+        Features :math:`\phi`, with their grid. ``None`` takes cubic B-splines (24,
+        40 or 60 for ``n`` below 300, below 10,000 and from there) on a grid that covers
+        the samples and 20 % of their range on either side, but ends two times the
+        distance between the 5 % and 95 % quantiles beyond these.
+    reference
+        Reference law :math:`\pi_0`, taken as it is: its parameters are not fitted. It
+        sets the tails beyond the grid; take a heavy-tailed one, such as a Cauchy, with
+        a grid on the bulk if the samples have heavy tails. ``None`` follows
+        ``support``.
+    support
+        Support, and so the law of the tails, where there is no ``reference``.
+        ``"real"`` or ``None``: Normal at the median, with 1.5 times the larger of the
+        standard deviation and the interquartile range over 1.349. ``"positive"``:
+        LogNormal, likewise on the logarithms. ``(low, high)``: Uniform, without tails;
+        numbers, or arrays that broadcast to ``batch_shape``. So any later observation
+        in the support has a positive density.
+    penalty
+        Weight :math:`\lambda \ge 0` of the roughness, broadcasting to ``batch_shape``.
+        ``None`` maximises the marginal likelihood of :math:`\lambda`, see Notes. With
+        0 only the weak last term keeps the energy finite where there are no samples,
+        and the density overfits.
+    weights
+        Importance weights, shape ``(n,)`` or ``samples.shape``; non-negative, not all
+        zero. Only their ratios count: :math:`w_i` sum to the effective sample size
+        :math:`(\sum w)^2 / \sum w^2` of each column. ``None`` weighs samples
+        alike, with the sum ``n``.
+    fit_bandwidth
+        Whether to choose the bandwidth of ``basis`` too, between half and four times
+        the one it has, by the same criterion (summed over columns).
+
+    Returns
+    -------
+    KAEMPrior
+        Concrete density of shape ``samples.shape[1:]``, in the default float format.
+        The coefficients are the ones of smallest norm among those of the same density.
+
+    Raises
+    ------
+    TypeError
+        If an argument is traced, is not real, or ``basis`` or ``reference`` are not a
+        basis and a distribution; or if ``fit_bandwidth`` is asked of a basis without.
+    ValueError
+        If samples are missing, not finite, or outside the support; if the location and
+        scale of samples without two distinct values are needed; if shapes do not fit,
+        weights or penalty are negative or not finite, ``support`` is not known or given
+        with ``reference``; or if all samples of a column miss the grid of ``basis``.
+
+    Warns
+    -----
+    UserWarning
+        If there are several columns, because only the marginals are kept; if Newton's
+        method does not converge.
+
+    Notes
+    -----
+    - **Penalty.** The last two terms are the log of a Normal prior on the energy. The
+      default maximises the Laplace approximation of the marginal likelihood over 24
+      values of :math:`\lambda` in geometric progression, then over the parabola through
+      the best three. In trials with seven shapes of density and 82 to 100,000 samples
+      its Kullback-Leibler divergence from the truth was smaller than with Akaike's
+      criterion (effective degrees of freedom), and much less variable; third
+      derivatives were better than second ones for Normal and skewed shapes.
+    - For B-splines the roughness is the sum of squared third differences of the
+      coefficients, scaled to the integral (Eilers and Marx 1996), so that every degree
+      has one. Basis functions of another kind need derivatives.
+    - **Cost.** Features of the samples are visited once, in chunks. A Newton step is a
+      few products of matrices of nodes by features; none depends on ``n``. Calls with
+      the same shapes and basis share compiled code.
+    - In float32 the fit is accurate to the rounding of the likelihood, far below the
+      sampling error.
+    - Outside ``jit`` only: the grid is static.
+
+    References
+    ----------
+    Silverman (1982), "On the estimation of a probability density function by the
+    maximum penalized likelihood method", *Annals of Statistics* 10(3).
+    Stone (1990), "Large-sample inference for log-spline models", *Annals of Statistics*
+    18(2).
+    Eilers and Marx (1996), "Flexible smoothing with B-splines and penalties",
+    *Statistical Science* 11(2).
+    Wood (2011), "Fast stable restricted maximum likelihood and marginal likelihood
+    estimation of semiparametric generalized linear models", *Journal of the Royal
+    Statistical Society B* 73(1).
+    Kish (1965), *Survey Sampling*, Wiley, section 11.7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numpyro_kaem as kaem
+    >>> samples = np.random.default_rng(0).normal(5.0, 2.0, size=20_000)
+    >>> prior = kaem.fit_density(samples)
+    >>> round(float(prior.mean), 1), round(float(prior.variance) ** 0.5, 1)
+    (5.0, 2.0)
+    >>> bool(np.isfinite(prior.log_prob(100.0)))
+    True
+    """
+    if not is_concrete((samples, weights, penalty, reference, basis, support)):
+        raise TypeError(
+            "fit_density needs concrete arguments, got a traced one: the grid is "
+            "static. Call it outside jit, vmap and grad."
+        )
+    data = as_samples(samples)
+    batch_shape = data.shape[1:]
+    shares, num_effective = as_shares(weights, data)
+    penalty = as_penalty(penalty, batch_shape)
+    if basis is not None and not isinstance(basis, AbstractBasis):
+        raise TypeError(
+            "basis must be a basis such as numpyro_kaem.BSpline(low, high, num_basis) "
+            f"or None, got {type(basis).__name__}."
+        )
+    if reference is not None and not isinstance(reference, dist.Distribution):
+        raise TypeError(
+            "reference must be a NumPyro distribution or None, got "
+            f"{type(reference).__name__}."
+        )
+    if fit_bandwidth and not hasattr(basis, "bandwidth"):
+        raise TypeError(
+            "fit_bandwidth needs a basis with a bandwidth, such as numpyro_kaem.RBF, "
+            f"got {type(basis).__name__}."
+        )
+    ends = support_ends(support, reference, batch_shape)
+    check_inside(data, ends, strict=support == "positive")
+    if basis is None or (reference is None and ends[2] != "interval"):
+        check_spread(data, shares, basis, reference)
+    if basis is None:
+        basis = _default_basis(data, shares, ends)
+    elif np.broadcast_shapes(basis.grid_shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "the grid of basis must broadcast to the columns of samples, of shape "
+            f"{batch_shape}, got {basis.grid_shape}."
+        )
+    if reference is None:
+        reference = _default_reference(data, shares, ends, basis)
+    check_grid(data, shares, basis)
+    dtype = jnp.zeros(()).dtype
+    parameters = reference_parameters(reference, basis, data, dtype)
+    if data.size > len(data):
+        warnings.warn(
+            "only the marginals are kept: one density is fitted to each of the "
+            f"{data.size // len(data)} columns of samples, which are then independent. "
+            "Fit a joint form, such as a mixture of products or an autoregressive "
+            "density, to keep their dependence.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def fit(basis: AbstractBasis) -> Fit:
+        means = mean_features(
+            basis, position, jnp.asarray(shares.reshape(len(data), -1), dtype)
+        )
+        design = make_design(basis, dtype)
+        return fit_columns(basis, design, nodes, means, num_effective, penalty)
+
+    num_effective = jnp.asarray(num_effective.reshape(-1), dtype)
+    position = basis.to_unit(jnp.asarray(data, dtype)).reshape(len(data), -1)
+    nodes = make_nodes(basis, parameters, batch_shape, dtype)
+    if fit_bandwidth:
+        basis = _best_bandwidth(basis, fit)
+    result = fit(basis)
+    check_converged(result)
+    coefficients = result.coefficients.reshape(*batch_shape, basis.num_features)
+    return KAEMPrior(Energy(basis, coefficients), reference)
+
+
+# --- defaults ------------------------------------------------------------------------
+
+
+def _quantiles(data: np.ndarray, shares: np.ndarray, levels: list[float]) -> np.ndarray:
+    """Weighted quantiles of every column, shape ``(num_levels, *batch_shape)``."""
+    if np.all(shares == shares.flat[0]):
+        return np.quantile(data, levels, axis=0)
+    order = np.argsort(data, axis=0)
+    values = np.take_along_axis(data, order, 0).reshape(len(data), -1)
+    shares = np.take_along_axis(np.broadcast_to(shares, data.shape), order, 0)
+    middle = (np.cumsum(shares, 0) - 0.5 * shares).reshape(values.shape)
+    columns = [np.interp(levels, m, v) for m, v in zip(middle.T, values.T, strict=True)]
+    return np.stack(columns, -1).reshape(len(levels), *data.shape[1:])
+
+
+def _location_and_scale(
+    data: np.ndarray, shares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Median, and the larger of standard deviation and scaled interquartile range."""
+    lower, median, upper = _quantiles(data, shares, [0.25, 0.5, 0.75])
+    mean = np.sum(shares * data, 0)
+    deviation = np.sqrt(np.sum(shares * np.square(data - mean), 0))
+    return median, np.maximum(deviation, (upper - lower) / 1.349)
+
+
+def _default_basis(data: np.ndarray, shares: np.ndarray, ends: tuple) -> BSpline:
+    num_basis = next(count for limit, count in _NUM_BASIS if len(data) < limit)
+    bottom, top, _ = ends
+    used = np.broadcast_to(shares > 0, data.shape)
+    least = np.where(used, data, np.inf).min(0)
+    most = np.where(used, data, -np.inf).max(0)
+    lower, upper = _quantiles(data, shares, [0.05, 0.95])
+    margin = _MARGIN * (most - least)
+    # Many equal samples leave no distance between quantiles.
+    reach = np.where(upper > lower, _REACH * (upper - lower), np.inf)
+    low = np.maximum(np.maximum(least - margin, lower - reach), bottom)
+    high = np.minimum(np.minimum(most + margin, upper + reach), top)
+    bounded = np.isfinite(bottom) & np.isfinite(top)
+    low, high = np.where(bounded, bottom, low), np.where(bounded, top, high)
+    return BSpline(low, high, num_basis)
+
+
+def _default_reference(
+    data: np.ndarray, shares: np.ndarray, ends: tuple, basis: AbstractBasis
+) -> dist.Distribution | None:
+    low, high, kind = ends
+    as_array = lambda x: jnp.asarray(x, jnp.zeros(()).dtype)  # noqa: E731
+    if kind == "interval":
+        # The uniform law on the grid has static ends.
+        if np.all(low == np.asarray(basis.low)) and np.all(
+            high == np.asarray(basis.high)
+        ):
+            return None
+        return dist.Uniform(as_array(low), as_array(high))
+    law = dist.Normal if kind == "real" else dist.LogNormal
+    values = data if kind == "real" else np.log(data)
+    location, scale = _location_and_scale(values, shares)
+    return law(as_array(location), as_array(_INFLATION * scale))
+
+
+def _best_bandwidth(basis: AbstractBasis, fit: Any) -> AbstractBasis:
+    """Basis whose bandwidth maximises the evidence of all columns."""
+
+    def with_bandwidth(factor: float) -> AbstractBasis:
+        return eqx.tree_at(lambda b: b.bandwidth, basis, basis.bandwidth * factor)
+
+    evidence = [
+        float(jnp.sum(fit(with_bandwidth(factor)).log_evidence))
+        for factor in _BANDWIDTHS
+    ]
+    evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
+    return with_bandwidth(float(_BANDWIDTHS[int(np.argmax(evidence))]))

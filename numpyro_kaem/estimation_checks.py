@@ -1,0 +1,291 @@
+"""Checks and conversions of the arguments of a fit to samples."""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from numpyro_kaem.bases import AbstractBasis
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.exponential_family import Fit
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    check_reference,
+    log_density,
+    support_bounds,
+)
+
+__all__ = [
+    "as_penalty",
+    "as_samples",
+    "as_shares",
+    "check_converged",
+    "check_grid",
+    "check_inside",
+    "check_spread",
+    "reference_parameters",
+    "support_ends",
+]
+
+
+def as_real(name: str, value: Any) -> np.ndarray:
+    """Convert to float64.
+
+    Raises
+    ------
+    TypeError
+        If it is not real numbers.
+    ValueError
+        If it is ragged.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a rectangular array of numbers.") from None
+    if array.dtype.kind not in "iuf" and array.dtype != jnp.bfloat16:
+        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
+    return array.astype(float)
+
+
+def as_samples(samples: Any) -> np.ndarray:
+    """Check samples and convert them to float64.
+
+    Raises
+    ------
+    TypeError
+        If they are not real numbers.
+    ValueError
+        If they are missing, or not finite.
+    """
+    data = as_real("samples", samples)
+    if data.ndim == 0:
+        raise ValueError(
+            "samples must have shape (n,) or (n, *batch_shape), got a single number of "
+            "shape ()."
+        )
+    if data.size == 0:
+        raise ValueError(
+            f"samples must have at least one entry, got shape {data.shape}."
+        )
+    bad = ~np.isfinite(data)
+    if bad.any():
+        raise ValueError(
+            f"samples must be finite, got {bad.sum()} of {data.size} entries that are "
+            f"not, the first of them {data[bad][0]}."
+        )
+    return data
+
+
+def as_shares(weights: Any, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights that sum to 1 over samples, and effective sizes of the columns.
+
+    Raises
+    ------
+    TypeError
+        If weights are not real numbers.
+    ValueError
+        If they are negative, not finite, all zero or of a wrong shape.
+    """
+    batch_shape = data.shape[1:]
+    if weights is None:
+        shares = np.full((len(data), *(1,) * len(batch_shape)), 1 / len(data))
+        return shares, np.full(batch_shape, float(len(data)))
+    w = as_real("weights", weights)
+    if w.shape not in ((len(data),), data.shape):
+        raise ValueError(
+            f"weights must have shape ({len(data)},), one for each sample, or that of "
+            f"samples, {data.shape}, got {w.shape}."
+        )
+    bad = ~(np.isfinite(w) & (w >= 0))
+    if bad.any():
+        raise ValueError(
+            f"weights must be finite and not negative, got {bad.sum()} that are not, "
+            f"the first of them {w[bad][0]}."
+        )
+    if np.any(w.max(0) == 0):
+        raise ValueError("weights must not all be zero, got a column of zeros.")
+    if w.ndim < data.ndim:
+        w = w.reshape((len(data),) + (1,) * len(batch_shape))
+    # Scaled first, so that no square overflows or vanishes.
+    w = w / w.max(0)
+    shares = w / w.sum(0)
+    return shares, np.broadcast_to(1 / np.square(shares).sum(0), batch_shape)
+
+
+def as_penalty(penalty: Any, batch_shape: tuple[int, ...]) -> np.ndarray | None:
+    """Penalty of each column, if one is given.
+
+    Raises
+    ------
+    TypeError
+        If it is not real numbers.
+    ValueError
+        If it is negative, not finite or of a wrong shape.
+    """
+    if penalty is None:
+        return None
+    value = as_real("penalty", penalty)
+    if not np.all(np.isfinite(value) & (value >= 0)):
+        raise ValueError(
+            "penalty must be a finite number >= 0, or None to choose it, got "
+            f"{penalty!r}."
+        )
+    try:
+        return np.broadcast_to(value, batch_shape).reshape(-1)
+    except ValueError:
+        raise ValueError(
+            "penalty must broadcast to the columns of samples, of shape "
+            f"{batch_shape}, got {value.shape}."
+        ) from None
+
+
+def support_ends(
+    support: Any, reference: dist.Distribution | None, batch_shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Find the ends of the support, and what kind it is.
+
+    Raises
+    ------
+    TypeError
+        If an end is not a real number.
+    ValueError
+        If the support is not known, or given with a reference.
+    """
+    if reference is not None:
+        if support is not None:
+            raise ValueError(
+                "support and reference exclude each other, because a reference has a "
+                f"support of its own; got support={support!r} and a "
+                f"{type(reference).__name__}."
+            )
+        low, high = (np.asarray(end, float) for end in support_bounds(reference))
+        return low, high, "reference"
+    if support is None or (isinstance(support, str) and support == "real"):
+        return np.asarray(-np.inf), np.asarray(np.inf), "real"
+    if isinstance(support, str) and support == "positive":
+        return np.asarray(0.0), np.asarray(np.inf), "positive"
+    if not isinstance(support, tuple | list) or len(support) != 2:
+        raise ValueError(
+            "support must be 'real', 'positive', a pair (low, high) or None, got "
+            f"{support!r}."
+        )
+    low, high = (as_real("support", end) for end in support)
+    if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
+        raise ValueError(
+            "support must be a pair of finite numbers with low < high, got "
+            f"({low}, {high}); use 'real' or 'positive' for infinite ends."
+        )
+    try:
+        low, high = (np.broadcast_to(end, batch_shape) for end in (low, high))
+    except ValueError:
+        raise ValueError(
+            "the ends of support must broadcast to the columns of samples, of shape "
+            f"{batch_shape}, got {low.shape} and {high.shape}."
+        ) from None
+    return low, high, "interval"
+
+
+def check_inside(data: np.ndarray, ends: tuple, strict: bool) -> None:
+    """Check that samples lie in the support.
+
+    Raises
+    ------
+    ValueError
+        If one does not.
+    """
+    low, high, _ = ends
+    bad = ((data <= low) if strict else (data < low)) | (data > high)
+    if bad.any():
+        raise ValueError(
+            f"samples must lie in the support from {low} to {high}"
+            f"{' (without 0)' if strict else ''}, got {bad.sum()} of {data.size} "
+            f"outside, the first of them {data[bad][0]}."
+        )
+
+
+def check_spread(data: np.ndarray, shares: np.ndarray, basis: Any, law: Any) -> None:
+    """Check that every column has two distinct samples.
+
+    Raises
+    ------
+    ValueError
+        If one has not.
+    """
+    used = np.broadcast_to(shares > 0, data.shape)
+    least = np.where(used, data, np.inf).min(0)
+    equal = least == np.where(used, data, -np.inf).max(0)
+    if equal.any():
+        column = tuple(int(i) for i in np.argwhere(equal)[0])
+        where = f" in column {column}" if column else ""
+        missing = [n for n, v in (("basis", basis), ("reference", law)) if v is None]
+        raise ValueError(
+            "samples must have at least 2 distinct values of positive weight, got only "
+            f"{least[column]}{where}; pass {' and '.join(missing)} to fit fewer."
+        )
+
+
+def check_grid(data: np.ndarray, shares: np.ndarray, basis: AbstractBasis) -> None:
+    """Check that the grid of every column contains a sample.
+
+    Raises
+    ------
+    ValueError
+        If one does not.
+    """
+    low, high = np.asarray(basis.low), np.asarray(basis.high)
+    inside = ((data >= low) & (data <= high) & (shares > 0)).any(0)
+    if not inside.all():
+        raise ValueError(
+            f"the grid of basis must contain samples, got low={basis.low} and "
+            f"high={basis.high} for samples from {data.min()} to {data.max()}."
+        )
+
+
+def reference_parameters(
+    reference: dist.Distribution | None,
+    basis: AbstractBasis,
+    data: np.ndarray,
+    dtype: Any,
+) -> ReferenceParameters | None:
+    """Parameters of a reference that is positive at all samples.
+
+    Raises
+    ------
+    TypeError
+        If it is not a univariate continuous distribution.
+    ValueError
+        If its shape or its support does not fit.
+    """
+    if reference is None:
+        return None
+    flat = Energy(basis, jnp.zeros(basis.num_features, dtype))
+    check_reference(reference, flat)
+    batch_shape = data.shape[1:]
+    if np.broadcast_shapes(reference.batch_shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "the batch shape of reference must broadcast to the columns of samples, of "
+            f"shape {batch_shape}, got {reference.batch_shape}."
+        )
+    log_densities = np.asarray(log_density(reference, jnp.asarray(data, dtype)))
+    bad = ~(log_densities > -np.inf)
+    if bad.any():
+        raise ValueError(
+            "samples must have positive density under the reference, got "
+            f"{bad.sum()} of {data.size} without under {type(reference).__name__}, the "
+            f"first of them {data[bad][0]}."
+        )
+    return ReferenceParameters.of(reference)
+
+
+def check_converged(fit: Fit) -> None:
+    """Warn of fits that did not converge."""
+    failed = int(np.sum(~np.asarray(fit.converged)))
+    if failed > 0:
+        warnings.warn(
+            f"the fit of {failed} of {len(fit.converged)} densities did not converge; "
+            "use a larger penalty, fewer features, or float64.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,145 @@
+"""``cdf``, ``icdf`` and ``sample`` against the distribution functions of SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_array_equal
+from scipy import stats
+
+from numpyro_kaem import Chebyshev, Energy, KAEMPrior
+from tests.distributions.cases import BASES, DIAGONAL, REFERENCES, build, ulp
+
+NUM_LEVELS = 20_000
+
+
+def levels(dtype):
+    """Increasing masses from 1e-7 to 1 - 1e-7, many of them neighbouring numbers."""
+    tails = np.geomspace(1e-7, 0.1, 2_000)
+    coarse = np.concatenate([tails, np.linspace(0.1, 0.9, 3_600), 1 - tails])
+    coarse = np.sort(coarse).astype(dtype)
+    starts = np.linspace(0.001, 0.99, 124, dtype=dtype)
+    runs = starts + np.arange(100, dtype=dtype)[:, None] * np.spacing(starts)
+    u = np.sort(np.concatenate([coarse, runs.ravel()]))
+    u = np.clip(u, dtype.type(1e-7), dtype.type(1) - np.spacing(dtype.type(0.5)) * 2)
+    return u[:NUM_LEVELS]
+
+
+@pytest.fixture(scope="module", params=DIAGONAL, ids="-".join)
+def inverted(request):
+    """A batch of densities, masses, and the quantiles of both."""
+    built = build(*request.param)
+    u = levels(built.dtype)
+    return built, u, built.prior.icdf(u[:, None])
+
+
+def tolerance(built, z, smallest):
+    """Bar of an error in mass: rounding of ``z`` alone costs density times spacing."""
+    density = np.exp(built.oracle.log_prob(z))
+    floor = np.maximum(smallest, 4 * density * ulp(z.astype(built.dtype)))
+    return floor + (0.0 if built.dtype == np.float64 else built.reference_error)
+
+
+def test_round_trip(inverted, x64):
+    built, u, z = inverted
+    below, above = built.prior.cdf_pair(z)
+    every = slice(None, None, 20)
+    bar = tolerance(built, np.asarray(z)[every], 1e-12 if x64 else 1e-6)
+    error = np.abs(np.asarray(below, float) - u[:, None])[every]
+    assert np.all(error <= bar)
+    error = np.abs((1 - u[:, None]) - np.asarray(above, float))[every]
+    assert np.all(error <= bar + np.finfo(built.dtype).eps)
+
+
+def test_quantiles_against_scipy(inverted, x64):
+    """The Kolmogorov distance of the draws, computed and not sampled."""
+    built, u, z = inverted
+    every = slice(None, None, 40)
+    z = np.asarray(z)[every]
+    below, above = built.oracle.cdf_pair(z)
+    u = u[every, None].astype(float)
+    error = np.where(u < 0.5, below - u, (1 - u) - above)
+    bar = 1e-11 if x64 else 2e-6
+    if x64 and built.reference.singular:
+        bar = 1e-10
+    density = np.exp(built.oracle.log_prob(z))
+    bar = bar + 4 * density * ulp(z.astype(built.dtype))
+    assert np.all(np.abs(error) <= bar + (0 if x64 else built.reference_error))
+
+
+def test_icdf_does_not_decrease(inverted):
+    _, u, z = inverted
+    z = np.asarray(z)
+    assert z.size >= 0.9e6
+    assert np.all(np.diff(u) >= 0)
+    assert np.all(np.isfinite(z))
+    assert np.all(np.diff(z, axis=0) >= -2 * ulp(z[1:]))
+
+
+def test_ends(inverted):
+    built, u, _ = inverted
+    # In the shape of the fixture, which is compiled.
+    q = np.resize(np.array([0.0, 1.0, np.nan, -0.5, 1.5], u.dtype), u.shape)
+    z = np.asarray(built.prior.icdf(q[:, None]))[:5]
+    low, high = built.reference.law.support()
+    assert_array_equal(z[0], np.full(z.shape[1], low, z.dtype))
+    assert_array_equal(z[1], np.full(z.shape[1], high, z.dtype))
+    assert np.all(np.isnan(z[2:]))
+
+
+@pytest.mark.slow
+def test_goodness_of_fit(inverted):
+    """One million draws by the Kolmogorov-Smirnov test, at one failure in 10,000."""
+    built, _, _ = inverted
+    draws = np.asarray(built.prior.sample(jax.random.key(7), (20_000,)))
+    u = built.oracle.smooth_cdf(draws)
+    assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-4
+    columns = [stats.kstest(c, "uniform").pvalue for c in u.T]
+    assert min(columns) > 1e-4 / len(columns)
+
+
+def test_no_draw_is_an_end(x64):
+    """Also where nearly all mass lies in the first or the last panel."""
+    slopes = np.array([0.0, 20.0, -20.0, 90.0, -90.0])
+    coefficients = np.stack([np.zeros(5), slopes], -1)
+    energy = Energy(Chebyshev(1.5, 5.0, 1), jnp.asarray(coefficients))
+    for reference in (None, dist.Uniform(1.5, 5.0), dist.Uniform(1.0, 6.0)):
+        low, high = (1.5, 5.0) if reference is None else (reference.low, reference.high)
+        draws = np.asarray(
+            KAEMPrior(energy, reference).sample(jax.random.key(1), (200_000,))
+        )
+        assert draws.dtype == (np.float64 if x64 else np.float32)
+        assert np.all((draws > float(low)) & (draws < float(high)))
+    # Draws reach far into both tails of an unbounded law.
+    normal = KAEMPrior(energy, dist.Normal(3.0, 2.0))
+    draws = np.asarray(normal.sample(jax.random.key(2), (200_000,)))
+    assert np.all(np.isfinite(draws))
+
+
+def test_both_tails_are_equally_fine():
+    """Quantiles of masses far below the spacing of numbers at one."""
+    case, law = BASES["rbf"], REFERENCES["normal"]
+    energy = Energy(case.make(*law.grid), jnp.zeros(case.num_features))
+    prior = KAEMPrior(energy, law.make())
+    z = jnp.asarray([-6.0, -3.5, 0.5, 6.0, 8.5])
+    below, above = prior.cdf_pair(z)
+    np.testing.assert_allclose(below, law.law.cdf(z), rtol=3e-5)
+    np.testing.assert_allclose(above, law.law.sf(z), rtol=3e-5)
+    draws = np.asarray(prior.sample(jax.random.key(3), (1_000_000,)))
+    deepest = law.law.cdf(draws.min()), law.law.sf(draws.max())
+    # The least of a million masses is Exponential(1e6) in law.
+    assert 1e-11 < min(deepest) < max(deepest) < 2e-5
+
+
+def test_a_single_draw_and_an_empty_one():
+    case, law = BASES["rbf"], REFERENCES["normal"]
+    energy = Energy(case.make(*law.grid), jnp.ones((0, case.num_features)))
+    prior = KAEMPrior(energy, law.make())
+    assert prior.sample(jax.random.key(0), (3,)).shape == (3, 0)
+    assert prior.icdf(jnp.full((2, 0), 0.5)).shape == (2, 0)
+    assert prior.cdf(jnp.zeros((2, 0))).shape == (2, 0)
+    assert prior.log_normalizer.shape == (0,)
+    single = KAEMPrior(Energy(case.make(*law.grid), jnp.ones(7)), law.make())
+    assert single.sample(jax.random.key(0), (0,)).shape == (0,)
+    assert single.sample(jax.random.key(0)).shape == ()

@@ -1,0 +1,209 @@
+"""The normaliser against SciPy: every basis, every reference, and their own errors."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, interpolate, stats
+
+from numpyro_kaem import BSpline, Energy, KAEMPrior
+from tests.bases.cases import CASES as BASES
+from tests.distributions.cases import (
+    DIAGONAL,
+    REFERENCES,
+    Oracle,
+    build,
+    unit_energy,
+)
+from tests.helpers import assert_close
+
+OTHERS = [
+    (basis, reference)
+    for basis in BASES
+    for reference in REFERENCES
+    if (basis, reference) not in DIAGONAL
+]
+
+
+def relative_error(built):
+    difference = np.asarray(built.prior.log_normalizer, float)
+    return np.abs(np.expm1(difference - built.oracle.log_normalizer))
+
+
+def check(error, built, x64):
+    if x64:
+        bar = 1e-8 if built.reference.singular else 1e-11
+    else:
+        bar = 5e-6 + built.reference_error
+    assert error.max() <= bar
+
+
+def check_estimate(error, built):
+    """The library's own estimate of the error: whether it holds, for each energy."""
+    estimate = np.asarray(built.prior.quadrature_error, float)
+    floored = np.maximum(error, np.finfo(built.dtype).eps)
+    assert np.all(estimate <= 1e4 * floored)
+    return estimate >= floored
+
+
+@pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
+def test_normalizer(basis, reference, x64):
+    built = build(basis, reference)
+    check(relative_error(built), built, x64)
+
+
+def test_quadrature_error_holds():
+    holds = []
+    for basis, reference in DIAGONAL:
+        built = build(basis, reference)
+        holds.append(check_estimate(relative_error(built), built))
+    assert np.mean(holds) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("basis", "reference"), OTHERS)
+def test_normalizer_of_all_pairs(basis, reference, x64):
+    built = build.__wrapped__(basis, reference)
+    error = relative_error(built)
+    check(error, built, x64)
+    assert np.mean(check_estimate(error, built)) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("basis", "reference"),
+    [("bspline-1", "laplace"), ("morlet", "student-t"), ("rbf", "gamma-singular")],
+)
+def test_the_oracle_itself(basis, reference):
+    """The dense rule behind these tests agrees with adaptive quadrature."""
+    law, case = REFERENCES[reference], BASES[basis]
+    low, high = law.grid
+    rng = np.random.default_rng(1)
+    coefficients = 3 * rng.normal(size=(2, case.num_features))
+    energy = unit_energy(case, coefficients, low, high)
+    oracle = Oracle(energy, law.law, low, high, law.breaks)
+    start = max(low, law.law.support()[0])
+    points = sorted({*law.breaks, *(low + (high - low) * np.arange(1, 6) / 6)})
+
+    def density(z, column):
+        return np.exp(energy(np.array([z]))[column]) * law.law.pdf(z)
+
+    for column in range(2):
+        if law.singular:
+            # In t with z = t^2 the singularity at 0 is gone.
+            inner = integrate.quad(
+                lambda t, c=column: 2 * t * density(t * t, c) if t > 0 else 0.0,
+                0.0,
+                np.sqrt(high),
+                points=np.sqrt([p for p in points if p > 0]),
+                epsabs=0,
+                epsrel=1e-12,
+                limit=500,
+            )[0]
+        else:
+            inner = integrate.quad(
+                density,
+                start,
+                high,
+                (column,),
+                points=points,
+                epsabs=0,
+                epsrel=1e-12,
+                limit=500,
+            )[0]
+        tails = law.law.cdf(low) * np.exp(energy(np.array([low])))[column]
+        tails += law.law.sf(high) * np.exp(energy(np.array([high])))[column]
+        np.testing.assert_allclose(
+            np.log(inner + tails), oracle.log_normalizer[column], atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_base_activation(activation):
+    low, high = -6.0, 10.0
+    case, law = BASES["bspline-3"], stats.norm(1.25, 3.0)
+    rng = np.random.default_rng(2)
+    coefficients = jnp.asarray(rng.normal(size=(5, case.num_features)))
+    scale = 0.1 if activation == "square" else 1.0
+    weight = jnp.asarray(scale * np.array([-1.5, -0.5, 0.5, 1.0, 1.5]))
+    energy = Energy(case.make(low, high), coefficients, weight, activation)
+    prior = KAEMPrior(energy, dist.Normal(1.25, 3.0))
+    oracle = Oracle(
+        unit_energy(case, coefficients, low, high, activation, weight),
+        law,
+        low,
+        high,
+        breaks=(0.0,),
+    )
+    assert_close(
+        prior.log_normalizer, oracle.log_normalizer, rtol=(3e-6, 1e-12), atol=(5e-6, 0)
+    )
+
+
+def test_columns_of_grids_and_references():
+    """Each column has a grid, an energy and a reference of its own."""
+    lows, highs = [-0.75, 1.5], [2.5, 1.875]
+    locs, scales = [1.25, 1.75], [0.75, 0.5]
+    case = BASES["rbf"]
+    coefficients = jnp.asarray(np.random.default_rng(3).normal(size=(2, 7)) * 2)
+    energy = Energy(case.make(lows, highs), coefficients)
+    prior = KAEMPrior(energy, dist.Normal(jnp.asarray(locs), jnp.asarray(scales)))
+    assert prior.batch_shape == (2,)
+    z = np.array([[-0.5, 1.0], [1.0, 1.625], [3.0, 2.0]])
+    log_prob, cdf = prior.log_prob(z), prior.cdf(z)
+    for i in range(2):
+        oracle = Oracle(
+            unit_energy(case, coefficients[i : i + 1], lows[i], highs[i]),
+            stats.norm(locs[i], scales[i]),
+            lows[i],
+            highs[i],
+        )
+        assert_close(
+            prior.log_normalizer[i], oracle.log_normalizer[0], atol=(5e-6, 1e-12)
+        )
+        column = z[:, i : i + 1]
+        assert_close(
+            log_prob[:, i], oracle.log_prob(column)[:, 0], atol=(2e-5, 1e-11), rtol=1e-6
+        )
+        assert_close(cdf[:, i], oracle.cdf_pair(column)[0][:, 0], atol=(2e-6, 1e-12))
+
+
+def test_reference_batch_broadcasts_with_the_energy():
+    case, law = BASES["rbf"], REFERENCES["normal"]
+    coefficients = jnp.asarray(np.random.default_rng(4).normal(size=(3, 1, 7)))
+    energy = Energy(case.make(*law.grid), coefficients)
+    prior = KAEMPrior(energy, dist.Normal(jnp.array([0.25, 1.0]), 0.75))
+    assert prior.batch_shape == (3, 2)
+    for j, loc in enumerate((0.25, 1.0)):
+        oracle = Oracle(
+            unit_energy(case, coefficients[:, 0], *law.grid),
+            stats.norm(loc, 0.75),
+            *law.grid,
+        )
+        assert_close(
+            prior.log_normalizer[:, j], oracle.log_normalizer, atol=(5e-6, 1e-12)
+        )
+
+
+@pytest.mark.parametrize("name", ["Normal", "Cauchy"])
+def test_a_reference_narrower_than_the_panels(name):
+    """Breaks at the reference's scale points resolve it, wherever it lies."""
+    loc, scale = 1.375, 0.0078125
+    coefficients = jnp.asarray([1.0, -1.0, 2.0, 0.0, 1.0])
+    energy = Energy(BSpline(-3.0, 5.0, 5), coefficients)
+    prior = KAEMPrior(energy, getattr(dist, name)(loc, scale))
+    law = {"Normal": stats.norm, "Cauchy": stats.cauchy}[name](loc, scale)
+    spline = interpolate.BSpline(np.arange(-3.0, 6.0) / 2, np.asarray(coefficients), 3)
+
+    def density(z):
+        return np.exp(spline((z + 3) / 8)) * law.pdf(z)
+
+    steps = np.concatenate([[0], 2.0 ** np.arange(-3, 10)]) * scale
+    points = np.unique(np.clip([*(loc - steps), *(loc + steps), 1.0], -3, 5))
+    total = sum(
+        integrate.quad(density, a, b, epsabs=0, epsrel=1e-13)[0]
+        for a, b in itertools.pairwise(points)
+    )
+    total += law.cdf(-3) * np.exp(spline(0.0)) + law.sf(5) * np.exp(spline(1.0))
+    assert_close(prior.log_normalizer, np.log(total), atol=(1e-5, 1e-11))

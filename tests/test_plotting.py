@@ -1,0 +1,240 @@
+"""What is drawn is what was computed."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import numpyro_kaem as kaem
+from tests.helpers import assert_close
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Leave no figure open."""
+    yield
+    plt.close("all")
+
+
+def make_prior(batch_shape=(), reference=None, scale=1.5):
+    basis = kaem.RBF(-1.0, 4.0, num_basis=8)
+    energy = kaem.Energy.init(jax.random.key(1), basis, batch_shape, scale=scale)
+    return kaem.KAEMPrior(energy, reference or dist.Normal(1.0, 2.0))
+
+
+def lines(ax):
+    """Drawn points and values of each line with a legend entry, by label."""
+    return {
+        line.get_label(): line.get_data()
+        for line in ax.get_lines()
+        if not line.get_label().startswith("_")
+    }
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_curves_are_the_densities():
+    prior = make_prior()
+    ax = kaem.plot_prior(prior, num_points=101)
+    drawn = lines(ax)
+    assert list(drawn) == ["learned density", "reference"]
+    z, density = drawn["learned density"]
+    assert len(z) == 101
+    assert_close(density, np.exp(prior.log_prob(z)))
+    z, density = drawn["reference"]
+    assert_close(density, np.exp(dist.Normal(1.0, 2.0).log_prob(z)))
+    assert ax.get_lines()[1].get_linestyle() == "--"
+
+
+def test_range_covers_quantiles_grid_and_data():
+    prior = make_prior(reference=dist.Normal(1.0, 0.2))
+    z, _ = lines(kaem.plot_prior(prior))["learned density"]
+    assert_close(z[[0, -1]], np.array([-1.0, 4.0]), atol=0.01)
+    z, _ = lines(kaem.plot_prior(prior, data=[-6.0, 9.0]))["learned density"]
+    assert_close(z[[0, -1]], np.array([-6.0, 9.0]), atol=0.03)
+    wide = make_prior(reference=dist.Normal(1.0, 5.0))
+    z, _ = lines(kaem.plot_prior(wide))["learned density"]
+    low, high = np.asarray(wide.icdf(np.array([0.001, 0.999])))
+    assert low < -1.0
+    assert high > 4.0
+    assert_close(z[[0, -1]], np.array([low, high]), atol=0.05)
+
+
+def test_range_ends_with_the_support():
+    # The density of the reference is infinite at 0, the grid begins below.
+    prior = make_prior(reference=dist.Gamma(0.5, 1.0))
+    ax = kaem.plot_prior(prior, data=[-2.0, 1.0, 3.0])
+    for z, density in lines(ax).values():
+        assert z[0] > 0.0
+        assert np.all(np.isfinite(density))
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_uniform_reference():
+    energy = kaem.Energy(kaem.Fourier(2.0, 6.0, num_frequencies=1), jnp.ones(2))
+    z, density = lines(kaem.plot_prior(kaem.KAEMPrior(energy)))["reference"]
+    assert_close(density, np.full(len(z), 0.25))
+
+
+def test_histogram_is_a_density():
+    data = np.random.default_rng(0).normal(1.0, 2.0, 400)
+    ax = kaem.plot_prior(make_prior(), data=data, bins=20)
+    assert len(ax.patches) == 20
+    assert legend(ax) == ["learned density", "reference", "data"]
+    counts, edges = np.histogram(data, bins=20, density=True)
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, counts, rtol=1e-5)
+    np.testing.assert_allclose(ax.patches[0].get_x(), edges[0], rtol=1e-5)
+
+
+def test_labels():
+    ax = kaem.plot_prior(
+        make_prior(), reference=False, label="prior", xlabel="velocity", ylabel="p"
+    )
+    assert legend(ax) == ["prior"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("velocity", "p")
+    assert ax.get_ylim()[0] == 0.0
+
+
+def test_draws_in_the_given_axes():
+    fig, ax = plt.subplots()
+    assert kaem.plot_prior(make_prior(), ax=ax) is ax
+    assert kaem.plot_prior(make_prior(), ax=[ax]) is ax
+    assert plt.get_fignums() == [fig.number]
+
+
+@pytest.mark.parametrize(
+    ("batch_shape", "layout"),
+    [((5,), (2, 4)), ((2, 3), (2, 3))],
+)
+def test_batch(batch_shape, layout):
+    prior = make_prior(
+        batch_shape, dist.Normal(jnp.linspace(0.0, 2.0, batch_shape[-1]))
+    )
+    data = np.random.default_rng(0).normal(1.0, 2.0, (50, *batch_shape))
+    axes = kaem.plot_prior(prior, data=data)
+    assert axes.shape == batch_shape
+    for index in np.ndindex(batch_shape):
+        z, density = lines(axes[index])["learned density"]
+        expected = np.exp(prior.log_prob(z.reshape((-1,) + (1,) * axes.ndim)))
+        assert_close(density, expected[(..., *index)])
+        assert axes[index].get_title() == f"density {', '.join(map(str, index))}"
+        shown = [bar.get_x() for bar in axes[index].patches]
+        np.testing.assert_allclose(shown[0], np.min(data[(..., *index)]), rtol=1e-5)
+    figure = axes.flat[0].figure
+    grid = axes.flat[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == layout
+    visible = [ax for ax in figure.axes if ax.get_visible()]
+    assert visible == list(axes.flat)
+    assert axes.flat[0].get_legend() is not None
+
+
+def test_batch_in_given_axes():
+    _, given = plt.subplots(1, 3)
+    axes = kaem.plot_prior(make_prior((3,)), ax=given)
+    assert list(axes) == list(given)
+
+
+def test_mixture_and_its_components():
+    logits = jnp.array([0.3, -1.0, 1.2])
+    mixture = kaem.KAEMMixture(logits, make_prior((3,)))
+    ax = kaem.plot_prior(mixture)
+    drawn = ax.get_lines()
+    assert len(drawn) == 5
+    z, density = drawn[0].get_data()
+    assert_close(density, np.exp(mixture.log_prob(z)))
+    assert_close(drawn[1].get_ydata(), np.exp(dist.Normal(1.0, 2.0).log_prob(z)))
+    parts = np.stack([line.get_ydata() for line in drawn[2:]], axis=-1)
+    expected = jax.nn.softmax(logits) * np.exp(mixture.prior.log_prob(z[:, None]))
+    assert_close(parts, expected)
+    assert_close(parts.sum(-1), density, rtol=1e-4)
+    assert legend(ax) == ["learned density", "reference", "weighted components"]
+    assert len(kaem.plot_prior(mixture, components=False).get_lines()) == 2
+
+
+def test_mixture_of_unequal_supports():
+    # Each component has density on its own grid only.
+    basis = kaem.RBF([0.0, 3.0], [2.0, 7.0], num_basis=4)
+    energy = kaem.Energy.init(jax.random.key(1), basis, (2,), scale=1.0)
+    mixture = kaem.KAEMMixture(jnp.zeros(2), kaem.KAEMPrior(energy))
+    ax = kaem.plot_prior(mixture)
+    z, reference = ax.get_lines()[1].get_data()
+    assert_close(z[[0, -1]], np.array([0.0, 7.0]), atol=0.02)
+    expected = np.where(z < 2.0, 0.25, np.where(z > 3.0, 0.125, 0.0))
+    assert_close(reference, expected)
+    first, second = (line.get_ydata() for line in ax.get_lines()[2:])
+    assert np.all(first[z > 2.0] == 0.0)
+    assert np.all(second[z < 3.0] == 0.0)
+
+
+def test_batch_of_mixtures():
+    mixture = kaem.KAEMMixture(jnp.zeros((2, 3)), make_prior((3,)))
+    axes = kaem.plot_prior(mixture)
+    assert axes.shape == (2,)
+    assert [len(ax.get_lines()) for ax in axes] == [5, 5]
+
+
+@pytest.mark.parametrize("prior", [dist.Normal(), make_prior, None])
+def test_wrong_type_is_refused(prior):
+    with pytest.raises(TypeError, match="prior must be a KAEMPrior or a KAEMMixture"):
+        kaem.plot_prior(prior)
+
+
+def test_expanded_prior_is_refused_with_a_hint():
+    with pytest.raises(TypeError, match="plot its base_dist"):
+        kaem.plot_prior(make_prior((2,)).to_event(1))
+
+
+def test_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="must hold a density to plot"):
+        kaem.plot_prior(make_prior((0,)))
+
+
+@pytest.mark.parametrize(("batch_shape", "count"), [((), 2), ((3,), 2), ((2,), 1)])
+def test_wrong_number_of_axes_is_refused(batch_shape, count):
+    _, axes = plt.subplots(1, count)
+    with pytest.raises(ValueError, match=r"ax must hold \d axes, one for each"):
+        kaem.plot_prior(make_prior(batch_shape), ax=axes)
+
+
+@pytest.mark.parametrize(
+    ("batch_shape", "shape", "expected"),
+    [
+        ((), (5, 1), r"\(n,\)"),
+        ((), (), r"\(n,\)"),
+        ((), (0,), r"\(n,\)"),
+        ((3,), (5,), r"\(n, 3\)"),
+        ((2, 3), (5, 3), r"\(n, 2, 3\)"),
+    ],
+)
+def test_data_of_wrong_shape_are_refused(batch_shape, shape, expected):
+    with pytest.raises(ValueError, match=f"data must have shape {expected} with n > 0"):
+        kaem.plot_prior(make_prior(batch_shape), data=np.zeros(shape))
+
+
+def test_data_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="data must be finite, got 2 values"):
+        kaem.plot_prior(make_prior(), data=[0.0, np.nan, np.inf])
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="num_points must be at least 2, got 1"):
+        kaem.plot_prior(make_prior(), num_points=1)
+
+
+def test_nothing_is_drawn_when_refused():
+    with pytest.raises(ValueError, match="data must be finite"):
+        kaem.plot_prior(make_prior(), data=[np.nan])
+    assert plt.get_fignums() == []
+
+
+def test_import_does_not_load_matplotlib():
+    code = "import sys, numpyro_kaem; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,299 @@
+"""Tails of the reference laws against SciPy, deep down, and their parameters."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpyro.distributions import transforms
+from scipy import stats
+
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    has_quantile,
+    tail_mass,
+    tail_quantile,
+)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law of NumPyro, the same law of SciPy, both from the same parameters."""
+
+    make: Callable[..., dist.Distribution]
+    scipy: Callable[..., Any]
+    parameters: tuple[float, ...]
+    closed: bool = True
+    """Whether the library inverts both tails in closed form."""
+    deep: bool = True
+    """Whether the law's own lower mass is precise in the tail."""
+    float32: float = 3e-5
+    """Bar of the relative error in float32."""
+
+
+def affine_normal(loc, scale):
+    """Decreasing image of a Normal: the tails change places."""
+    return dist.TransformedDistribution(
+        dist.Normal(loc, scale), transforms.AffineTransform(1.5, -2.0)
+    )
+
+
+LAWS = {
+    "normal": Law(dist.Normal, stats.norm, (1.25, 0.75)),
+    "logistic": Law(dist.Logistic, stats.logistic, (-0.5, 1.5)),
+    "laplace": Law(dist.Laplace, stats.laplace, (0.75, 0.5)),
+    "cauchy": Law(dist.Cauchy, stats.cauchy, (0.75, 1.5)),
+    "student-t": Law(dist.StudentT, stats.t, (3.5, 1.25, 0.75), closed=False),
+    "gumbel": Law(dist.Gumbel, stats.gumbel_r, (0.75, 1.5)),
+    "uniform": Law(dist.Uniform, lambda a, b: stats.uniform(a, b - a), (-0.5, 2.25)),
+    "exponential": Law(dist.Exponential, lambda r: stats.expon(scale=1 / r), (1.75,)),
+    "half-normal": Law(dist.HalfNormal, lambda s: stats.halfnorm(0, s), (1.75,)),
+    "half-cauchy": Law(dist.HalfCauchy, lambda s: stats.halfcauchy(0, s), (1.75,)),
+    "weibull": Law(
+        dist.Weibull, lambda s, k: stats.weibull_min(k, scale=s), (1.75, 1.5)
+    ),
+    "gamma": Law(
+        dist.Gamma, lambda a, r: stats.gamma(a, scale=1 / r), (2.5, 1.75), closed=False
+    ),
+    "gamma-singular": Law(
+        dist.Gamma, lambda a, r: stats.gamma(a, scale=1 / r), (0.5, 0.75), closed=False
+    ),
+    "beta": Law(dist.Beta, stats.beta, (2.5, 1.75), closed=False),
+    "beta-singular": Law(dist.Beta, stats.beta, (0.5, 0.5), closed=False),
+    "lognormal": Law(
+        dist.LogNormal, lambda m, s: stats.lognorm(s, scale=np.exp(m)), (0.25, 0.5)
+    ),
+    "inverse-gamma": Law(
+        dist.InverseGamma,
+        lambda a, r: stats.invgamma(a, scale=r),
+        (2.5, 1.75),
+        closed=False,
+    ),
+    "pareto": Law(dist.Pareto, lambda s, a: stats.pareto(a, scale=s), (1.75, 2.5)),
+    "log-uniform": Law(dist.LogUniform, stats.loguniform, (0.75, 3.5)),
+    "affine-normal": Law(
+        affine_normal, lambda m, s: stats.norm(1.5 - 2.0 * m, 2.0 * s), (0.25, 0.5)
+    ),
+    # Laws of which the library knows nothing but the density and the cdf.
+    "gompertz": Law(
+        dist.Gompertz,
+        lambda c, r: stats.gompertz(c, scale=1 / r),
+        (0.75, 1.5),
+        closed=False,
+        deep=False,
+    ),
+    "asymmetric-laplace": Law(
+        dist.AsymmetricLaplace,
+        lambda m, s, k: stats.laplace_asymmetric(k, m, s),
+        (0.5, 1.25, 1.5),
+        closed=False,
+    ),
+    "soft-laplace": Law(
+        dist.SoftLaplace, stats.hypsecant, (0.5, 1.25), closed=False, deep=False
+    ),
+}
+
+
+@pytest.fixture(params=LAWS)
+def law(request):
+    return LAWS[request.param]
+
+
+def points(scipy_law, dtype):
+    """Points from deep in one tail to deep in the other, in the precision of the run."""
+    deep = np.array([1e-30, 1e-12, 1e-6, 1e-3, 0.1, 0.4, 0.5])
+    if dtype == np.float64:
+        deep = np.concatenate([[1e-100], deep])
+    x = np.concatenate([scipy_law.ppf(deep), scipy_law.isf(deep)])
+    low, high = scipy_law.support()
+    x = np.unique(x.astype(dtype))
+    return x[(x > low) & (x < high) & np.isfinite(x)]
+
+
+@jax.jit
+def both_tails(parameters, x):
+    return jnp.stack([tail_mass(parameters, x, upper) for upper in (False, True)])
+
+
+def float_dtype(x64):
+    return np.dtype(np.float64 if x64 else np.float32)
+
+
+def build(law, x64):
+    values = [jnp.asarray(p, float_dtype(x64)) for p in law.parameters]
+    return ReferenceParameters.of(law.make(*values))
+
+
+def test_tail_mass(law, x64):
+    scipy_law = law.scipy(*law.parameters)
+    x = points(scipy_law, float_dtype(x64))
+    low, high = scipy_law.support()
+    beyond = [e for e in (low, low - 1.0, high, high + 2.0) if np.isfinite(e)]
+    outside = np.asarray(beyond, x.dtype)
+    masses = np.asarray(both_tails(build(law, x64), np.concatenate([x, outside])))
+    expected = np.stack([scipy_law.cdf(x), scipy_law.sf(x)])
+    rtol = 1e-11 if x64 else law.float32
+    # The rounding of a point that is off the location costs hazard times spacing.
+    hazard = scipy_law.pdf(x) / expected * np.spacing(np.abs(x)).astype(float)
+    error = np.abs(masses[:, : len(x)] - expected) / expected
+    if not law.deep:
+        error[0] *= expected[0]
+    assert np.all(error <= rtol + 4 * hazard), error
+    is_below = outside <= low
+    assert_array_equal(masses[0, len(x) :], np.where(is_below, 0.0, 1.0))
+    assert_array_equal(masses[1, len(x) :], np.where(is_below, 1.0, 0.0))
+
+
+def difference(function, value):
+    """Central difference of fourth order."""
+    step = 2e-3 * max(abs(value), 0.1)
+    weights = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
+    return sum(w * function(value + k * step) for k, w in weights.items()) / step
+
+
+def test_derivatives_of_tail_mass(law, x64):
+    """In the point and in every parameter, those of shape included."""
+    parameters = build(law, x64)
+    scipy_law = law.scipy(*law.parameters)
+    levels = np.array([1e-6, 1e-3, 0.05, 0.3, 0.6, 0.9, 0.999])
+    x = scipy_law.ppf(levels).astype(float_dtype(x64))
+    slope, changes = jax.jit(
+        lambda p, x: (
+            jax.jvp(lambda x: both_tails(p, x), (x,), (jnp.ones_like(x),))[1],
+            jax.jacfwd(lambda p: both_tails(p, x))(p),
+        )
+    )(parameters, x)
+    rtol = 1e-9 if x64 else 2e-4
+    assert_allclose(slope[0], scipy_law.pdf(x), rtol=rtol)
+    assert_allclose(slope[1], -scipy_law.pdf(x), rtol=rtol)
+    for i, value in enumerate(law.parameters):
+
+        def tails(v, i=i):
+            shifted = law.scipy(*law.parameters[:i], v, *law.parameters[i + 1 :])
+            return np.stack([shifted.cdf(x), shifted.sf(x)])
+
+        expected = difference(tails, value)
+        actual = np.asarray(jax.tree.leaves(changes_of(law, changes, i))[0], float)
+        floor = np.stack([scipy_law.cdf(x), scipy_law.sf(x)])
+        floor = np.maximum(floor, np.abs(expected))
+        assert np.all(np.abs(actual - expected) <= (1e-6 if x64 else 5e-4) * floor), i
+
+
+def changes_of(law, changes, i):
+    """Derivatives in the i-th argument of the constructor."""
+    import inspect
+
+    if law.make is affine_normal:
+        return changes.values["base_distribution"].values[("loc", "scale")[i]]
+    names = [n for n in inspect.signature(law.make.__init__).parameters if n != "self"]
+    return changes.values[names[i]]
+
+
+def test_tail_quantile(law, x64):
+    parameters = build(law, x64)
+    scipy_law = law.scipy(*law.parameters)
+    assert has_quantile(parameters.build()) == law.closed
+    masses = np.array([0.0, 1e-30, 1e-12, 1e-6, 1e-3, 0.1, 0.2], float_dtype(x64))
+    for upper, inverse in ((False, scipy_law.ppf), (True, scipy_law.isf)):
+        start = inverse(0.25).astype(masses.dtype)
+        actual = jax.jit(tail_quantile, static_argnums=3)(
+            parameters, masses, start, upper
+        )
+        end = scipy_law.support()[1 if upper else 0]
+        assert float(actual[0]) == np.asarray(end, masses.dtype)
+        ordered = np.asarray(actual) if upper else -np.asarray(actual)
+        assert np.all(np.diff(ordered) <= 0)
+        if law.closed:
+            scale = np.abs(scipy_law.median()) + scipy_law.ppf(0.75)
+            assert_allclose(
+                actual[1:],
+                inverse(masses[1:].astype(float)),
+                rtol=1e-11 if x64 else 3e-5,
+                atol=(1e-13 if x64 else 1e-6) * abs(scale),
+            )
+
+
+def test_parameters_round_trip(law, x64):
+    parameters = build(law, x64)
+    assert list(parameters.values) == sorted(parameters.values)
+    leaves, structure = jax.tree.flatten(parameters)
+    again = jax.tree.unflatten(structure, leaves)
+    assert jax.tree.structure(again) == structure
+    assert hash(jax.tree.structure(again)) == hash(structure)
+    reference, copy = parameters.build(), again.build()
+    assert type(copy) is type(reference)
+    x = law.scipy(*law.parameters).ppf([0.2, 0.7])
+    assert_array_equal(reference.log_prob(x), copy.log_prob(x))
+    # Every parameter once: NumPyro's own flattening repeats bounds, for one.
+    numbers = sorted(float(leaf) for leaf in leaves)
+    if law.make is not affine_normal:
+        assert numbers == sorted(law.parameters)
+
+
+def test_batch_of_parameters():
+    loc, scale = np.array([0.25, 1.0, -3.5]), np.array([[0.5], [2.0]])
+    parameters = ReferenceParameters.of(dist.Normal(loc, scale))
+    x = np.array([[[0.5]], [[1.5]]])
+    actual = both_tails(parameters, x)
+    assert actual.shape == (2, 2, 2, 3)
+    assert_allclose(actual[1], stats.norm(loc, scale).sf(x), rtol=2e-5)
+
+
+ORDER = """
+import jax, numpyro.distributions as dist
+from numpyro_kaem.references import ReferenceParameters
+for law in (
+    dist.Normal(1.0, 2.0),
+    dist.Uniform(3.0, 4.0),
+    dist.StudentT(5.0, 6.0, 7.0),
+    dist.LogNormal(8.0, 9.0),
+    dist.TransformedDistribution(
+        dist.Gamma(10.0, 11.0), dist.transforms.AffineTransform(12.0, 13.0)
+    ),
+):
+    print([float(leaf) for leaf in jax.tree.leaves(ReferenceParameters.of(law))])
+"""
+
+
+def test_order_of_leaves_does_not_depend_on_the_hash_seed():
+    outputs = []
+    for seed in ("0", "1"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        result = subprocess.run(
+            [sys.executable, "-c", ORDER],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.append(result.stdout)
+    assert outputs[0] == outputs[1]
+    lines = outputs[0].splitlines()
+    assert lines[:4] == ["[1.0, 2.0]", "[4.0, 3.0]", "[5.0, 6.0, 7.0]", "[8.0, 9.0]"]
+
+
+class _Forgetful(dist.Normal):
+    """A law that does not keep its argument."""
+
+    def __init__(self, size, *, validate_args=None):
+        super().__init__(0.0, size, validate_args=validate_args)
+
+
+@pytest.mark.parametrize(
+    ("reference", "match"),
+    [
+        (dist.Normal(0.0, 1.0).expand((3,)), "batch shape in its parameters, got an"),
+        (_Forgetful(2.0), "must keep its parameter 'size' as an attribute"),
+    ],
+)
+def test_parameters_errors(reference, match):
+    with pytest.raises(TypeError, match=match):
+        ReferenceParameters.of(reference)
