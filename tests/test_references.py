@@ -82,6 +82,11 @@ LAWS = {
     "affine-normal": Law(
         affine_normal, lambda m, s: stats.norm(1.5 - 2.0 * m, 2.0 * s), (0.25, 0.5)
     ),
+    "asymmetric-laplace": Law(
+        dist.AsymmetricLaplace,
+        lambda m, s, k: stats.laplace_asymmetric(k, m, s),
+        (0.5, 1.25, 1.5),
+    ),
     # Laws of which the library knows nothing but the density and the cdf.
     "gompertz": Law(
         dist.Gompertz,
@@ -89,12 +94,6 @@ LAWS = {
         (0.75, 1.5),
         closed=False,
         deep=False,
-    ),
-    "asymmetric-laplace": Law(
-        dist.AsymmetricLaplace,
-        lambda m, s, k: stats.laplace_asymmetric(k, m, s),
-        (0.5, 1.25, 1.5),
-        closed=False,
     ),
     "soft-laplace": Law(
         dist.SoftLaplace, stats.hypsecant, (0.5, 1.25), closed=False, deep=False
@@ -140,7 +139,8 @@ def test_tail_mass(law, x64):
     outside = np.asarray(beyond, x.dtype)
     masses = np.asarray(both_tails(build(law, x64), np.concatenate([x, outside])))
     expected = np.stack([scipy_law.cdf(x), scipy_law.sf(x)])
-    rtol = 1e-11 if x64 else law.float32
+    # By quadrature from a point far off the bulk, where the law is not known.
+    rtol = (1e-11 if law.deep else 1e-10) if x64 else law.float32
     # The rounding of a point that is off the location costs hazard times spacing.
     hazard = scipy_law.pdf(x) / expected * np.spacing(np.abs(x)).astype(float)
     error = np.abs(masses[:, : len(x)] - expected) / expected
@@ -154,7 +154,7 @@ def test_tail_mass(law, x64):
 
 def difference(function, value):
     """Central difference of fourth order."""
-    step = 2e-3 * max(abs(value), 0.1)
+    step = 1e-4 * max(abs(value), 0.1)
     weights = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
     return sum(w * function(value + k * step) for k, w in weights.items()) / step
 
@@ -163,7 +163,7 @@ def test_derivatives_of_tail_mass(law, x64):
     """In the point and in every parameter, those of shape included."""
     parameters = build(law, x64)
     scipy_law = law.scipy(*law.parameters)
-    levels = np.array([1e-6, 1e-3, 0.05, 0.3, 0.6, 0.9, 0.999])
+    levels = np.array([1e-3, 0.05, 0.3, 0.6, 0.9, 0.999])
     x = scipy_law.ppf(levels).astype(float_dtype(x64))
     slope, changes = jax.jit(
         lambda p, x: (

@@ -31,11 +31,14 @@ class Law(NamedTuple):
     """Points inside the support where a derivative of the density jumps."""
     scale: Callable[[Any], jax.Array] | None = None
     """Length of the finest feature of the density inside the support."""
+    differentiable: bool = True
+    """Whether JAX differentiates the mass, if there is one, in all parameters."""
     regular_ends: bool = False
     """Whether the density is analytic at the finite ends of its support."""
 
 
 _STEPS = np.arange(-9.0, 9.5, 1.0)
+_EXPONENTIAL_STEPS = np.arange(0.0, 41.0, 2.0)
 # Where a density is a power of the distance, panels may widen fourfold.
 _HEAVY_DISTANCES = np.concatenate(
     [2.0 ** np.arange(-2.5, 5.5, 0.5), 4.0 ** np.arange(3.5, 7.0)]
@@ -128,6 +131,51 @@ def _gamma_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
     return special.gammainc(concentration, y)
 
 
+def _gumbel_rate(d: Any, x: jax.Array) -> jax.Array:
+    # Where the mass is zero anyway the rate must not overflow: its gradient would.
+    return jnp.exp(jnp.minimum(-(x - d.loc) / d.scale, 80.0))
+
+
+def _asymmetric_laplace_lower(d: Any, x: jax.Array) -> jax.Array:
+    square = jnp.square(jnp.asarray(d.asymmetry))
+    y = (x - d.loc) / d.scale
+    low = square / (1 + square) * jnp.exp(jnp.minimum(y, 0) / d.asymmetry)
+    high = -jnp.exp(-jnp.maximum(y, 0) * d.asymmetry) / (1 + square)
+    return jnp.where(y < 0, low, 1 + high)
+
+
+def _asymmetric_laplace_upper(d: Any, x: jax.Array) -> jax.Array:
+    square = jnp.square(jnp.asarray(d.asymmetry))
+    y = (x - d.loc) / d.scale
+    low = -square / (1 + square) * jnp.exp(jnp.minimum(y, 0) / d.asymmetry)
+    high = jnp.exp(-jnp.maximum(y, 0) * d.asymmetry) / (1 + square)
+    return jnp.where(y < 0, 1 + low, high)
+
+
+def _asymmetric_laplace_quantile(d: Any, p: jax.Array) -> jax.Array:
+    square = jnp.square(jnp.asarray(d.asymmetry))
+    share = square / (1 + square)
+    low = d.asymmetry * jnp.log(jnp.minimum(p / share, 1))
+    high = -jnp.log(jnp.minimum((1 - p) * (1 + square), 1)) / d.asymmetry
+    return d.loc + d.scale * jnp.where(p < share, low, high)
+
+
+def _asymmetric_laplace_upper_quantile(d: Any, p: jax.Array) -> jax.Array:
+    square = jnp.square(jnp.asarray(d.asymmetry))
+    low = d.asymmetry * jnp.log(jnp.minimum((1 - p) * (1 + square) / square, 1))
+    high = -jnp.log(jnp.minimum(p * (1 + square), 1)) / d.asymmetry
+    return d.loc + d.scale * jnp.where(p * (1 + square) < 1, high, low)
+
+
+def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
+    sides = ((-1.0, d.scale * d.asymmetry), (1.0, d.scale / d.asymmetry))
+    rows = [
+        _around(sign * _EXPONENTIAL_STEPS, lambda d: d.loc, lambda d, s=scale: s)(d)
+        for sign, scale in sides
+    ]
+    return jnp.concatenate(rows)
+
+
 def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
     """Law without closed quantiles; its width is its standard deviation."""
     mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
@@ -135,6 +183,7 @@ def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
         mass=mass,
         breaks=_around(_STEPS, mean, scale),
         scale=scale,
+        differentiable=False,
         regular_ends=regular_ends,
     )
 
@@ -164,10 +213,16 @@ _HALF_CAUCHY = _one_sided(
     lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
 )
 _GUMBEL = _one_sided(
-    lambda d, x: jnp.exp(-jnp.exp(-(x - d.loc) / d.scale)),
-    lambda d, x: -jnp.expm1(-jnp.exp(-(x - d.loc) / d.scale)),
+    lambda d, x: jnp.exp(-_gumbel_rate(d, x)),
+    lambda d, x: -jnp.expm1(-_gumbel_rate(d, x)),
     lambda d, p: d.loc - d.scale * jnp.log(-jnp.log(p)),
     lambda d, p: d.loc - d.scale * jnp.log(-jnp.log1p(-p)),
+)
+_ASYMMETRIC_LAPLACE = _one_sided(
+    _asymmetric_laplace_lower,
+    _asymmetric_laplace_upper,
+    _asymmetric_laplace_quantile,
+    _asymmetric_laplace_upper_quantile,
 )
 _UNIFORM = _one_sided(
     lambda d, x: (x - d.low) / (d.high - d.low),
@@ -188,20 +243,27 @@ LAWS: dict[type, Law] = {
     dist.Laplace: _symmetric(
         _laplace_lower, _laplace_quantile, np.arange(-20.0, 21.0, 2.0), kinked=True
     ),
+    dist.AsymmetricLaplace: _ASYMMETRIC_LAPLACE(
+        breaks=_asymmetric_laplace_breaks,
+        kinks=lambda d: [jnp.asarray(d.loc)],
+        scale=lambda d: d.scale * jnp.minimum(d.asymmetry, 1 / d.asymmetry),
+    ),
     dist.Cauchy: _symmetric(
         lambda d, y: jnp.arctan2(jnp.ones_like(y), -y) * (1 / np.pi),
         # Below one half this keeps its digits down to the smallest number.
         lambda d, p: -1 / jnp.tan(np.pi * p),
         _HEAVY_STEPS,
     ),
-    dist.StudentT: _symmetric(_student_lower, None, _HEAVY_STEPS),
+    dist.StudentT: _symmetric(_student_lower, None, _HEAVY_STEPS)._replace(
+        differentiable=False
+    ),
     dist.Gumbel: _GUMBEL(
         breaks=_around(np.arange(-4.0, 25.0, 1.0), lambda d: d.loc, lambda d: d.scale),
         scale=lambda d: d.scale,
     ),
     dist.Uniform: _UNIFORM(regular_ends=True),
     dist.Exponential: _EXPONENTIAL(
-        breaks=_around(np.arange(0.0, 41.0, 2.0), lambda d: 0.0, lambda d: 1 / d.rate),
+        breaks=_around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: 1 / d.rate),
         scale=lambda d: 1 / d.rate,
         regular_ends=True,
     ),

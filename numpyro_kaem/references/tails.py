@@ -35,9 +35,9 @@ def tail_mass(parameters: ReferenceParameters, x: jax.Array, upper: bool) -> jax
     .. math:: F_0(x) = \int_{-\infty}^x \pi_0 \quad\text{or}\quad
               S_0(x) = \int_x^\infty \pi_0.
 
-    The derivative in ``x`` is the density; those in the parameters are quadratures of
-    the density's derivatives, because the incomplete beta and gamma functions of JAX
-    have none in their shape parameters.
+    The derivative in ``x`` is the density. Those in the parameters are quadratures of
+    the density's derivatives where the mass has no derivative of its own: JAX's
+    incomplete beta and gamma functions have none in their shape parameters.
 
     Parameters
     ----------
@@ -53,6 +53,10 @@ def tail_mass(parameters: ReferenceParameters, x: jax.Array, upper: bool) -> jax
     Array
         Masses in [0, 1]; exactly 0 and 1 outside the support.
     """
+    return _mass(parameters, x, upper)
+
+
+def _mass(parameters: ReferenceParameters, x: jax.Array, upper: bool) -> jax.Array:
     reference = parameters.build()
     low, high = support_bounds(reference)
     inside = (x > low) & (x < high)
@@ -101,16 +105,18 @@ def _tail_mass_jvp(upper: bool, primals: tuple, tangents: tuple) -> tuple:
             jnp.zeros_like(leaf) if isinstance(dot, SymbolicZero) else dot
             for leaf, dot in zip(leaves, leaves_dot, strict=True)
         ]
-        _, change = jax.jvp(
-            lambda values: _quadrature_mass(
-                jax.tree_util.tree_unflatten(treedef, values),
-                x,
-                upper,
-                stop=parameters,
-            ),
-            (leaves,),
-            (leaves_dot,),
+
+        def mass_of(values: list[jax.Array]) -> jax.Array:
+            moved = jax.tree_util.tree_unflatten(treedef, values)
+            if closed:
+                return _mass(moved, x, upper)
+            return _quadrature_mass(moved, x, upper, stop=parameters)
+
+        reference = parameters.build()
+        closed = (
+            monotone_parts(reference) is not None or law_of(reference).differentiable
         )
+        _, change = jax.jvp(mass_of, (leaves,), (leaves_dot,))
         mass_dot += change
     return mass, mass_dot
 
@@ -124,8 +130,10 @@ def _quadrature_mass(
     nodes, log_weights = tail_nodes(stop or parameters, x, upper)
     reference = parameters.build()
     log_values = log_density(reference, nodes)
-    used = jnp.isfinite(log_values)
-    # Again where it is finite only: the gradient of an infinity is not a number.
+    # Again where it counts only: beyond, its gradient may overflow, and infinity times
+    # a density of zero is not a number.
+    smallest = jnp.log(jnp.finfo(log_values.dtype).tiny)
+    used = jnp.isfinite(log_values) & (log_values + log_weights > smallest)
     log_values = log_density(reference, jnp.where(used, nodes, x))
     log_values = jnp.where(used & jnp.isfinite(log_values), log_values, -jnp.inf)
     return jnp.sum(jnp.exp(log_values + log_weights), 0)
