@@ -134,9 +134,9 @@ def fit_density(
     - **Penalty.** The last two terms are the log of a Normal prior on the energy. The
       default maximises the Laplace approximation of the marginal likelihood over 24
       values of :math:`\lambda` in geometric progression, then over the parabola through
-      the best three. In trials with seven shapes of density and 82 to 100,000 samples
-      its Kullback-Leibler divergence from the truth was smaller than with Akaike's
-      criterion (effective degrees of freedom), and much less variable; third
+      the best three. In trials with eight shapes of density and 82 to 100,000 samples
+      the Kullback-Leibler divergence from the truth was mostly smaller than with
+      Akaike's criterion (effective degrees of freedom), the uniform law excepted; third
       derivatives were better than second ones for Normal and skewed shapes.
     - For B-splines the roughness is the sum of squared third differences of the
       coefficients, scaled to the integral (Eilers and Marx 1996), so that every degree

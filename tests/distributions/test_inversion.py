@@ -69,12 +69,20 @@ def test_quantiles_against_scipy(inverted, x64):
 
 
 def test_icdf_does_not_decrease(inverted):
-    _, u, z = inverted
+    built, u, z = inverted
     z = np.asarray(z)
     assert z.size >= 0.9e6
     assert np.all(np.diff(u) >= 0)
     assert np.all(np.isfinite(z))
-    assert np.all(np.diff(z, axis=0) >= -2 * ulp(z[1:]))
+    # Inside the grid a point is its panel's left end plus a part of its width, so near 0
+    # it is as coarse as those; in the tails the reference's quantiles have their own
+    # rounding.
+    edges = built.oracle.edges
+    low, high = edges[0], edges[-1]
+    coarse = np.full((), (high - low) / 8, z.dtype)
+    inside = (z[1:] > low) & (z[1:] < high)
+    allowed = np.where(inside, 2, 6) * ulp(np.maximum(np.abs(z[1:]), coarse))
+    assert np.all(np.diff(z, axis=0) >= -allowed)
 
 
 def test_ends(inverted):

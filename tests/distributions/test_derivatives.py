@@ -1,0 +1,189 @@
+"""Derivatives against central differences of float64 values, first and second."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier, KAEMPrior
+from tests.helpers import assert_close
+
+U = np.array([1e-3, 0.12, 0.45, 0.81, 0.999])
+# Between the knots of all bases below, with one point beyond each end of the grid.
+FRACTIONS = np.array([-0.1, 0.13, 0.37, 0.72, 1.05])
+
+
+def random(n, seed):
+    return np.random.default_rng(seed).normal(size=n)
+
+
+# Energy and reference by name: grid, basis of a grid, whether there is a base activation,
+# and the reference. Learned: coefficients, base weight, bandwidth, and all parameters.
+CASES = {
+    "normal": (-0.75, 2.5, lambda a, b: RBF(a, b, 5, bandwidth=1.25), True)
+    + (lambda: dist.Normal(1.25, 0.75),),
+    "student-t": (-2.0, 3.5, lambda a, b: BSpline(a, b, 5), False)
+    + (lambda: dist.StudentT(3.5, 1.0, 0.75),),
+    "gamma": (0.25, 4.0, lambda a, b: Chebyshev(a, b, 3), False)
+    + (lambda: dist.Gamma(2.5, 1.5),),
+    "uniform": (-0.75, 2.5, lambda a, b: Fourier(a, b, 2), False)
+    + (lambda: dist.Uniform(-0.25, 3.0),),
+    "beta": (0.125, 0.75, lambda a, b: Chebyshev(a, b, 3), False)
+    + (lambda: dist.Beta(2.5, 1.5),),
+    "laplace": (-0.75, 2.5, lambda a, b: RBF(a, b, 5), False)
+    + (lambda: dist.Laplace(0.8, 0.5),),
+    "gumbel": (-1.0, 3.5, lambda a, b: BSpline(a, b, 6, degree=2), True)
+    + (lambda: dist.Gumbel(0.5, 0.75),),
+}
+SLOW = ("beta", "laplace", "gumbel")
+PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES]
+
+
+def build(name, dtype):
+    """A prior whose leaves all have the dtype, and points inside and beyond its grid."""
+    low, high, basis, based, reference = CASES[name]
+    basis = basis(low, high)
+    energy = Energy(
+        basis,
+        jnp.asarray(1.5 * random(basis.num_features, 1), dtype),
+        jnp.asarray(0.7, dtype) if based else None,
+        "tanh",
+    )
+    prior = KAEMPrior(energy, reference(), refinement=2)
+    prior = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prior)
+    z = low + (high - low) * FRACTIONS
+    support = prior.reference.support
+    inside = np.asarray(support(z.astype(dtype)))
+    return prior, np.where(inside, z, low + 0.41 * (high - low))
+
+
+def outputs(flat, unravel):
+    """Quantiles, masses, log densities and normaliser, of parameters, ``u`` and ``z``."""
+    prior, u, z = unravel(flat)
+    return jnp.concatenate(
+        [
+            prior.icdf(u),
+            *prior.cdf_pair(z),
+            prior.log_prob(z),
+            prior.log_normalizer[None],
+        ]
+    )
+
+
+def differences(function, flat, step=1e-3):
+    """Jacobian by central differences of fourth order, all in one batch."""
+    stencil = np.array([-2, -1, 1, 2])
+    weights = np.array([1 / 12, -2 / 3, 2 / 3, -1 / 12]) / step
+    moved = flat + step * stencil[:, None, None] * np.eye(len(flat))
+    values = jax.jit(jax.vmap(jax.vmap(function)))(moved)
+    return np.einsum("k,kpo->op", weights, np.asarray(values))
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_first_derivatives(name, x64):
+    with jax.enable_x64(True):
+        flat, unravel = ravel_pytree(
+            (build(name, np.float64)[0], U, build(name, np.float64)[1])
+        )
+        expected = differences(lambda f: outputs(f, unravel), np.asarray(flat))
+    dtype = np.float64 if x64 else np.float32
+    prior, z = build(name, dtype)
+    flat, unravel = ravel_pytree((prior, jnp.asarray(U, dtype), jnp.asarray(z, dtype)))
+
+    @jax.jit
+    def jacobians(flat):
+        function = lambda f: outputs(f, unravel)  # noqa: E731
+        return jax.jacfwd(function)(flat), jax.jacrev(function)(flat)
+
+    forward, reverse = map(np.asarray, jacobians(flat))
+    assert forward.dtype == dtype
+    scale = np.abs(expected).max(1, keepdims=True)
+    for actual in (forward, reverse):
+        error = np.abs(actual - expected)
+        if x64:
+            assert np.all(error <= 1e-5 * np.abs(expected) + 1e-7 * scale + 1e-9)
+        else:
+            assert np.all(error <= 1e-3 * (np.abs(expected) + scale))
+
+
+@pytest.mark.parametrize("name", ["normal"])
+def test_second_derivatives(name, x64):
+    """Of log_prob in the point and the coefficients, of icdf in the mass."""
+    dtype = np.float64 if x64 else np.float32
+
+    def functions(prior, z):
+        def log_prob(point):
+            coefficients, z = point
+            energy = Energy(
+                prior.energy.basis, coefficients, prior.energy.base_weight, "tanh"
+            )
+            return KAEMPrior(energy, prior.reference, refinement=2).log_prob(z)
+
+        flat, unravel = ravel_pytree((prior.energy.coefficients, z))
+        return flat, jax.grad(lambda f: log_prob(unravel(f)))
+
+    with jax.enable_x64(True):
+        prior, z = build(name, np.float64)
+        flat, gradient = functions(prior, jnp.asarray(z[2]))
+        expected = differences(gradient, np.asarray(flat))
+        slope = jax.vmap(jax.grad(prior.icdf))
+        step = 1e-4
+        curvature = (slope(U[1:-1] + step) - slope(U[1:-1] - step)) / (2 * step)
+    prior, z = build(name, dtype)
+    flat, gradient = functions(prior, jnp.asarray(z[2], dtype))
+    hessian = jax.jit(jax.jacfwd(gradient))(flat)
+    scale = np.abs(expected).max()
+    assert_close(
+        hessian, expected, rtol=(1e-3, 1e-5), atol=(1e-3 * scale, 1e-7 * scale)
+    )
+    second = jax.jit(jax.vmap(jax.grad(jax.grad(prior.icdf))))(
+        jnp.asarray(U[1:-1], dtype)
+    )
+    assert_close(second, curvature, rtol=(1e-2, 1e-5))
+
+
+def test_batches_and_transforms_agree(x64):
+    """The pullback of a batch is that of its densities one by one, under jit and vmap."""
+    coefficients = jnp.asarray(random((3, 5), 4).reshape(3, 5))
+    basis = RBF(-0.75, 2.5, 5)
+    u = jnp.asarray(np.random.default_rng(5).uniform(size=(4, 3)))
+    weights = jnp.asarray(random((4, 3), 6).reshape(4, 3))
+
+    def batched(coefficients, u):
+        prior = KAEMPrior(Energy(basis, coefficients), dist.Normal(1.25, 0.75))
+        return prior.icdf(u)
+
+    out, pullback = jax.vjp(jax.jit(batched), coefficients, u)
+    mapped = jax.vmap(batched, (0, 1), 1)
+    other, other_pullback = jax.vjp(mapped, coefficients, u)
+    assert_close(out, other, rtol=(1e-4, 1e-10))
+    for a, b in zip(pullback(weights), other_pullback(weights), strict=True):
+        assert_close(a, b, rtol=(5e-4, 1e-9), atol=(1e-4, 1e-10))
+    # The transpose of the pushforward.
+    _, pushed = jax.jvp(
+        batched, (coefficients, u), (jnp.ones_like(coefficients), jnp.ones_like(u))
+    )
+    inner = sum(jnp.sum(g) for g in pullback(weights))
+    assert_close(inner, jnp.sum(pushed * weights), rtol=(1e-3, 1e-10))
+
+
+def test_gradients_are_finite_at_and_beyond_all_edges():
+    energy = Energy(BSpline(-0.75, 2.5, 5), jnp.asarray(random(5, 7)))
+    for reference in (None, dist.Uniform(-0.25, 1.75), dist.Normal(1.25, 0.75)):
+        z = jnp.asarray([-jnp.inf, -5.0, -0.75, -0.25, 1.75, 2.5, 9.0, jnp.inf])
+
+        def log_prob(coefficients, z, reference=reference):
+            prior = KAEMPrior(Energy(energy.basis, coefficients), reference)
+            return prior.log_prob(z), prior.cdf(z)
+
+        jacobian = jax.jit(jax.jacrev(log_prob))(energy.coefficients, z[1:-1])
+        assert all(np.all(np.isfinite(j)) for j in jacobian)
+        q = jnp.asarray([1e-30, 1e-7, 0.5, 1.0 - 1e-7])
+        prior = KAEMPrior(energy, reference)
+        slopes = jax.vmap(jax.grad(lambda q: jnp.tanh(prior.icdf(q))))(q)
+        assert np.all(np.isfinite(slopes))
+        assert np.all(slopes >= 0)
+        masses = prior.cdf(z)
+        assert (float(masses[0]), float(masses[-1])) == (0.0, 1.0)
