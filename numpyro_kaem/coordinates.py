@@ -1,6 +1,5 @@
 """Coordinates in which energies are orthonormal and their roughness is diagonal."""
 
-import copy
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -8,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem.bases import AbstractBasis, BSpline
+from numpyro_kaem.bases import AbstractBasis, BSpline, on_unit_grid
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 
-__all__ = ["ROUGHNESS_ORDER", "Design", "make_design", "on_unit_grid"]
+__all__ = ["ROUGHNESS_ORDER", "Design", "make_design"]
 
 ROUGHNESS_ORDER = 3
 """Order of the derivative of the energy whose square is penalised."""
@@ -34,14 +33,6 @@ class Design(NamedTuple):
     """Roughness of unit coordinates, shape ``(num_features,)``."""
     used: np.ndarray
     """Which coordinates there are, shape ``(num_features,)``."""
-
-
-def on_unit_grid(basis: AbstractBasis) -> AbstractBasis:
-    """Return the same features on the grid [0, 1], so that compiled code is shared."""
-    basis = copy.copy(basis)
-    for name, value in (("low", 0.0), ("high", 1.0)):
-        object.__setattr__(basis, name, value)
-    return basis
 
 
 def make_design(basis: AbstractBasis, dtype: Any) -> Design:

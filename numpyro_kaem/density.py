@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_kaem import inversion
-from numpyro_kaem.energy import Energy
+from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.panels import Panels, integrand, quadrature_error
 from numpyro_kaem.references import log_density, tail_nodes
 from numpyro_kaem.sampling import draw, folded_uniform
@@ -30,14 +30,14 @@ icdf_folded = jax.jit(inversion.icdf_folded)
 
 
 @jax.jit
-def log_normalizer(energy: Energy, parameters: Any, panels: Panels) -> jax.Array:
+def log_normalizer(energy: PlacedEnergy, parameters: Any, panels: Panels) -> jax.Array:
     """Log of the normaliser, shape ``(*batch_shape,)``."""
     return integrand(energy, parameters, panels).log_normalizer
 
 
 @jax.jit
 def resolution(
-    energy: Energy, parameters: Any, panels: Panels
+    energy: PlacedEnergy, parameters: Any, panels: Panels
 ) -> tuple[jax.Array, jax.Array]:
     """Largest change of the energy within a panel, and the error of the normaliser."""
     values = integrand(energy, parameters, panels).energy
@@ -48,7 +48,7 @@ def resolution(
 @partial(jax.jit, static_argnames="sample_shape")
 def sample(
     table: inversion.Table,
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: Any,
     ends: tuple,
     key: jax.Array,
@@ -70,7 +70,7 @@ def sample(
 
 @jax.jit
 def nodes(
-    energy: Energy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     values = integrand(energy, parameters, panels)

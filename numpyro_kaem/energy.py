@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases import AbstractBasis
+from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 
-__all__ = ["BASE_ACTIVATIONS", "Energy"]
+__all__ = ["BASE_ACTIVATIONS", "Energy", "PlacedEnergy"]
 
 BASE_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -208,56 +208,25 @@ class Energy(eqx.Module):
         """Floating-point format of the coefficients."""
         return jnp.result_type(self.coefficients)
 
+    @property
+    def placed(self) -> "PlacedEnergy":
+        """The same energy with the ends of its grid as arrays."""
+        low, high = self.basis.ends(self.dtype)
+        return PlacedEnergy(
+            on_unit_grid(self.basis),
+            self.coefficients,
+            self.base_weight,
+            self.base_activation,
+            jnp.asarray(low),
+            jnp.asarray(high),
+        )
+
     def __call__(self, z: ArrayLike) -> jax.Array:
         """Energy at ``z``: (..., *batch_shape) -> (..., *batch_shape), broadcasting."""
         z = jnp.asarray(z)
         if not jnp.issubdtype(z.dtype, jnp.floating):
             z = z.astype(self.dtype)
-        spline = self.basis.unit_combine(self.basis.to_unit(z), self.coefficients)
-        return self._with_base(spline, z)
-
-    def at_shared(self, s: ArrayLike) -> jax.Array:
-        """Energy at the same unit positions of every grid, by one matrix product.
-
-        Parameters
-        ----------
-        s
-            Positions in [0, 1], shape ``(num_points,)``.
-
-        Returns
-        -------
-        Array
-            Shape ``(num_points, *batch_shape)``.
-        """
-        if np.shape(getattr(self.basis, "bandwidth", 0.0)) != ():
-            s = jnp.reshape(s, (-1,) + (1,) * len(self.batch_shape))
-            spline = self.basis.unit_combine(s, self.coefficients)
-        else:
-            features = self.basis.unit_features(s)
-            # Full precision: accelerators round the factors of a product by default.
-            spline = jnp.moveaxis(
-                jnp.tensordot(
-                    self.coefficients, features, (-1, -1), precision="highest"
-                ),
-                -1,
-                0,
-            )
-            s = jnp.reshape(s, (-1,) + (1,) * len(self.batch_shape))
-            spline = jnp.reshape(
-                spline,
-                (s.shape[0],)
-                + (1,) * (len(self.batch_shape) + 1 - spline.ndim)
-                + spline.shape[1:],
-            )
-        values = self._with_base(spline, self.from_unit(s))
-        return jnp.broadcast_to(values, (s.shape[0], *self.batch_shape))
-
-    def from_unit(self, s: ArrayLike) -> jax.Array:
-        """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""
-        dtype = jnp.result_type(s)
-        low = jnp.asarray(self.basis.low, dtype)
-        high = jnp.asarray(self.basis.high, dtype)
-        return low * (1 - s) + high * s
+        return self.placed(z)
 
     @property
     def unit_breaks(self) -> np.ndarray:
@@ -325,7 +294,7 @@ class Energy(eqx.Module):
             self.base_activation,
         )
         rank = len(shell.batch_shape)
-        z = shell.from_unit(s.reshape((-1,) + (1,) * rank))
+        z = shell.placed.from_unit(s.reshape((-1,) + (1,) * rank))
         target = jnp.broadcast_to(self(z) - shell(z), (len(s), *shell.batch_shape))
         features = basis.unit_features(s)
         solution = jnp.linalg.lstsq(features, target.reshape(len(s), -1))[0]
@@ -334,13 +303,86 @@ class Energy(eqx.Module):
         )
         return Energy(basis, coefficients, self.base_weight, self.base_activation)
 
+
+class PlacedEnergy(eqx.Module):
+    """Energy whose grid is two arrays, so that compiled code serves every grid."""
+
+    basis: AbstractBasis
+    """Features on the unit interval."""
+    coefficients: jax.Array
+    """Weights of the features, shape ``(*batch_shape, num_features)``."""
+    base_weight: jax.Array | None
+    """Weight of the base activation, or ``None``."""
+    base_activation: str = eqx.field(static=True)
+    """Name of the base activation."""
+    low: jax.Array
+    """Lower ends of the grid, shape ``grid_shape``."""
+    high: jax.Array
+    """Upper ends of the grid, the same shape."""
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Broadcast of the shapes of the coefficients, the grid and the weight."""
+        return jnp.broadcast_shapes(
+            np.shape(self.coefficients)[:-1],
+            np.shape(self.low),
+            np.shape(getattr(self.basis, "bandwidth", 0.0)),
+            np.shape(0.0 if self.base_weight is None else self.base_weight),
+        )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Floating-point format of the coefficients."""
+        return jnp.result_type(self.coefficients)
+
+    def ends(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Return the ends of the grid in a floating-point format."""
+        return self.low.astype(dtype), self.high.astype(dtype)
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Energy at ``z``: (..., *batch_shape) -> (..., *batch_shape), broadcasting."""
+        low, high = self.ends(z.dtype)
+        s = jnp.clip((z - low) / (high - low), 0, 1)
+        return self._with_base(self.basis.unit_combine(s, self.coefficients), z)
+
+    def at_shared(self, s: jax.Array) -> jax.Array:
+        """Energy at the same unit positions of every grid, by one matrix product.
+
+        Parameters
+        ----------
+        s
+            Positions in [0, 1], shape ``(num_points,)``.
+
+        Returns
+        -------
+        Array
+            Shape ``(num_points, *batch_shape)``.
+        """
+        rank = len(self.batch_shape)
+        column = jnp.reshape(s, (-1,) + (1,) * rank)
+        if np.shape(getattr(self.basis, "bandwidth", 0.0)) != ():
+            spline = self.basis.unit_combine(column, self.coefficients)
+        else:
+            features = self.basis.unit_features(s)
+            # Full precision: accelerators round the factors of a product by default.
+            spline = jnp.tensordot(
+                features, self.coefficients, (-1, -1), precision="highest"
+            )
+            lead = (1,) * (rank + 1 - spline.ndim)
+            spline = jnp.reshape(spline, (s.shape[0], *lead, *spline.shape[1:]))
+        values = self._with_base(spline, self.from_unit(column))
+        return jnp.broadcast_to(values, (s.shape[0], *self.batch_shape))
+
+    def from_unit(self, s: jax.Array) -> jax.Array:
+        """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""
+        low, high = self.ends(s.dtype)
+        return low * (1 - s) + high * s
+
     def _with_base(self, spline: jax.Array, z: jax.Array) -> jax.Array:
         if self.base_weight is None:
             return spline
-        low = jnp.asarray(self.basis.low, z.dtype)
-        high = jnp.asarray(self.basis.high, z.dtype)
         activation = BASE_ACTIVATIONS[self.base_activation]
-        return spline + self.base_weight * activation(jnp.clip(z, low, high))
+        return spline + self.base_weight * activation(jnp.clip(z, *self.ends(z.dtype)))
 
 
 def _finite(name: str, value: ArrayLike) -> jax.Array:

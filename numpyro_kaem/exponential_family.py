@@ -14,8 +14,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.coordinates import Design, on_unit_grid
+from numpyro_kaem.bases import AbstractBasis, on_unit_grid
+from numpyro_kaem.coordinates import Design
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import integrand, make_panels
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
@@ -76,7 +76,7 @@ def make_nodes(
     """Quadrature of the reference on the panels of a prior, tails as two nodes."""
     flat = Energy(basis, jnp.zeros(basis.num_features, dtype))
     panels = make_panels(flat, parameters, 1)
-    values = integrand(flat, parameters, panels)
+    values = integrand(flat.placed, parameters, panels)
     if panels.unit_edges is not None:
         # The positions are those of all columns.
         edges = np.asarray(panels.unit_edges)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from numpyro_kaem.energy import Energy
+from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.panels import Panels, integrand
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 def tabulate(
-    energy: Energy, parameters: ReferenceParameters | None, panels: Panels
+    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> Table:
     """Make the table of a density, once a parameter value."""
     values = integrand(energy, parameters, panels)
@@ -95,15 +95,14 @@ def tabulate(
 
 
 def log_prob(
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
     log_normalizer: jax.Array,
     z: jax.Array,
 ) -> jax.Array:
     """Log density at ``z``: (..., *batch_shape) -> (..., *batch_shape)."""
     if parameters is None:
-        low = jnp.asarray(energy.basis.low, z.dtype)
-        high = jnp.asarray(energy.basis.high, z.dtype)
+        low, high = energy.ends(z.dtype)
         log_reference = jnp.where(
             (z >= low) & (z <= high), -jnp.log(high - low), -jnp.inf
         )
@@ -314,7 +313,7 @@ def _parameters_at(
 @jax.custom_jvp
 def icdf_folded(
     table: Table,
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
     mass: jax.Array,
     upper: jax.Array,
@@ -375,7 +374,7 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
 @jax.custom_jvp
 def cdf_pair(
     table: Table,
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
     z: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:

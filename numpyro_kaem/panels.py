@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.energy import Energy
+from numpyro_kaem.energy import Energy, PlacedEnergy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,
@@ -214,7 +214,7 @@ def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarr
 
 
 def integrand(
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
     panels: Panels,
     rule: tuple[np.ndarray, np.ndarray] | None = None,
@@ -250,8 +250,7 @@ def integrand(
         s = left[:, None] + width[:, None] * (x + 1) / 2
         flat = s.reshape((-1,) + (1,) * len(batch_shape))
         values = energy.at_shared(jnp.asarray(s.reshape(-1), dtype))
-        low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
-        nodes = jnp.asarray(low * (1 - flat) + high * flat, dtype)
+        nodes = energy.from_unit(jnp.asarray(flat, dtype))
         nodes = nodes.reshape(*s.shape, *nodes.shape[1:])
         values = values.reshape(
             *s.shape,
@@ -280,8 +279,8 @@ def integrand(
     positive = width > 0
     log_width = jnp.where(positive, jnp.log(jnp.where(positive, width, 1)), -jnp.inf)
     if reference is None:
-        grid_width = np.asarray(energy.basis.high) - np.asarray(energy.basis.low)
-        log_reference = jnp.asarray(-np.log(grid_width), dtype)
+        low, high = energy.ends(dtype)
+        log_reference = -jnp.log(high - low)
     else:
         log_reference = log_density(reference, nodes)
     log_mass = values + log_reference + (log_weights + log_width)
@@ -301,7 +300,7 @@ def integrand(
 
 
 def quadrature_error(
-    energy: Energy, parameters: ReferenceParameters | None, panels: Panels
+    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> jax.Array:
     """Estimated relative error of the normaliser, shape ``(*batch_shape,)``.
 

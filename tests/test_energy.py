@@ -87,7 +87,7 @@ def test_batch_shape(grid, coefficients, weight, expected):
         shape = np.broadcast_shapes(z.shape, expected)
         assert energy(z).shape == shape
         assert energy(jnp.broadcast_to(z, shape)).shape == shape
-    assert energy.at_shared(jnp.linspace(0.0, 1.0, 7)).shape == (7, *expected)
+    assert energy.placed.at_shared(jnp.linspace(0.0, 1.0, 7)).shape == (7, *expected)
 
 
 def test_columns_are_densities_of_their_own():
@@ -114,8 +114,8 @@ def test_shared_positions(name):
         coefficients = random(*batch, case.num_features)
         energy = Energy(case.make(low, high), coefficients, 0.5, "silu")
         column = s.reshape((-1,) + (1,) * len(batch))
-        z = jnp.broadcast_to(energy.from_unit(column), (7, *batch))
-        assert_close(energy.at_shared(s), energy(z), atol=(5e-5, 1e-10))
+        z = jnp.broadcast_to(energy.placed.from_unit(column), (7, *batch))
+        assert_close(energy.placed.at_shared(s), energy(z), atol=(5e-5, 1e-10))
 
 
 def test_shared_positions_with_a_batch_of_bandwidths():
@@ -129,7 +129,7 @@ def test_shared_positions_with_a_batch_of_bandwidths():
     s = jnp.linspace(0.0, 1.0, 6)
     for i in range(3):
         single = Energy(RBF(LOW, HIGH, 5, bandwidth=bandwidths[i]), coefficients[i])
-        assert_close(stacked.at_shared(s)[:, i], single.at_shared(s))
+        assert_close(stacked.placed.at_shared(s)[:, i], single.placed.at_shared(s))
         assert_close(stacked(Z[:, None])[:, i], single(Z))
 
 

@@ -7,7 +7,7 @@ as constants. The ends of the grid, the counts and the degrees are static; the o
 array of a basis, if it has one, is its ``bandwidth``.
 """
 
-from numpyro_kaem.bases._base import AbstractBasis
+from numpyro_kaem.bases._base import AbstractBasis, on_unit_grid
 from numpyro_kaem.bases.bspline import BSpline
 from numpyro_kaem.bases.chebyshev import Chebyshev
 from numpyro_kaem.bases.fourier import Fourier
@@ -23,4 +23,5 @@ __all__ = [
     "Chebyshev",
     "Fourier",
     "Wavelet",
+    "on_unit_grid",
 ]

@@ -1,6 +1,8 @@
 """The interface of a univariate basis."""
 
+import copy
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.bases._checks import Grid, GridLike, as_grid
 
-__all__ = ["AbstractBasis"]
+__all__ = ["AbstractBasis", "on_unit_grid"]
 
 
 class AbstractBasis(eqx.Module):
@@ -138,19 +140,31 @@ class AbstractBasis(eqx.Module):
             and finite distance.
         """
         z = as_float(z)
+        low, high = self.ends(z.dtype)
+        # The width from the rounded ends, so that they map to exactly 0 and 1.
+        width = high - low
+        ndim = max(z.ndim, low.ndim)
+        z, low, width = (with_ndim(a, ndim) for a in (z, low, width))
+        return jnp.clip((z - low) / width, 0.0, 1.0)
+
+    def ends(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ends of the grid as arrays of a format, each ``grid_shape``.
+
+        Raises
+        ------
+        ValueError
+            If the width of the grid is zero or infinite in that format.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
-            low, high = np.asarray(self.low, z.dtype), np.asarray(self.high, z.dtype)
-            # The width from the rounded ends, so that they map to exactly 0 and 1.
+            low, high = np.asarray(self.low, dtype), np.asarray(self.high, dtype)
             width = high - low
         if not np.all((width > 0) & np.isfinite(width)):
             raise ValueError(
                 f"low={self.low} and high={self.high} must differ by a positive, "
-                f"finite number in {z.dtype}, got {width}; use a wider format, or "
-                "shift and scale z."
+                f"finite number in {np.dtype(dtype)}, got {width}; use a wider format, "
+                "or shift and scale z."
             )
-        ndim = max(z.ndim, low.ndim)
-        z, low, width = (with_ndim(a, ndim) for a in (z, low, width))
-        return jnp.clip((z - low) / width, 0.0, 1.0)
+        return low, high
 
     def __call__(self, z: Real[ArrayLike, "..."]) -> Float[Array, "... features"]:
         """Features at ``z``, shape broadcast(z.shape, grid_shape) + (num_features,)."""
@@ -174,6 +188,14 @@ class AbstractBasis(eqx.Module):
             )
         ndim = max(s.ndim, coefficients.ndim - 1)
         return with_ndim(s, ndim), with_ndim(coefficients, ndim + 1)
+
+
+def on_unit_grid(basis: AbstractBasis) -> AbstractBasis:
+    """Return the same features on the grid [0, 1], so that compiled code is shared."""
+    basis = copy.copy(basis)
+    for name, value in (("low", 0.0), ("high", 1.0)):
+        object.__setattr__(basis, name, value)
+    return basis
 
 
 def as_float(value: Real[ArrayLike, "..."]) -> Float[Array, "..."]:

@@ -16,7 +16,7 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem import density
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
-from numpyro_kaem.energy import Energy
+from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.inversion import find_interval, select_rows
 from numpyro_kaem.sampling import draw, folded_uniform
 
@@ -198,7 +198,7 @@ class KAEMMixture(dist.Distribution):
         prior = self.prior
         return _log_prob(
             self.log_weights,
-            prior.energy,
+            prior.energy.placed,
             prior._parameters,
             prior.log_normalizer,
             prior._as_float(value),
@@ -277,7 +277,7 @@ class KAEMMixture(dist.Distribution):
 @jax.jit
 def _log_prob(
     log_weights: jax.Array,
-    energy: Energy,
+    energy: PlacedEnergy,
     parameters: Any,
     log_normalizer: jax.Array,
     value: jax.Array,

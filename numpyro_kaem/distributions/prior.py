@@ -251,7 +251,9 @@ class KAEMPrior(dist.Distribution):
     def _table(self) -> Table:
         return self._cached(
             "_cached_table",
-            lambda: density.tabulate(self.energy, self._parameters, self._panels),
+            lambda: density.tabulate(
+                self.energy.placed, self._parameters, self._panels
+            ),
         )
 
     @property
@@ -259,7 +261,9 @@ class KAEMPrior(dist.Distribution):
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
         if self._is_concrete:
             return self._table.log_normalizer
-        return density.log_normalizer(self.energy, self._parameters, self._panels)
+        return density.log_normalizer(
+            self.energy.placed, self._parameters, self._panels
+        )
 
     @property
     def quadrature_error(self) -> jax.Array:
@@ -269,14 +273,16 @@ class KAEMPrior(dist.Distribution):
         """
         return self._cached(
             "_cached_error",
-            lambda: density.resolution(self.energy, self._parameters, self._panels)[1],
+            lambda: density.resolution(
+                self.energy.placed, self._parameters, self._panels
+            )[1],
         )
 
     def _check_resolution(self, choose: bool) -> None:
         """Refine the panels of a concrete energy, and warn where that is not enough."""
         with jax.ensure_compile_time_eval():
             change, error = density.resolution(
-                self.energy, self._parameters, self._panels
+                self.energy.placed, self._parameters, self._panels
             )
             change, error = float(np.max(change)), np.asarray(error)
             wanted = int(np.ceil(change / _CHANGE_PER_PANEL))
@@ -299,7 +305,10 @@ class KAEMPrior(dist.Distribution):
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
         return density.log_prob(
-            self.energy, self._parameters, self.log_normalizer, self._as_float(value)
+            self.energy.placed,
+            self._parameters,
+            self.log_normalizer,
+            self._as_float(value),
         )
 
     def cdf(self, value: ArrayLike) -> jax.Array:
@@ -313,7 +322,7 @@ class KAEMPrior(dist.Distribution):
         which ``1 - cdf`` loses to rounding in the upper tail.
         """
         return density.cdf_pair(
-            self._table, self.energy, self._parameters, self._as_float(value)
+            self._table, self.energy.placed, self._parameters, self._as_float(value)
         )
 
     def icdf(self, q: ArrayLike) -> jax.Array:
@@ -330,7 +339,7 @@ class KAEMPrior(dist.Distribution):
 
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
         return density.icdf_folded(
-            self._table, self.energy, self._parameters, mass, upper
+            self._table, self.energy.placed, self._parameters, mass, upper
         )
 
     def sample(
@@ -338,7 +347,12 @@ class KAEMPrior(dist.Distribution):
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
         return density.sample(
-            self._table, self.energy, self._parameters, self._ends, key, sample_shape
+            self._table,
+            self.energy.placed,
+            self._parameters,
+            self._ends,
+            key,
+            sample_shape,
         )
 
     @property
@@ -390,7 +404,7 @@ class KAEMPrior(dist.Distribution):
             Nodes and masses, each ``(num_nodes, *batch_shape)``; the masses sum to 1.
         """
         return density.nodes(
-            self.energy, self._parameters, self._panels, self.log_normalizer
+            self.energy.placed, self._parameters, self._panels, self.log_normalizer
         )
 
     @property
@@ -419,7 +433,9 @@ class KAEMPrior(dist.Distribution):
         """Differential entropy in nats, shape ``batch_shape``."""
         log_normalizer = self.log_normalizer
         return -self.expectation(
-            lambda z: density.log_prob(self.energy, self._parameters, log_normalizer, z)
+            lambda z: density.log_prob(
+                self.energy.placed, self._parameters, log_normalizer, z
+            )
         )
 
     # --- other spaces ----------------------------------------------------------------
