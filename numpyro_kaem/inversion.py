@@ -61,11 +61,14 @@ def tabulate(
     dtype = values.log_mass.dtype
     log_normalizer = values.log_normalizer
     weighted = jnp.exp(values.log_mass - log_normalizer)
-    masses = jnp.sum(weighted, axis=1)
     tails = [
         jnp.zeros_like(log_normalizer) if t is None else jnp.exp(t - log_normalizer)
         for t in values.log_tails
     ]
+    # The log of a large normaliser is rounded: divided again, all masses sum to 1.
+    total = jnp.sum(weighted, axis=(0, 1)) + sum(tails)
+    weighted, tails = weighted / total, [tail / total for tail in tails]
+    masses = jnp.sum(weighted, axis=1)
     below = jnp.cumsum(jnp.concatenate([tails[0][None], masses]), axis=0)
     above = jnp.cumsum(jnp.concatenate([tails[1][None], masses[::-1]]), axis=0)[::-1]
     nodes, weights = gauss_legendre(nodes_per_panel(dtype))
@@ -73,6 +76,7 @@ def tabulate(
     vander = np.polynomial.chebyshev.chebvander(nodes, num_nodes - 1)
     to_series = jnp.asarray(np.linalg.inv(vander) / weights, dtype)
     series = jnp.einsum("jm,pm...->p...j", to_series, weighted, precision="highest")
+    series = _without_negative(series, masses)
     shape = log_normalizer.shape
     rank = len(shape)
     edges = panels.edges.reshape(
@@ -81,7 +85,7 @@ def tabulate(
     edges = jnp.broadcast_to(edges, (edges.shape[0], *shape)).astype(dtype)
     rest = jnp.stack([below[:-1], above[1:], edges[:-1], jnp.diff(edges, axis=0)], -1)
     scales = tuple(
-        end - log_normalizer if has else None
+        end - log_normalizer - jnp.log(total) if has else None
         for end, has in zip(values.energy_ends, panels.has_tails, strict=True)
     )
     return Table(
@@ -92,6 +96,28 @@ def tabulate(
         edges,
         scales,
     )
+
+
+def _without_negative(series: jax.Array, masses: jax.Array) -> jax.Array:
+    """Damp the series of panels too coarse for their density, where it rings below 0.
+
+    It is mixed with the constant of the same mass, just enough that the distribution
+    function does not decrease; a series that is nowhere negative stays as it is.
+    """
+    num_nodes = series.shape[-1]
+    dtype = series.dtype
+    points = np.polynomial.chebyshev.chebpts2(4 * num_nodes)
+    vander = np.polynomial.chebyshev.chebvander(points, num_nodes - 1)
+    values = series @ jnp.asarray(vander.T, dtype)
+    constant = 0.5 * masses
+    depth = -1.1 * jnp.min(values, -1) - 16 * jnp.finfo(dtype).eps * jnp.max(values, -1)
+    rings = (depth > 0) & (constant > 0)
+    share = jnp.where(rings, constant / (constant + jnp.where(rings, depth, 0)), 1)
+    # A peak narrower than the panel is unresolved: no series of it can be inverted.
+    share = jax.lax.stop_gradient(jnp.where(share < 0.8, 0, share))[..., None]
+    damped = series * share
+    head = damped[..., :1] + (1 - share) * constant[..., None]
+    return jnp.concatenate([head, damped[..., 1:]], axis=-1)
 
 
 def log_prob(
@@ -137,15 +163,54 @@ def _clenshaw(series: list[jax.Array], t: jax.Array) -> jax.Array:
 def _start(
     fraction: jax.Array, left_slope: jax.Array, right_slope: jax.Array
 ) -> jax.Array:
-    """Inverse, on [0, 1], of the distribution whose log density is linear."""
-    tiny = 1e-20
-    rate = jnp.log(jnp.maximum(right_slope, tiny) / jnp.maximum(left_slope, tiny))
-    size = jnp.maximum(jnp.abs(rate), 1e-2)
-    rising = rate > 0
-    # The mass beyond, from the heavier end, which keeps its digits.
-    rest = jnp.where(rising, 1 - fraction, fraction)
-    depth = -jnp.log1p(rest * jnp.expm1(-size)) / size
-    return jnp.where(rising, 1 - depth, depth)
+    """Inverse of the monotone rational quadratic with given end slopes, on [0, 1].
+
+    Gregory and Delbourgo (1982), "Piecewise rational quadratic interpolation to
+    monotonic data", *IMA Journal of Numerical Analysis* 2(2).
+    """
+    bend = left_slope + right_slope - 2
+    a = 1 - left_slope + fraction * bend
+    b = left_slope - fraction * bend
+    root = jnp.sqrt(jnp.maximum(b * b + 4 * a * fraction, 0))
+    return 2 * fraction / jnp.maximum(b + root, 1e-30)
+
+
+def _bracket(
+    integral: list[jax.Array], series: list[jax.Array], target: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Part of a panel in which the integral reaches a target.
+
+    Newton's method creeps where the density changes by much within its bracket, so the
+    panel is cut into eight first, at fixed points: products with constants.
+
+    Returns
+    -------
+    tuple
+        Left end, integral and density there, and the same of the right end.
+    """
+    values = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, 9), len(series))
+
+    def at(i: int) -> tuple[jax.Array, jax.Array]:
+        row = values[i].tolist()
+        terms = zip(row, integral, strict=True)
+        # Without the last row of the integral, which has one more term.
+        density = sum(v * c for v, c in zip(row, series, strict=False))
+        return sum(v * c for v, c in terms), density
+
+    zero = jnp.zeros_like(target)
+    left = (zero - 1, zero, at(0)[1])
+    right = (zero + 1, *at(8))
+    for i in range(1, 8):
+        point = (zero + float(-1 + i / 4), *at(i))
+        below = point[1] <= target
+        first = ~below & (point[0] < right[0])
+        left = tuple(
+            jnp.where(below, p, old) for p, old in zip(point, left, strict=True)
+        )
+        right = tuple(
+            jnp.where(first, p, old) for p, old in zip(point, right, strict=True)
+        )
+    return *left, *right
 
 
 def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array:
@@ -168,27 +233,21 @@ def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array
     target = jnp.where(upper, total - (mass - above), mass - below)
     positive = total > 0
     target = jnp.where(positive, jnp.clip(target, 0, total), 0)
-    scale = jnp.where(positive, total, 1)
-    left_slope = sum(c * (-1.0) ** j for j, c in enumerate(series))
-    slopes = [jnp.maximum(s, 0) for s in (left_slope, sum(series))]
-    t = jnp.clip(2 * _start(target / scale, *slopes) - 1, -1, 1)
-    low, high = -jnp.ones_like(t), jnp.ones_like(t)
-    tiny = jnp.finfo(t.dtype).tiny
-    # Newton's method for the log of the mass on the lighter side, which is nearly
-    # linear however fast the density changes: plain steps creep there.
-    rising = slopes[1] > slopes[0]
-    wanted = jnp.maximum(jnp.where(rising, target, total - target), tiny)
-    for _ in range(6 if t.dtype == jnp.float64 else 4):
+    low, low_mass, low_slope, high, high_mass, high_slope = _bracket(
+        integral, series, target
+    )
+    tiny = jnp.finfo(target.dtype).tiny
+    part = jnp.maximum(high_mass - low_mass, tiny)
+    scale = (high - low) / part
+    fraction = jnp.clip((target - low_mass) / part, 0, 1)
+    slopes = [jnp.maximum(slope, 0) * scale for slope in (low_slope, high_slope)]
+    t = low + (high - low) * _start(fraction, *slopes)
+    for _ in range(5 if t.dtype == jnp.float64 else 3):
         t = jnp.clip(t, low, high)
-        value = _clenshaw(integral, t)
-        error = value - target
+        error = _clenshaw(integral, t) - target
         low = jnp.where(error > 0, low, t)
         high = jnp.where(error > 0, t, high)
-        side = jnp.maximum(jnp.where(rising, value, total - value), tiny)
-        excess = jnp.where(rising, error, -error) / wanted
-        step = side * jnp.log1p(jnp.maximum(excess, -0.999999))
-        step = step / jnp.maximum(_clenshaw(series, t), tiny)
-        proposal = t - jnp.where(rising, step, -step)
+        proposal = t - error / jnp.maximum(_clenshaw(series, t), tiny)
         # Newton's step where it stays in the bracket, else its middle.
         inside = (proposal >= low) & (proposal <= high)
         t = jnp.where(inside, proposal, 0.5 * (low + high))
@@ -206,8 +265,8 @@ def find_interval(
     Parameters
     ----------
     keys
-        Keys of the edges, shape ``(num_panels + 1, num_columns)``, not decreasing along
-        the first axis.
+        Keys of the edges, shape ``(num_columns, num_panels + 1)``, not decreasing along
+        the last axis: those of one search lie side by side in memory.
     w
         Numbers to place, shape (...,).
     column
@@ -220,13 +279,13 @@ def find_interval(
     Array
         Integers from 0 to ``num_panels - 1``, shape (...,).
     """
-    num_columns, flat = keys.shape[1], keys.reshape(-1)
+    flat, first = keys.reshape(-1), column * (num_panels + 1)
     panel = jnp.zeros(jnp.broadcast_shapes(w.shape, column.shape), jnp.int32)
     step = 1 << max(num_panels - 1, 0).bit_length()
     while step > 1:
         step //= 2
         trial = panel + step
-        index = jnp.minimum(trial, num_panels) * num_columns + column
+        index = first + jnp.minimum(trial, num_panels)
         key = flat.at[index].get(mode="promise_in_bounds")
         panel = jnp.where((trial < num_panels) & (w >= key), trial, panel)
     return panel
@@ -270,10 +329,10 @@ def select_rows(
     size = int(np.prod(batch_shape, dtype=np.int64))
     num_panels = table.rows.shape[0]
     # One search for both sides: the keys of the upper side stand beside the lower's.
-    keys = [k.reshape(num_panels + 1, size) for k in (table.below, -table.above)]
+    keys = [k.reshape(num_panels + 1, size).T for k in (table.below, -table.above)]
     column = row + jnp.where(upper, size, 0).astype(jnp.int32)
     signed = jnp.where(upper, -mass, mass)
-    panel = find_interval(jnp.concatenate(keys, axis=1), signed, column, num_panels)
+    panel = find_interval(jnp.concatenate(keys), signed, column, num_panels)
     rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
     z = _solve_panel(
         rows.at[panel * size + row].get(mode="promise_in_bounds"), mass, upper
@@ -430,7 +489,7 @@ def _masses(
     row = jnp.broadcast_to(_row_index(batch_shape), shape)
     num_panels = table.rows.shape[0]
     edges = jax.lax.stop_gradient(table.edges).reshape(num_panels + 1, size)
-    panel = find_interval(edges, z, row, num_panels)
+    panel = find_interval(edges.T, z, row, num_panels)
     rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
     chosen = rows.at[panel * size + row].get(mode="promise_in_bounds")
     num_nodes = chosen.shape[-1] - 4

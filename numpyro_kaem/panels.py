@@ -151,7 +151,8 @@ def _cut_to_reference(
     reference = parameters.build()
     dtype = energy.dtype
     low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
-    ends = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
+    # Not JAX arrays, which a trace would make tracers of.
+    ends = np.asarray(low, dtype), np.asarray(high, dtype)
     concrete = is_concrete(parameters)
     if concrete:
         with jax.ensure_compile_time_eval():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 __all__ = ["draw", "folded_uniform"]
 
 # Draws at a time: their intermediate arrays stay in the caches of a processor.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def folded_uniform(

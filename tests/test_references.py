@@ -70,7 +70,7 @@ LAWS = {
         dist.Gamma,
         lambda a, r: stats.gamma(a, scale=1 / r),
         (0.5, 0.75),
-        False,
+        closed=False,
         singular=True,
     ),
     "beta": Law(dist.Beta, stats.beta, (2.5, 1.75), closed=False),
@@ -114,7 +114,7 @@ def law(request):
 
 
 def points(scipy_law, dtype):
-    """Points from deep in one tail to deep in the other, in the precision of the run."""
+    """Points from deep in one tail to deep in the other."""
     deep = np.array([1e-30, 1e-12, 1e-6, 1e-3, 0.1, 0.4, 0.5])
     if dtype == np.float64:
         deep = np.concatenate([[1e-100], deep])

@@ -321,7 +321,7 @@ def _sample(
         distance, upper = folded_uniform(choice_key, shape, dtype)
         u = jnp.where(upper, 1 - distance, distance)
         cells = jnp.broadcast_to(cell, shape)
-        component = find_interval(keys, u, cells, num_components)
+        component = find_interval(keys.T, u, cells, num_components)
         row = rows.at[cells * num_components + component].get(mode="promise_in_bounds")
         mass, upper = folded_uniform(point_key, shape, dtype)
         z = select_rows(table, parameters, row, mass, upper)

@@ -126,8 +126,8 @@ class Oracle:
     Parameters
     ----------
     energy
-        Energies of all columns at points of the grid, ``(..., 1)`` or ``(..., columns)``
-        to ``(..., columns)``, in float64.
+        Energies of all columns at points of the grid, in float64: ``(..., 1)`` or
+        ``(..., columns)`` to ``(..., columns)``.
     law
         Frozen distribution of SciPy.
     low, high
@@ -221,8 +221,7 @@ class Oracle:
 
     def expectation(self, function):
         """Mean of a function whose tail integrals SciPy's law can do."""
-        nodes, weights = GAUSS
-        weights = np.diff(self.edges)[:, None] * weights / 2
+        weights = np.diff(self.edges)[:, None] * GAUSS[1] / 2
         density = np.exp(self.log_prob(self.nodes[..., None]))
         inner = np.einsum(
             "pjn,pj->n", density * function(self.nodes)[..., None], weights
@@ -242,7 +241,7 @@ class Oracle:
 
 
 def unit_energy(basis, coefficients, low, high, base=None, base_weight=0.0):
-    """Energies in NumPy float64 of a case of the table of bases; see :class:`Oracle`."""
+    """Energies of a case of the table of bases, in NumPy and float64."""
     coefficients = np.asarray(coefficients, float)
 
     def energy(z):

@@ -19,31 +19,59 @@ def random(n, seed):
     return np.random.default_rng(seed).normal(size=n)
 
 
-# Energy and reference by name: grid, basis of a grid, whether there is a base activation,
-# and the reference. Learned: coefficients, base weight, bandwidth, and all parameters.
+# By name: grid, basis of a grid, whether there is a base activation, and the reference.
+# Learned are coefficients, base weight, bandwidth and all parameters of the reference.
 CASES = {
-    "normal": (-0.75, 2.5, lambda a, b: RBF(a, b, 5, bandwidth=1.25), True)
-    + (lambda: dist.Normal(1.25, 0.75),),
-    "student-t": (-2.0, 3.5, lambda a, b: BSpline(a, b, 5), False)
-    + (lambda: dist.StudentT(3.5, 1.0, 0.75),),
-    "gamma": (0.25, 4.0, lambda a, b: Chebyshev(a, b, 3), False)
-    + (lambda: dist.Gamma(2.5, 1.5),),
-    "uniform": (-0.75, 2.5, lambda a, b: Fourier(a, b, 2), False)
-    + (lambda: dist.Uniform(-0.25, 3.0),),
-    "beta": (0.125, 0.75, lambda a, b: Chebyshev(a, b, 3), False)
-    + (lambda: dist.Beta(2.5, 1.5),),
-    "laplace": (-0.75, 2.5, lambda a, b: RBF(a, b, 5), False)
-    + (lambda: dist.Laplace(0.8, 0.5),),
-    "gumbel": (-1.0, 3.5, lambda a, b: BSpline(a, b, 6, degree=2), True)
-    + (lambda: dist.Gumbel(0.5, 0.75),),
+    "normal": (
+        (-0.75, 2.5),
+        lambda a, b: RBF(a, b, 5, bandwidth=1.25),
+        True,
+        lambda: dist.Normal(1.25, 0.75),
+    ),
+    "uniform": (
+        (-0.75, 2.5),
+        lambda a, b: Fourier(a, b, 2),
+        False,
+        lambda: dist.Uniform(-0.25, 3.0),
+    ),
+    "student-t": (
+        (-2.0, 3.5),
+        lambda a, b: BSpline(a, b, 5),
+        False,
+        lambda: dist.StudentT(3.5, 1.0, 0.75),
+    ),
+    "gamma": (
+        (0.25, 4.0),
+        lambda a, b: Chebyshev(a, b, 3),
+        False,
+        lambda: dist.Gamma(2.5, 1.5),
+    ),
+    "beta": (
+        (0.125, 0.75),
+        lambda a, b: Chebyshev(a, b, 3),
+        False,
+        lambda: dist.Beta(2.5, 1.5),
+    ),
+    "laplace": (
+        (-0.75, 2.5),
+        lambda a, b: RBF(a, b, 5),
+        False,
+        lambda: dist.Laplace(0.8, 0.5),
+    ),
+    "gumbel": (
+        (-1.0, 3.5),
+        lambda a, b: BSpline(a, b, 6, degree=2),
+        True,
+        lambda: dist.Gumbel(0.5, 0.75),
+    ),
 }
-SLOW = ("beta", "laplace", "gumbel")
+SLOW = ("student-t", "beta", "laplace", "gumbel")
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES]
 
 
 def build(name, dtype):
-    """A prior whose leaves all have the dtype, and points inside and beyond its grid."""
-    low, high, basis, based, reference = CASES[name]
+    """A prior with leaves of the dtype, and points inside and beyond its grid."""
+    (low, high), basis, based, reference = CASES[name]
     basis = basis(low, high)
     energy = Energy(
         basis,
@@ -60,7 +88,7 @@ def build(name, dtype):
 
 
 def outputs(flat, unravel):
-    """Quantiles, masses, log densities and normaliser, of parameters, ``u`` and ``z``."""
+    """Quantiles, masses, log densities and normaliser of a flat prior, u and z."""
     prior, u, z = unravel(flat)
     return jnp.concatenate(
         [
@@ -84,9 +112,8 @@ def differences(function, flat, step=1e-3):
 @pytest.mark.parametrize("name", PARAMS)
 def test_first_derivatives(name, x64):
     with jax.enable_x64(True):
-        flat, unravel = ravel_pytree(
-            (build(name, np.float64)[0], U, build(name, np.float64)[1])
-        )
+        prior, z = build(name, np.float64)
+        flat, unravel = ravel_pytree((prior, jnp.asarray(U), jnp.asarray(z)))
         expected = differences(lambda f: outputs(f, unravel), np.asarray(flat))
     dtype = np.float64 if x64 else np.float32
     prior, z = build(name, dtype)
@@ -105,7 +132,7 @@ def test_first_derivatives(name, x64):
         if x64:
             assert np.all(error <= 1e-5 * np.abs(expected) + 1e-7 * scale + 1e-9)
         else:
-            assert np.all(error <= 1e-3 * (np.abs(expected) + scale))
+            assert np.all(error <= 1e-3 * (np.abs(expected) + scale) + 2e-5)
 
 
 @pytest.mark.parametrize("name", ["normal"])
@@ -145,7 +172,7 @@ def test_second_derivatives(name, x64):
 
 
 def test_batches_and_transforms_agree(x64):
-    """The pullback of a batch is that of its densities one by one, under jit and vmap."""
+    """The pullback of a batch is that of its densities, mapped one by one."""
     coefficients = jnp.asarray(random((3, 5), 4).reshape(3, 5))
     basis = RBF(-0.75, 2.5, 5)
     u = jnp.asarray(np.random.default_rng(5).uniform(size=(4, 3)))
@@ -182,7 +209,7 @@ def test_gradients_are_finite_at_and_beyond_all_edges():
         assert all(np.all(np.isfinite(j)) for j in jacobian)
         q = jnp.asarray([1e-30, 1e-7, 0.5, 1.0 - 1e-7])
         prior = KAEMPrior(energy, reference)
-        slopes = jax.vmap(jax.grad(lambda q: jnp.tanh(prior.icdf(q))))(q)
+        slopes = jax.vmap(jax.grad(lambda q, prior=prior: jnp.tanh(prior.icdf(q))))(q)
         assert np.all(np.isfinite(slopes))
         assert np.all(slopes >= 0)
         masses = prior.cdf(z)

@@ -74,9 +74,8 @@ def test_icdf_does_not_decrease(inverted):
     assert z.size >= 0.9e6
     assert np.all(np.diff(u) >= 0)
     assert np.all(np.isfinite(z))
-    # Inside the grid a point is its panel's left end plus a part of its width, so near 0
-    # it is as coarse as those; in the tails the reference's quantiles have their own
-    # rounding.
+    # Inside the grid a point is its panel's left end plus a part of its width, so near
+    # 0 it is as coarse as those; the reference's own quantiles decide in the tails.
     edges = built.oracle.edges
     low, high = edges[0], edges[-1]
     coarse = np.full((), (high - low) / 8, z.dtype)
