@@ -30,11 +30,11 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-test: $(VENV)/.installed ## run all tests, in float32 and in float64
+test: $(VENV)/.installed ## run all tests in float32, and the quick ones in float64
 	@echo "== 1/2: tests and docstring examples in float32"
 	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
-	@echo "== 2/2: the same in float64"
-	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
+	@echo "== 2/2: all but the slow ones again in float64"
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_FLAGS)
 
 demo: $(VENV)/.installed ## run examples/quickstart.py
 	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)

@@ -134,7 +134,9 @@ def _points(
     far = [] if has_quantile(reference) else far_breaks(reference, low, high)
     return _Points(
         tuple(jnp.asarray(bound, low.dtype) for bound in support_bounds(reference)),
-        [kink[None] for kink in kinks(reference)],
+        # Fixed for derivatives: the density is continuous at a kink, and a moving edge
+        # beside a fixed one would leave an empty panel, which has no derivative.
+        [jax.lax.stop_gradient(kink)[None] for kink in kinks(reference)],
         jax.lax.stop_gradient(density_breaks(reference)),
         jax.lax.stop_gradient(far),
         jnp.asarray(jnp.nan if scale is None else scale, low.dtype),

@@ -64,7 +64,9 @@ def draw(
         draws = jax.lax.map(lambda k: invert(k, (rows, *batch_shape)), keys)
 
     def shaped(array: jax.Array) -> jax.Array:
-        array = array.reshape(-1, *batch_shape)[:num_samples]
+        # Counted, not inferred: an empty batch leaves nothing to infer from.
+        count = num_samples if num_chunks <= 1 else num_chunks * rows
+        array = array.reshape(count, *batch_shape)[:num_samples]
         return array.reshape(*sample_shape, *batch_shape)
 
     return jax.tree_util.tree_map(shaped, draws)

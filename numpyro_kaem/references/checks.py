@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem.references.parameters import is_concrete
+from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
 from numpyro_kaem.references.shape import interior_point, support_bounds
 
 __all__ = [
@@ -46,6 +46,8 @@ def check_reference(reference: Any, energy: Any) -> None:
             "energy and reference must have batch shapes that broadcast, got "
             f"{energy.batch_shape} and {reference.batch_shape}."
         ) from None
+    # Refuses a law that cannot be made again from its parameters.
+    ReferenceParameters.of(reference)
     low, high = support_bounds(reference)
     point = interior_point(low, high, energy.dtype)
     try:

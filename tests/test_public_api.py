@@ -1,0 +1,51 @@
+"""What `import numpyro_kaem` offers, and that all of it says what it is."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import numpyro_kaem as kaem
+
+PUBLIC = sorted(set(kaem.__all__) - {"__version__"})
+
+
+def test_names_are_those_that_are_there():
+    assert all(hasattr(kaem, name) for name in kaem.__all__)
+    expected = {
+        "BSpline",
+        "Chebyshev",
+        "Energy",
+        "Fourier",
+        "InverseCDFTransform",
+        "KAEMMixture",
+        "KAEMPrior",
+        "RBF",
+        "RSWAF",
+        "Wavelet",
+        "fit_density",
+        "parameter_priors",
+        "plot_prior",
+    }
+    assert set(PUBLIC) == expected
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_has_parameters_errors_and_an_example(name):
+    thing = getattr(kaem, name)
+    text = inspect.getdoc(thing)
+    for section in ("Parameters\n---", "Raises\n---", "Examples\n---"):
+        assert section in text, f"{name} has no section {section.split()[0]}"
+    documented = inspect.signature(thing).parameters
+    for parameter in documented:
+        assert parameter in text, f"{name} does not document {parameter}"
+
+
+def test_import_loads_no_plotting():
+    """Figures and diagnostics are imported where they are used."""
+    code = "import sys, numpyro_kaem; print({'matplotlib', 'arviz'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "set()"
