@@ -242,7 +242,7 @@ def _solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array
     fraction = jnp.clip((target - low_mass) / part, 0, 1)
     slopes = [jnp.maximum(slope, 0) * scale for slope in (low_slope, high_slope)]
     t = low + (high - low) * _start(fraction, *slopes)
-    for _ in range(5 if t.dtype == jnp.float64 else 3):
+    for _ in range(5 if t.dtype == jnp.float64 else 4):
         t = jnp.clip(t, low, high)
         error = _clenshaw(integral, t) - target
         low = jnp.where(error > 0, low, t)
@@ -501,7 +501,8 @@ def _masses(
     t = jnp.where(t > 1, 1, jnp.where(t < -1, -1, t))
     integral = _integrate(series)
     part, total = _clenshaw(integral, t), sum(integral)
-    part = jnp.where(positive, part, 0)
+    # Exact at both edges: outside the support no mass is left.
+    part = jnp.where(positive & (t > -1), jnp.where(t < 1, part, total), 0)
     below = below + part
     above = above + (total - part)
     for side, is_upper in enumerate((False, True)):

@@ -285,6 +285,15 @@ class Built:
         cdf_error = np.abs(np.asarray(reference.cdf(z), float) - law.cdf(z))
         return max(cdf_error.max(), np.quantile(log_error, 0.99))
 
+    @functools.cached_property
+    def energy_error(self):
+        """Rounding of the sums of features, which may be larger than the energies."""
+        energy = self.prior.energy
+        s = np.linspace(0.0, 1.0, 501)
+        features = np.abs(np.asarray(energy.basis.unit_features(s), float))
+        sizes = features @ np.abs(np.asarray(energy.coefficients, float)).T
+        return np.finfo(self.dtype).eps * sizes.max()
+
 
 @functools.cache
 def build(basis, reference, num_energies=NUM_ENERGIES, size=10.0, seed=0):

@@ -65,7 +65,8 @@ def test_quantiles_against_scipy(inverted, x64):
         bar = 1e-10
     density = np.exp(built.oracle.log_prob(z))
     bar = bar + 4 * density * ulp(z.astype(built.dtype))
-    assert np.all(np.abs(error) <= bar + (0 if x64 else built.reference_error))
+    given = 0.0 if x64 else built.reference_error + built.energy_error
+    assert np.all(np.abs(error) <= bar + given)
 
 
 def test_icdf_does_not_decrease(inverted):
