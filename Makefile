@@ -14,6 +14,9 @@ DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 
 BIN := $(VENV)/bin
+# Figures and examples do not depend on the precision.
+IN_FLOAT64 := tests/bases tests/distributions tests/test_energy.py tests/test_estimation.py \
+	tests/test_modules.py tests/test_quadrature.py tests/test_references.py
 # Tests and benchmarks run on the CPU unless told otherwise; the demo uses what JAX finds.
 ON_CPU := JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}"
 # A default PYTHON may be replaced by a newer interpreter, one that was asked for may not.
@@ -30,11 +33,11 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-test: $(VENV)/.installed ## run all tests in float32, and the quick ones in float64
+test: $(VENV)/.installed ## run all tests in float32, the numerical ones in float64
 	@echo "== 1/2: tests and docstring examples in float32"
 	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
-	@echo "== 2/2: all but the slow ones again in float64"
-	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_FLAGS)
+	@echo "== 2/2: the numerical tests in float64, the slow ones left out"
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
 
 demo: $(VENV)/.installed ## run examples/quickstart.py
 	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)

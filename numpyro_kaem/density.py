@@ -75,8 +75,10 @@ def nodes(
     """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     values = integrand(energy, parameters, panels)
     shape = log_normalizer.shape
-    masses = jnp.exp(values.log_mass - log_normalizer).reshape(-1, *shape)
-    nodes = jnp.broadcast_to(values.nodes, values.log_mass.shape).reshape(-1, *shape)
+    count = values.log_mass.shape[0] * values.log_mass.shape[1]
+    masses = jnp.exp(values.log_mass - log_normalizer).reshape(count, *shape)
+    nodes = jnp.broadcast_to(values.nodes, values.log_mass.shape)
+    nodes = nodes.reshape(count, *shape)
     points, weights = [nodes], [masses]
     for side, upper in enumerate((False, True)):
         if not panels.has_tails[side]:

@@ -207,6 +207,6 @@ def tail_nodes(
         x + sign * distance,
     )
     log_weights = log_weights + jnp.where(finite, jnp.log(jnp.maximum(moved, 1e-37)), 0)
-    return points.reshape(-1, *shape), jnp.broadcast_to(
-        log_weights, points.shape
-    ).reshape(-1, *shape)
+    count = points.shape[0] * points.shape[1]
+    log_weights = jnp.broadcast_to(log_weights, points.shape)
+    return points.reshape(count, *shape), log_weights.reshape(count, *shape)
