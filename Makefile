@@ -14,10 +14,10 @@ DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 
 BIN := $(VENV)/bin
-# Figures and examples do not depend on the precision.
-IN_FLOAT64 := tests/bases tests/distributions tests/test_energy.py tests/test_estimation.py \
-	tests/test_modules.py tests/test_quadrature.py tests/test_references.py
-# Tests and benchmarks run on the CPU unless told otherwise; the demo uses what JAX finds.
+# What depends most on the precision.
+IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
+	tests/test_modules.py tests/distributions/test_mixture.py \
+	tests/distributions/test_known_laws.py
 ON_CPU := JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}"
 # A default PYTHON may be replaced by a newer interpreter, one that was asked for may not.
 ifeq ($(origin PYTHON),file)
