@@ -1,6 +1,6 @@
 """Coordinates in which energies are orthonormal and their roughness is diagonal."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from numpyro_kaem.bases import AbstractBasis, BSpline, on_unit_grid
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
+from numpyro_kaem.references import concretely
 
 __all__ = ["ROUGHNESS_ORDER", "Design", "make_design"]
 
@@ -49,8 +50,8 @@ def _make_design(treedef: Any, leaves: tuple[float, ...], dtype: np.dtype) -> De
     width = np.diff(breaks)[:, None]
     s = (breaks[:-1, None] + width * (x + 1) / 2).reshape(-1)
     weights = (width * weights / 2).reshape(-1)
-    with jax.ensure_compile_time_eval():
-        values = np.asarray(basis.unit_features(jnp.asarray(s, dtype)), float)
+    with concretely():
+        values = np.asarray(_derivative(basis, jnp.asarray(s, dtype), 0), float)
         operator = _roughness_operator(basis, s, weights, dtype)
     num_features = values.shape[1]
     centre = weights @ values
@@ -79,10 +80,17 @@ def _roughness_operator(
         num_cells = basis.num_basis - basis.degree
         differences = np.diff(np.eye(basis.num_basis), order, axis=0)
         return num_cells ** (order - 0.5) * differences
-    derivative = basis.unit_features
-    for _ in range(ROUGHNESS_ORDER):
-        derivative = _differentiate(derivative)
-    return np.sqrt(weights)[:, None] * np.asarray(derivative(jnp.asarray(s, dtype)))
+    derivative = _derivative(basis, jnp.asarray(s, dtype), ROUGHNESS_ORDER)
+    return np.sqrt(weights)[:, None] * np.asarray(derivative)
+
+
+@partial(jax.jit, static_argnames="order")
+def _derivative(basis: AbstractBasis, s: jax.Array, order: int) -> jax.Array:
+    """Differentiate all features, shape ``(num_points, num_features)``."""
+    function = basis.unit_features
+    for _ in range(order):
+        function = _differentiate(function)
+    return function(s)
 
 
 def _differentiate(function: Any) -> Any:

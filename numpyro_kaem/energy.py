@@ -341,9 +341,13 @@ class PlacedEnergy(eqx.Module):
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Energy at ``z``: (..., *batch_shape) -> (..., *batch_shape), broadcasting."""
+        spline = self.basis.unit_combine(self.to_unit(z), self.coefficients)
+        return self._with_base(spline, z)
+
+    def to_unit(self, z: jax.Array) -> jax.Array:
+        """Position in the grid, clipped to [0, 1], shape broadcast(z.shape, grid)."""
         low, high = self.ends(z.dtype)
-        s = jnp.clip((z - low) / (high - low), 0, 1)
-        return self._with_base(self.basis.unit_combine(s, self.coefficients), z)
+        return jnp.clip((z - low) / (high - low), 0, 1)
 
     def at_shared(self, s: jax.Array) -> jax.Array:
         """Energy at the same unit positions of every grid, by one matrix product.

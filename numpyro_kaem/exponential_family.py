@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.coordinates import Design
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import integrand, make_panels
+from numpyro_kaem.energy import Energy, PlacedEnergy
+from numpyro_kaem.panels import Panels, integrand, make_panels
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import ReferenceParameters
 
@@ -76,7 +76,18 @@ def make_nodes(
     """Quadrature of the reference on the panels of a prior, tails as two nodes."""
     flat = Energy(basis, jnp.zeros(basis.num_features, dtype))
     panels = make_panels(flat, parameters, 1)
-    values = integrand(flat.placed, parameters, panels)
+    return _make_nodes(flat.placed, parameters, panels, batch_shape)
+
+
+@partial(jax.jit, static_argnames="batch_shape")
+def _make_nodes(
+    flat: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    batch_shape: tuple[int, ...],
+) -> Nodes:
+    dtype = flat.dtype
+    values = integrand(flat, parameters, panels)
     if panels.unit_edges is not None:
         # The positions are those of all columns.
         edges = np.asarray(panels.unit_edges)
@@ -85,9 +96,9 @@ def make_nodes(
         positions = [jnp.asarray(inner.reshape(-1), dtype)]
         ends = jnp.asarray(edges[[0, -1]], dtype)
     else:
-        inner = basis.to_unit(values.nodes)
+        inner = flat.to_unit(values.nodes)
         positions = [inner.reshape(-1, *inner.shape[2:])]
-        ends = basis.to_unit(panels.edges[jnp.asarray([0, -1])])
+        ends = flat.to_unit(panels.edges[jnp.asarray([0, -1])])
     masses = [values.log_mass.reshape(-1, *values.log_mass.shape[2:])]
     for side, tail in enumerate(values.log_tails):
         if tail is not None:
@@ -258,36 +269,54 @@ def _fit_column(
     given: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Coordinates, penalty, evidence and whether converged, of one column."""
-    start = jnp.zeros_like(mean)
+    zeros = jnp.zeros_like(mean)
     problem = (psi, log_mass, mean, size)
-    if not given:
-        # From the smoothest to the roughest, each started from the one before.
-        top = jnp.log(10 * size)
-        bottom = -jnp.log(jnp.max(design.roughness) + 1)
-        steps = jnp.linspace(0, 1, _NUM_PENALTIES, dtype=mean.dtype)
-        logs = top + (bottom - top) * steps
+    if given:
+        ridge = _ridge(design, penalty)
+        theta, converged = _newton(*problem, ridge, zeros, 0.0)
+        return theta, penalty, _evidence(*problem, ridge, theta), converged
+    # From the smoothest to the roughest, each started from the one before; then at the
+    # best, in the same loop, so that it is compiled once.
+    top = jnp.log(10 * size)
+    bottom = -jnp.log(jnp.max(design.roughness) + 1)
+    logs = top + (bottom - top) * jnp.linspace(0, 1, _NUM_PENALTIES, dtype=mean.dtype)
 
-        def scan(theta: jax.Array, log_penalty: jax.Array) -> tuple:
-            ridge = _ridge(design, jnp.exp(log_penalty))
-            # The evidence is flat at its top in theta: an error of 0.01 is enough.
-            theta, _ = _newton(*problem, ridge, theta, 0.01 / size)
-            return theta, (theta, _evidence(*problem, ridge, theta))
+    def fit(step: jax.Array, state: tuple) -> tuple:
+        theta, path, path_evidence, *_ = state
+        is_last = step == _NUM_PENALTIES
+        best, log_penalty = _best_penalty(logs, path_evidence)
+        log_penalty = jnp.where(is_last, log_penalty, logs[step])
+        theta = jnp.where(is_last, path[best], theta)
+        # The evidence is flat at its top in theta: an error of 0.01 is enough.
+        tolerance = jnp.where(is_last, 0, 0.01 / size)
+        ridge = _ridge(design, jnp.exp(log_penalty))
+        theta, converged = _newton(*problem, ridge, theta, tolerance)
+        evidence = _evidence(*problem, ridge, theta)
+        path = path.at[step].set(theta, mode="drop")
+        path_evidence = path_evidence.at[step].set(
+            jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf), mode="drop"
+        )
+        return theta, path, path_evidence, evidence, jnp.exp(log_penalty), converged
 
-        _, (path, evidence) = jax.lax.scan(scan, start, logs)
-        evidence = jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf)
-        best = jnp.argmax(evidence)
-        # Top of the parabola through the best point and its neighbours.
-        inner = jnp.clip(best, 1, _NUM_PENALTIES - 2)
-        left, middle, right = (evidence[inner + i] for i in (-1, 0, 1))
-        bend = left - 2 * middle + right
-        shift = 0.5 * (left - right) / jnp.where(bend < 0, bend, -1)
-        interior = (best == inner) & jnp.isfinite(shift)
-        shift = jnp.where(interior, jnp.clip(shift, -0.5, 0.5), 0)
-        penalty = jnp.exp(logs[best] + shift * (logs[1] - logs[0]))
-        start = path[best]
-    ridge = _ridge(design, penalty)
-    theta, converged = _newton(*problem, ridge, start, 0.0)
-    return theta, penalty, _evidence(*problem, ridge, theta), converged
+    none = jnp.full(_NUM_PENALTIES, -jnp.inf, mean.dtype)
+    path = jnp.zeros((_NUM_PENALTIES, len(mean)), mean.dtype)
+    start = (zeros, path, none, none[0], none[0], jnp.asarray(False))
+    theta, _, _, evidence, penalty, converged = jax.lax.fori_loop(
+        0, _NUM_PENALTIES + 1, fit, start
+    )
+    return theta, penalty, evidence, converged
+
+
+def _best_penalty(logs: jax.Array, evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index of the best, and top of the parabola through it and its neighbours."""
+    best = jnp.argmax(evidence)
+    inner = jnp.clip(best, 1, _NUM_PENALTIES - 2)
+    left, middle, right = (evidence[inner + i] for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / jnp.where(bend < 0, bend, -1)
+    interior = (best == inner) & jnp.isfinite(shift)
+    shift = jnp.where(interior, jnp.clip(shift, -0.5, 0.5), 0)
+    return best, logs[best] + shift * (logs[1] - logs[0])
 
 
 def _ridge(design: Design, penalty: jax.Array) -> jax.Array:

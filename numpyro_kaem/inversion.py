@@ -9,7 +9,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from numpyro_kaem.energy import PlacedEnergy
-from numpyro_kaem.panels import Panels, integrand
+from numpyro_kaem.panels import Integrand, Panels, integrand
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,
@@ -25,8 +25,10 @@ __all__ = [
     "find_interval",
     "icdf_folded",
     "log_prob",
+    "masses",
     "select_rows",
     "tabulate",
+    "tabulate_integrand",
 ]
 
 
@@ -58,7 +60,11 @@ def tabulate(
     energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> Table:
     """Make the table of a density, once a parameter value."""
-    values = integrand(energy, parameters, panels)
+    return tabulate_integrand(integrand(energy, parameters, panels), panels)
+
+
+def tabulate_integrand(values: Integrand, panels: Panels) -> Table:
+    """Make the table of a density from its values on the panels."""
     dtype = values.log_mass.dtype
     log_normalizer = values.log_normalizer
     weighted = jnp.exp(values.log_mass - log_normalizer)
@@ -321,7 +327,7 @@ def cdf_pair(
     z: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Masses below and above ``z``: (..., *batch_shape), each to its own precision."""
-    return _masses(table, parameters, z)
+    return masses(table, parameters, z)
 
 
 @partial(cdf_pair.defjvp, symbolic_zeros=True)
@@ -359,12 +365,13 @@ def _pair_change(
         primal,
         (table_dot, parameters_dot),
     )
-    return jax.jvp(lambda *args: _masses(*args, z), primal, tangent)[1]
+    return jax.jvp(lambda *args: masses(*args, z), primal, tangent)[1]
 
 
-def _masses(
+def masses(
     table: Table, parameters: ReferenceParameters | None, z: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    """Masses below and above ``z``, differentiated as the formula that they are."""
     batch_shape = table.log_normalizer.shape
     shape = jnp.broadcast_shapes(z.shape, batch_shape)
     z = jnp.broadcast_to(z, shape)
@@ -398,4 +405,7 @@ def _masses(
         mass = jnp.exp(log_scale) * tail_mass(parameters, point, is_upper)
         below = jnp.where(in_tail, 1 - mass if is_upper else mass, below)
         above = jnp.where(in_tail, mass if is_upper else 1 - mass, above)
-    return jnp.clip(below, 0, 1), jnp.clip(above, 0, 1)
+    below, above = jnp.clip(below, 0, 1), jnp.clip(above, 0, 1)
+    # The larger one from the smaller: at an end of the support it is exactly 1.
+    is_low = below < above
+    return jnp.where(is_low, below, 1 - above), jnp.where(is_low, 1 - below, above)

@@ -13,6 +13,7 @@ from numpyro_kaem.energy import Energy, PlacedEnergy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,
+    concretely,
     density_breaks,
     far_breaks,
     finest_scale,
@@ -63,7 +64,10 @@ class Integrand(NamedTuple):
 
 
 def make_panels(
-    energy: Energy, parameters: ReferenceParameters | None, refinement: int
+    energy: Energy,
+    parameters: ReferenceParameters | None,
+    refinement: int,
+    into_tails: bool = False,
 ) -> Panels:
     """Panels on which both the energy and the reference are smooth.
 
@@ -79,6 +83,10 @@ def make_panels(
         Parameters of the reference; ``None`` is the uniform law on the grid.
     refinement
         Number of parts into which every panel of the energy is divided.
+    into_tails
+        Whether panels cover the tails of the reference too, as far as they have mass,
+        for integrands that change there. They do so for every law without a closed
+        quantile function.
 
     Returns
     -------
@@ -95,7 +103,7 @@ def make_panels(
     shared = tuple(unit.tolist()) if unit.ndim == 1 else None
     if parameters is None:
         return Panels(jnp.asarray(edges, energy.dtype), shared, (False, False))
-    cut = _cut_to_reference(edges, parameters, energy)
+    cut = _cut_to_reference(edges, parameters, energy, into_tails)
     has_tails = _tails_beyond(parameters.build(), low, high)
     if cut is None:
         return Panels(jnp.asarray(edges, energy.dtype), shared, has_tails)
@@ -127,11 +135,11 @@ class _Points(NamedTuple):
 
 
 def _points(
-    parameters: ReferenceParameters, low: jax.Array, high: jax.Array
+    parameters: ReferenceParameters, low: jax.Array, high: jax.Array, closed: bool
 ) -> _Points:
     reference = parameters.build()
     scale = finest_scale(reference)
-    far = [] if has_quantile(reference) else far_breaks(reference, low, high)
+    far = [] if closed else far_breaks(reference, low, high)
     return _Points(
         tuple(jnp.asarray(bound, low.dtype) for bound in support_bounds(reference)),
         # Fixed for derivatives: the density is continuous at a kink, and a moving edge
@@ -143,11 +151,14 @@ def _points(
     )
 
 
-_compiled_points = jax.jit(_points)
+_compiled_points = jax.jit(_points, static_argnames="closed")
 
 
 def _cut_to_reference(
-    edges: np.ndarray, parameters: ReferenceParameters, energy: Energy
+    edges: np.ndarray,
+    parameters: ReferenceParameters,
+    energy: Energy,
+    into_tails: bool,
 ) -> ArrayLike | None:
     """Edges with the reference's added; ``None`` if the energy's are enough."""
     reference = parameters.build()
@@ -156,14 +167,15 @@ def _cut_to_reference(
     # Not JAX arrays, which a trace would make tracers of.
     ends = np.asarray(low, dtype), np.asarray(high, dtype)
     concrete = is_concrete(parameters)
+    closed = has_quantile(reference) and not into_tails
+    regular = has_regular_ends(reference)
     if concrete:
-        with jax.ensure_compile_time_eval():
-            points = _compiled_points(parameters, *ends)
+        with concretely():
+            points = _compiled_points(parameters, *ends, closed=closed)
             points = jax.tree_util.tree_map(lambda x: np.asarray(x, float), points)
         xp = np
     else:
-        points, xp = _points(parameters, *ends), jnp
-    closed, regular = has_quantile(reference), has_regular_ends(reference)
+        points, xp = _points(parameters, *ends, closed), jnp
     start, stop = low, high
     # Where no closed form inverts the tails, panels cover them.
     for far in points.far:

@@ -14,6 +14,22 @@ numpyro.set_host_device_count(2)
 matplotlib.use("Agg")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-pairs",
+        action="store_true",
+        help="test the normaliser of every basis with every reference",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all-pairs"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("all_pairs")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 @pytest.fixture
 def key():
     """The same random key for every test."""

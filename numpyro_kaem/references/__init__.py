@@ -1,7 +1,11 @@
 """Reference laws: parameters by name, breaks of the density, and precise tails."""
 
 from numpyro_kaem.references.checks import check_reference
-from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
+from numpyro_kaem.references.parameters import (
+    ReferenceParameters,
+    concretely,
+    is_concrete,
+)
 from numpyro_kaem.references.quantiles import tail_quantile
 from numpyro_kaem.references.shape import (
     density_breaks,
@@ -19,6 +23,7 @@ from numpyro_kaem.references.tails import tail_mass, tail_nodes
 __all__ = [
     "ReferenceParameters",
     "check_reference",
+    "concretely",
     "density_breaks",
     "far_breaks",
     "finest_scale",

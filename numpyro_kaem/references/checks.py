@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
+from numpyro_kaem.references.parameters import (
+    ReferenceParameters,
+    concretely,
+    is_concrete,
+)
 from numpyro_kaem.references.shape import interior_point, support_bounds
 
 __all__ = [
@@ -57,7 +61,7 @@ def check_reference(reference: Any, energy: Any) -> None:
             f"reference must have a cdf, which {name} does not: {error}"
         ) from None
     if is_concrete((low, high)):
-        with jax.ensure_compile_time_eval():
+        with concretely():
             misses = (np.asarray(low) >= np.asarray(energy.basis.high)) | (
                 np.asarray(high) <= np.asarray(energy.basis.low)
             )

@@ -1,13 +1,16 @@
 """The parameters of a reference law, by name."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro.distributions as dist
 
 __all__ = [
     "ReferenceParameters",
+    "concretely",
     "is_concrete",
 ]
 
@@ -17,6 +20,17 @@ def is_concrete(tree: Any) -> bool:
     return not any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(tree)
     )
+
+
+def concretely() -> AbstractContextManager:
+    """Context in which concrete arrays give concrete results, inside a trace too.
+
+    Outside of traces it does nothing: JAX's own context would evaluate the constants of
+    compiled functions one operation after the other.
+    """
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return jax.ensure_compile_time_eval()
+    return nullcontext()
 
 
 @jax.tree_util.register_pytree_node_class

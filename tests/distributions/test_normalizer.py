@@ -19,10 +19,12 @@ from tests.distributions.cases import (
 )
 from tests.helpers import assert_close
 
+# A third of the other pairs, every basis and every reference several times; all of them
+# with the option --all-pairs.
 OTHERS = [
-    (basis, reference)
-    for basis in BASES
-    for reference in REFERENCES
+    pytest.param(basis, reference, marks=[pytest.mark.all_pairs] * ((i + j) % 3 != 0))
+    for i, basis in enumerate(BASES)
+    for j, reference in enumerate(REFERENCES)
     if (basis, reference) not in DIAGONAL
 ]
 
@@ -36,16 +38,22 @@ def check(error, built, x64):
     if x64:
         bar = 1e-8 if built.reference.singular else 1e-11
     else:
-        bar = 5e-6 + built.reference_error
+        bar = 5e-6 + built.reference_error + built.energy_error
     assert error.max() <= bar
 
 
 def check_estimate(error, built):
     """The library's own estimate of the error: whether it holds, for each energy."""
     estimate = np.asarray(built.prior.quadrature_error, float)
-    floored = np.maximum(error, np.finfo(built.dtype).eps)
-    assert np.all(estimate <= 1e4 * floored)
-    return estimate >= floored
+    eps = np.finfo(built.dtype).eps
+    assert np.all(estimate <= 1e4 * np.maximum(error, eps))
+    # The estimate does not see what special functions lose. In float64 the other side
+    # of the comparison has its own rounding, above all near a singular end.
+    if built.dtype == np.float32:
+        floor = max(eps, built.reference_error)
+    else:
+        floor = 1e-10 if built.reference.singular else 2e-14
+    return np.maximum(estimate, floor) >= error
 
 
 @pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
@@ -64,7 +72,7 @@ def test_quadrature_error_holds():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("basis", "reference"), OTHERS)
-def test_normalizer_of_all_pairs(basis, reference, x64):
+def test_normalizer_of_pairs(basis, reference, x64):
     built = build.__wrapped__(basis, reference)
     error = relative_error(built)
     check(error, built, x64)
@@ -200,7 +208,8 @@ def test_a_reference_narrower_than_the_panels(name):
         return np.exp(spline((z + 3) / 8)) * law.pdf(z)
 
     steps = np.concatenate([[0], 2.0 ** np.arange(-3, 10)]) * scale
-    points = np.unique(np.clip([*(loc - steps), *(loc + steps), 1.0], -3, 5))
+    inner = np.clip([*(loc - steps), *(loc + steps), 1.0], -3, 5)
+    points = np.unique([-3.0, *inner, 5.0])
     total = sum(
         integrate.quad(density, a, b, epsabs=0, epsrel=1e-13)[0]
         for a, b in itertools.pairwise(points)
