@@ -1,0 +1,260 @@
+"""Maximum marginal likelihood in the exponential family of a basis: the pure core.
+
+The log density of the prior at the nodes of a quadrature is linear in the coordinates
+of the energy. With scores ``s``, its derivatives, and with E and Cov under the prior
+(index 0) and under the posterior of unit ``i``, the log marginal likelihood has the
+gradient ``sum_i (E_i[s] - E_0[s])`` and the Hessian ``sum_i (Cov_i[s] - Cov_0[s])``.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+__all__ = ["Maximum", "Problem", "maximise", "unit_moments"]
+
+_MAX_STEPS = 100
+_MAX_HALVINGS = 25
+# Least curvature of a direction, as a share of that of the complete data.
+_LEAST_CURVATURE = 0.02
+
+
+class Problem(NamedTuple):
+    """What the penalised log marginal likelihood needs, apart from parameters."""
+
+    features: jax.Array
+    """Features of the energy at the nodes, shape ``(num_nodes, num_coordinates)``."""
+    log_likelihood: jax.Array
+    """Shape ``(num_units, num_nodes)``."""
+    counts: jax.Array
+    """How often each unit counts, shape ``(num_units,)``."""
+    log_reference: Any
+    """Log masses of the reference at the nodes, as a function of its free parameters
+    (a ``jax.tree_util.Partial``): ``(num_free,)`` to ``(num_nodes,)``."""
+
+
+class Maximum(NamedTuple):
+    """A local maximum of the penalised log marginal likelihood."""
+
+    parameters: jax.Array
+    """Coordinates of the energy, then free parameters of the reference."""
+    value: jax.Array
+    """Penalised log marginal likelihood."""
+    log_evidence: jax.Array
+    """Laplace approximation of the log marginal likelihood of the penalty."""
+    covariance: jax.Array
+    """Inverse of the penalised observed information, minus the Hessian."""
+    degrees_of_freedom: jax.Array
+    """Effective number of coordinates."""
+    decrement: jax.Array
+    """Twice the gain that one more Newton step promises."""
+    converged: jax.Array
+    """Whether that is below rounding."""
+    num_steps: jax.Array
+    """Newton steps taken."""
+
+
+def _split(problem: Problem, parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Coordinates, and free parameters of the reference."""
+    count = problem.features.shape[1]
+    return parameters[:count], parameters[count:]
+
+
+def _log_masses(problem: Problem, parameters: jax.Array) -> jax.Array:
+    coordinates, free = _split(problem, parameters)
+    energy = jnp.matmul(problem.features, coordinates, precision="highest")
+    return problem.log_reference(free) + energy
+
+
+def _value(problem: Problem, ridge: jax.Array, parameters: jax.Array) -> jax.Array:
+    """Penalised log marginal likelihood a unit."""
+    log_mass = _log_masses(problem, parameters)
+    marginal = logsumexp(problem.log_likelihood + log_mass, axis=1)
+    shares = problem.counts / jnp.sum(problem.counts)
+    penalty = 0.5 * jnp.sum(ridge * parameters**2) / jnp.sum(problem.counts)
+    value = jnp.dot(shares, marginal - logsumexp(log_mass), precision="highest")
+    return value - penalty
+
+
+def unit_moments(
+    problem: Problem, parameters: jax.Array, functions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Posterior masses of units, means of functions, and covariances with the scores.
+
+    Parameters
+    ----------
+    problem, parameters
+        The model.
+    functions
+        Functions at the nodes, shape ``(num_nodes,)``.
+
+    Returns
+    -------
+    tuple
+        Masses ``(num_units, num_nodes)``, means ``(num_units,)``, and their derivatives
+        in the parameters, ``(num_units, num_parameters)``.
+    """
+    log_mass = _log_masses(problem, parameters)
+    mass = jax.nn.softmax(problem.log_likelihood + log_mass, axis=1)
+    scores = _scores(problem, parameters)
+    mean = jnp.matmul(mass, functions, precision="highest")
+    centred = mass * (functions - mean[:, None])
+    return mass, mean, jnp.matmul(centred, scores, precision="highest")
+
+
+def _scores(problem: Problem, parameters: jax.Array) -> jax.Array:
+    _, free = _split(problem, parameters)
+    if free.shape[0] == 0:
+        return problem.features
+    return jnp.concatenate(
+        [problem.features, jax.jacfwd(problem.log_reference)(free)], axis=1
+    )
+
+
+def _derivatives(
+    problem: Problem, ridge: jax.Array, parameters: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradient a unit, and information of the complete and of the observed data."""
+    total = jnp.sum(problem.counts)
+    log_mass = _log_masses(problem, parameters)
+    prior = jax.nn.softmax(log_mass)
+    scores = _scores(problem, parameters)
+    product = partial(jnp.matmul, precision="highest")
+    # Centred first: covariances are differences.
+    scores = scores - product(prior, scores)
+    posterior = jax.nn.softmax(problem.log_likelihood + log_mass, axis=1)
+    shares = problem.counts / total
+    pooled = product(shares, posterior)
+    means = product(posterior, scores)
+    gradient = product(shares, means) - ridge / total * parameters
+    second = product(scores.T, pooled[:, None] * scores)
+    within = second - product(means.T, shares[:, None] * means)
+    complete = product(scores.T, prior[:, None] * scores) + jnp.diag(ridge / total)
+    observed = complete - within
+    _, free = _split(problem, parameters)
+    if free.shape[0] > 0:
+        # The log density is not linear in the parameters of the reference.
+        curvature = jax.jacfwd(
+            jax.jacrev(lambda x: (pooled - prior) @ problem.log_reference(x))
+        )
+        observed = observed.at[-free.shape[0] :, -free.shape[0] :].add(-curvature(free))
+    return gradient, complete, observed
+
+
+def _factor(matrix: jax.Array) -> jax.Array:
+    """Cholesky factor of a positive semidefinite matrix, made definite by rounding."""
+    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
+    eye = jnp.eye(len(scale), dtype=matrix.dtype)
+    scaled = matrix / scale[:, None] / scale + 8 * jnp.finfo(matrix.dtype).eps * eye
+    return scale[:, None] * jnp.linalg.cholesky(scaled)
+
+
+def _relative(
+    complete: jax.Array, observed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor of the complete information; curvatures of the observed one in its units.
+
+    A curvature is the share of the information that the unobserved latent values leave.
+    """
+    factor = _factor(complete)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    whitened = solve(solve(observed).T)
+    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
+
+
+def _direction(
+    gradient: jax.Array, complete: jax.Array, observed: jax.Array
+) -> jax.Array:
+    """Ascent direction.
+
+    Newton's direction where the information is positive. A direction of negative
+    curvature is followed as far as a positive one of the same size (Dauphin et al.
+    2014, "Identifying and attacking the saddle point problem in high-dimensional
+    non-convex optimization"), so that no saddle point attracts.
+    """
+    factor, curvature, axes = _relative(complete, observed)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    along = axes.T @ solve(gradient)
+    size = jnp.maximum(jnp.abs(curvature), _LEAST_CURVATURE)
+    return jax.scipy.linalg.solve_triangular(
+        factor, axes @ (along / size), lower=True, trans=1
+    )
+
+
+@jax.jit
+def maximise(
+    problem: Problem,
+    ridge: jax.Array,
+    start: jax.Array,
+    tolerance: ArrayLike,
+) -> Maximum:
+    """Find a maximum near a start, by Newton's method that always ascends.
+
+    Parameters
+    ----------
+    problem
+        The model.
+    ridge
+        Weights of the penalty, shape ``(num_parameters,)``.
+    start
+        First parameters, the same shape.
+    tolerance
+        Gain that is not worth another step, in nats for all units.
+    """
+    eps = jnp.finfo(start.dtype).eps
+    total = jnp.sum(problem.counts)
+    value_of = partial(_value, problem, ridge)
+
+    def step(state: tuple) -> tuple:
+        parameters, value, _, count, _ = state
+        gradient, complete, observed = _derivatives(problem, ridge, parameters)
+        direction = _direction(gradient, complete, observed)
+        decrement = jnp.dot(gradient, direction, precision="highest")
+        noise = 8 * eps * (1 + jnp.abs(value))
+
+        def halve(trial: tuple) -> tuple:
+            length = 0.5 * trial[0]
+            return length, value_of(parameters + length * direction), trial[2] + 1
+
+        def too_long(trial: tuple) -> jax.Array:
+            enough = trial[1] >= value + 0.1 * trial[0] * decrement - noise
+            return ~enough & (trial[2] < _MAX_HALVINGS)
+
+        length, new_value, _ = jax.lax.while_loop(
+            too_long, halve, (jnp.ones_like(value), value_of(parameters + direction), 0)
+        )
+        better = new_value >= value - noise
+        parameters = jnp.where(better, parameters + length * direction, parameters)
+        value = jnp.where(better, new_value, value)
+        small = jnp.maximum(tolerance / total, 32 * eps * (1 + jnp.abs(value)))
+        return parameters, value, decrement <= small, count + 1, decrement
+
+    first = (start, value_of(start), jnp.asarray(False), 0, jnp.zeros_like(start[0]))
+    parameters, value, converged, count, decrement = jax.lax.while_loop(
+        lambda state: ~state[2] & (state[3] < _MAX_STEPS), step, first
+    )
+    _, complete, observed = _derivatives(problem, ridge, parameters)
+    factor, curvature, axes = _relative(complete, observed)
+    # At a maximum all curvatures are positive, up to rounding.
+    curvature = jnp.maximum(curvature, jnp.sqrt(eps))
+    root = jax.scipy.linalg.solve_triangular(
+        factor, axes / jnp.sqrt(curvature), lower=True, trans=1
+    )
+    covariance = jnp.matmul(root, root.T, precision="highest") / total
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) + jnp.sum(jnp.log(curvature))
+    log_det = log_det + len(start) * jnp.log(total)
+    # Free parameters of the reference have a flat prior, and no ridge.
+    log_ridge = jnp.sum(jnp.log(jnp.where(ridge > 0, ridge, 1)))
+    return Maximum(
+        parameters,
+        total * value,
+        total * value + 0.5 * (log_ridge - log_det),
+        covariance,
+        len(start) - jnp.sum(jnp.diagonal(covariance) * ridge),
+        total * decrement,
+        converged,
+        count,
+    )

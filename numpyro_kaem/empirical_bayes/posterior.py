@@ -1,0 +1,285 @@
+"""The posterior of every unit's latent value under one prior."""
+
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
+from numpyro_kaem.empirical_bayes.quadrature import (
+    UnitQuadrature,
+    check_prior,
+    log_masses,
+    node_positions,
+    unit_quadrature,
+)
+from numpyro_kaem.energy import PlacedEnergy
+from numpyro_kaem.inversion import (
+    Table,
+    masses,
+    select_rows,
+    tabulate_integrand,
+)
+from numpyro_kaem.panels import integrand
+from numpyro_kaem.references import ReferenceParameters, is_concrete
+from numpyro_kaem.sampling import draw, folded_uniform
+
+__all__ = ["UnitPosterior", "unit_posterior"]
+
+
+def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPosterior":
+    r"""Posterior of every unit's latent value under a given prior, by quadrature.
+
+    Parameters
+    ----------
+    prior
+        Density of the latent value, shared by all units, such as the ``prior`` of a
+        :func:`fit_marginal`: concrete, of batch shape ().
+    log_likelihood
+        Maps latent values ``(num_nodes,)`` to ``(num_units, num_nodes)``, see
+        :func:`unit_log_likelihood`. The units need not be those of the fit.
+
+    Returns
+    -------
+    UnitPosterior
+        Means, standard deviations, quantiles, tail probabilities and draws.
+
+    Raises
+    ------
+    TypeError
+        If ``prior`` is not a KAEM prior or is traced, or ``log_likelihood`` is not a
+        function.
+    ValueError
+        If shapes do not fit; if a log likelihood is not a number, or a unit has
+        likelihood zero everywhere (which is named).
+
+    Warns
+    -----
+    UserWarning
+        If a likelihood is too narrow for the quadrature.
+
+    Notes
+    -----
+    The posterior :math:`p(x_i \mid z)\, \pi(z) / p(x_i)` is another density on the
+    line. It has the panels and the exact inverse of a prior, so that draws, quantiles
+    and probabilities are those of one law. Under a fitted prior these are empirical
+    Bayes: they do not know the error of the prior, see :class:`MarginalFit`.
+
+    Examples
+    --------
+    A Normal prior and Normal noise shrink halfway to the mean:
+
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> basis = kaem.BSpline(-3.0, 3.0, 8)
+    >>> prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros(8)), dist.Normal(0.0, 1.0))
+    >>> x = jnp.array([1.0, -3.0])
+    >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
+    >>> posterior = kaem.unit_posterior(prior, units)
+    >>> print(posterior.mean.round(3), posterior.sd.round(3))
+    [ 0.5 -1.5] [0.707 0.707]
+    >>> print(posterior.quantile(0.5).round(3), posterior.sf(0.0).round(3))
+    [ 0.5 -1.5] [0.76  0.017]
+    """
+    check_prior(prior)
+    if not is_concrete((prior.energy, prior._parameters)):
+        raise TypeError(
+            "unit_posterior needs a concrete prior, got a traced one; call it outside "
+            "jit, vmap and grad."
+        )
+    units = unit_quadrature(
+        prior.energy, prior._parameters, prior.refinement, log_likelihood
+    )
+    return UnitPosterior(prior, units)
+
+
+class UnitPosterior:
+    """Posterior of the latent value of every unit; made by :func:`unit_posterior`."""
+
+    def __init__(self, prior: KAEMPrior, units: UnitQuadrature) -> None:
+        self.prior = prior
+        self._units = units
+
+    def __repr__(self) -> str:
+        return f"UnitPosterior(num_units={self.num_units}, prior={self.prior!r})"
+
+    @property
+    def num_units(self) -> int:
+        """Number of units."""
+        return self._units.log_likelihood.shape[0]
+
+    @cached_property
+    def _moments(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _moments(self.prior.energy.placed, self.prior._parameters, self._units)
+
+    @property
+    def log_marginal_likelihood(self) -> jax.Array:
+        """Log marginal likelihood of each unit, shape ``(num_units,)``."""
+        return self._moments[0]
+
+    @property
+    def mean(self) -> jax.Array:
+        """Posterior means, shape ``(num_units,)``."""
+        return self._moments[1]
+
+    @property
+    def sd(self) -> jax.Array:
+        """Posterior standard deviations, shape ``(num_units,)``."""
+        return self._moments[2]
+
+    def expectation(self, function: LogLikelihood) -> jax.Array:
+        """Posterior means of a function of the latent value.
+
+        Parameters
+        ----------
+        function
+            Elementwise and smooth: ``(num_nodes,)`` to ``(num_nodes,)``.
+
+        Returns
+        -------
+        Array
+            Shape ``(num_units,)``.
+        """
+        energy, parameters = self.prior.energy.placed, self.prior._parameters
+        values = function(node_positions(self._units.panels))
+        return _expectation(energy, parameters, self._units, values)
+
+    @cached_property
+    def _table(self) -> Table:
+        return _table(self.prior.energy.placed, self.prior._parameters, self._units)
+
+    def quantile(self, q: ArrayLike) -> jax.Array:
+        """Posterior quantiles.
+
+        Parameters
+        ----------
+        q
+            Probabilities in [0, 1], shape (...,); others give NaN.
+
+        Returns
+        -------
+        Array
+            Shape ``(*q.shape, num_units)``.
+        """
+        dtype = self.prior.energy.dtype
+        q = jnp.asarray(q, dtype)[..., None]
+        q = jnp.broadcast_to(q, (*q.shape[:-1], self.num_units))
+        upper = q > 0.5
+        value = _invert(
+            self._table, self.prior._parameters, jnp.where(upper, 1 - q, q), upper
+        )
+        low, high = (jnp.asarray(end, dtype) for end in self.prior._ends)
+        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
+        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+
+    def cdf(self, z: ArrayLike) -> jax.Array:
+        """Posterior probabilities of a latent value below ``z``.
+
+        ``z`` broadcasts with ``(num_units,)``: a number for all units, or one a unit.
+        """
+        return self._masses(z)[0]
+
+    def sf(self, z: ArrayLike) -> jax.Array:
+        """Posterior probabilities of a latent value above ``z``, shaped as ``cdf``."""
+        return self._masses(z)[1]
+
+    def _masses(self, z: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        z = jnp.asarray(z, self.prior.energy.dtype)
+        try:
+            shape = jnp.broadcast_shapes(z.shape, (self.num_units,))
+        except ValueError:
+            shape = ()
+        if shape[-1:] != (self.num_units,):
+            raise ValueError(
+                f"z must broadcast with the units, of shape ({self.num_units},), got "
+                f"shape {z.shape}; several values for all units have the shape (n, 1)."
+            )
+        return _masses(self._table, self.prior._parameters, z)
+
+    def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Independent posterior draws, shape ``(*sample_shape, num_units)``."""
+        return _sample(self._table, self.prior._parameters, key, sample_shape)
+
+
+@jax.jit
+def _moments(
+    energy: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    units: UnitQuadrature,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    log_mass = log_masses(integrand(energy, parameters, units.panels))
+    joint = units.log_likelihood + log_mass
+    top = jax.scipy.special.logsumexp(joint, axis=1)
+    mass = jnp.exp(joint - top[:, None])
+    z = node_positions(units.panels)
+    mean = jnp.matmul(mass, z, precision="highest")
+    variance = jnp.sum(mass * jnp.square(z - mean[:, None]), axis=1)
+    marginal = top - jax.scipy.special.logsumexp(log_mass)
+    return marginal, mean, jnp.sqrt(variance)
+
+
+@jax.jit
+def _expectation(
+    energy: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    units: UnitQuadrature,
+    values: jax.Array,
+) -> jax.Array:
+    log_mass = log_masses(integrand(energy, parameters, units.panels))
+    mass = jax.nn.softmax(units.log_likelihood + log_mass, axis=1)
+    # A node without mass may lie where the function is infinite.
+    return jnp.sum(jnp.where(mass > 0, mass * values, 0), axis=1)
+
+
+@jax.jit
+def _table(
+    energy: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    units: UnitQuadrature,
+) -> Table:
+    values = integrand(energy, parameters, units.panels)
+    inner, ends = units.log_likelihood[:, :-2].T, units.log_likelihood[:, -2:].T
+    log_mass = values.log_mass[..., None] + inner.reshape(*values.log_mass.shape, -1)
+    tails = [
+        None if tail is None else tail + end
+        for tail, end in zip(values.log_tails, ends, strict=True)
+    ]
+    heights = [e + end for e, end in zip(values.energy_ends, ends, strict=True)]
+    values = values._replace(
+        log_mass=log_mass, log_tails=tuple(tails), energy_ends=tuple(heights)
+    )
+    return tabulate_integrand(values, units.panels)
+
+
+@jax.jit
+def _invert(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    mass: jax.Array,
+    upper: jax.Array,
+) -> jax.Array:
+    count = table.log_normalizer.shape[0]
+    row = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mass.shape)
+    return select_rows(table, parameters, row, mass, upper)
+
+
+_masses = jax.jit(masses)
+
+
+@partial(jax.jit, static_argnames="sample_shape")
+def _sample(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    key: jax.Array,
+    sample_shape: tuple[int, ...],
+) -> jax.Array:
+    dtype = table.log_normalizer.dtype
+
+    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        mass, upper = folded_uniform(key, shape, dtype)
+        return _invert(table, parameters, mass, upper)
+
+    return draw(key, invert, sample_shape, table.log_normalizer.shape)

@@ -1,0 +1,325 @@
+"""A fitted prior with its uncertainty."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
+
+from numpyro_kaem.coordinates import Design
+from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.empirical_bayes.family import (
+    Maximum,
+    Problem,
+    maximise,
+    unit_moments,
+)
+from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
+from numpyro_kaem.empirical_bayes.quadrature import node_positions
+from numpyro_kaem.empirical_bayes.reference_fit import constrain
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.panels import Panels
+from numpyro_kaem.references import ReferenceParameters
+
+__all__ = ["Band", "Bootstrap", "MarginalFit", "Model"]
+
+
+class Band(NamedTuple):
+    """An estimate between the ends of pointwise intervals, arrays of one shape."""
+
+    lower: jax.Array
+    """Lower ends."""
+    value: jax.Array
+    """Estimate."""
+    upper: jax.Array
+    """Upper ends."""
+
+
+class Bootstrap(NamedTuple):
+    """Priors refitted to units drawn again; made by :meth:`MarginalFit.bootstrap`."""
+
+    prior: KAEMPrior
+    """Priors of batch shape ``(num_replicates,)``."""
+    parameters: jax.Array
+    """Their parameters in the fit, shape ``(num_replicates, num_parameters)``."""
+
+
+class Model(NamedTuple):
+    """A prior as a function of its parameters in the fit."""
+
+    flat: Energy
+    """Energy without coefficients."""
+    design: Design
+    """Coordinates of the energy."""
+    reference: ReferenceParameters | None
+    """Parameters of the reference where the fit starts."""
+    names: tuple[str, ...]
+    """Names of those that are fitted."""
+
+    @property
+    def transform(self) -> jax.Array:
+        """Coefficients of unit coordinates."""
+        return jnp.asarray(self.design.transform, self.flat.dtype)
+
+    def prior(self, parameters: jax.Array) -> KAEMPrior:
+        """Prior with some parameters; constants in the energy are left out."""
+        count = self.design.transform.shape[1]
+        coefficients = jnp.matmul(
+            self.transform, parameters[..., :count, None], precision="highest"
+        )[..., 0]
+        free = jnp.moveaxis(parameters[..., count:], -1, 0)
+        reference = constrain(self.reference, self.names, free)
+        return KAEMPrior(
+            Energy(self.flat.basis, coefficients),
+            None if reference is None else reference.build(),
+        )
+
+    def covariance(self, covariance: jax.Array) -> jax.Array:
+        """Covariance of the coefficients from that of the parameters."""
+        count = self.design.transform.shape[1]
+        inner = jnp.where(self.design.used, covariance[:count, :count], 0)
+        return self.transform @ inner @ self.transform.T
+
+
+@dataclass(frozen=True, repr=False)
+class MarginalFit:
+    """A prior learned from many units; made by :func:`fit_marginal`."""
+
+    prior: KAEMPrior
+    """The fitted prior, of batch shape ()."""
+    log_marginal_likelihood: float
+    """Log marginal likelihood of all units at the fit, without the penalty."""
+    penalty: float
+    """Weight of the roughness, given or chosen."""
+    covariance: jax.Array
+    """Covariance of the coefficients, shape ``(num_features, num_features)``: the
+    inverse of the penalised observed information. Constants have no variance."""
+    degrees_of_freedom: float
+    """Effective number of parameters."""
+    log_evidence: float
+    """Laplace approximation of the log marginal likelihood of the penalty, up to a
+    constant; compares penalties and bases on the same data."""
+    converged: bool
+    """Whether Newton's method converged at the best maximum."""
+    num_steps: int
+    """Newton steps of all starts together."""
+    log_posteriors: np.ndarray
+    """Penalised log marginal likelihood that each start reached, shape
+    ``(num_starts,)``; several values far apart mean several maxima."""
+    log_likelihood: LogLikelihood
+    """Log likelihood of the units."""
+    counts: np.ndarray
+    """How often each unit counts, shape ``(num_units,)``."""
+    _model: Model
+    _maximum: Maximum
+    _ridge: jax.Array
+    _problem: Problem
+    _panels: Panels
+
+    def __repr__(self) -> str:
+        return (
+            f"MarginalFit(log_marginal_likelihood={self.log_marginal_likelihood:.3f}, "
+            f"degrees_of_freedom={self.degrees_of_freedom:.1f}, "
+            f"converged={self.converged}, num_units={len(self.counts)})"
+        )
+
+    # --- bands -----------------------------------------------------------------------
+
+    def density_band(
+        self,
+        z: ArrayLike,
+        level: float = 0.9,
+        *,
+        bootstrap: Bootstrap | None = None,
+    ) -> Band:
+        """Pointwise intervals of the density.
+
+        Parameters
+        ----------
+        z
+            Latent values, shape (...,).
+        level
+            Nominal coverage of each interval, in (0, 1).
+        bootstrap
+            Result of :meth:`bootstrap`, whose quantiles are the interval. ``None``
+            takes the delta method on the log density.
+
+        Returns
+        -------
+        Band
+            Arrays of the shape of ``z``.
+        """
+        return self._band(_log_density, jnp.exp, z, level, bootstrap)
+
+    def cdf_band(
+        self,
+        z: ArrayLike,
+        level: float = 0.9,
+        *,
+        bootstrap: Bootstrap | None = None,
+    ) -> Band:
+        """Pointwise intervals of the distribution function.
+
+        As :meth:`density_band`; the delta method is applied to the log odds.
+        """
+        return self._band(_log_odds, jax.nn.sigmoid, z, level, bootstrap)
+
+    def unit_mean_band(
+        self, level: float = 0.9, *, bootstrap: Bootstrap | None = None
+    ) -> Band:
+        """Intervals of the units' posterior means that the prior's error leaves.
+
+        They say how well the empirical Bayes estimate is known, not how far a latent
+        value may lie from it: that is the unit's posterior.
+
+        Parameters
+        ----------
+        level
+            Nominal coverage of each interval, in (0, 1).
+        bootstrap
+            Result of :meth:`bootstrap`, or ``None`` for the delta method.
+
+        Returns
+        -------
+        Band
+            Arrays of shape ``(num_units,)``.
+        """
+        _check_level(level)
+        nodes = node_positions(self._panels)
+        parameters = self._maximum.parameters
+        _, mean, slopes = _unit_moments(self._problem, parameters, nodes)
+        if bootstrap is None:
+            covariance = self._maximum.covariance
+            variance = jnp.sum((slopes @ covariance) * slopes, axis=1)
+            half = ndtri(0.5 + 0.5 * level) * jnp.sqrt(jnp.maximum(variance, 0))
+            return Band(mean - half, mean, mean + half)
+        _check_bootstrap(bootstrap)
+        means = jax.lax.map(
+            lambda row: _unit_moments(self._problem, row, nodes)[1],
+            bootstrap.parameters,
+        )
+        return Band(*_quantiles(means, level, mean))
+
+    def _band(
+        self,
+        function: Callable[[KAEMPrior, jax.Array], jax.Array],
+        link: Callable[[jax.Array], jax.Array],
+        z: ArrayLike,
+        level: float,
+        bootstrap: Bootstrap | None,
+    ) -> Band:
+        _check_level(level)
+        z = jnp.asarray(z, self._model.flat.dtype)
+        flat = z.reshape(-1)
+        value = function(self.prior, flat)
+        if bootstrap is None:
+            deviation = _deviation(
+                partial(_at, self._model, function), self._maximum, flat
+            )
+            half = ndtri(0.5 + 0.5 * level) * deviation
+            ends = (link(value - half), link(value), link(value + half))
+        else:
+            _check_bootstrap(bootstrap)
+            values = link(function(bootstrap.prior, flat[:, None])).T
+            ends = _quantiles(values, level, link(value))
+        return Band(*(end.reshape(z.shape) for end in ends))
+
+    # --- the bootstrap ---------------------------------------------------------------
+
+    def bootstrap(self, rng_key: jax.Array, num_replicates: int = 200) -> Bootstrap:
+        """Refit the prior to units drawn again with replacement.
+
+        The penalty is kept, and each fit starts from the best one.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+        num_replicates
+            Number of data sets, at least 2.
+
+        Returns
+        -------
+        Bootstrap
+            Priors of batch shape ``(num_replicates,)``, for the bands.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than 2 replicates.
+        """
+        if (
+            isinstance(num_replicates, bool)
+            or not isinstance(num_replicates, int)
+            or num_replicates < 2
+        ):
+            raise ValueError(
+                f"num_replicates must be an integer >= 2, got {num_replicates!r}."
+            )
+        counts = np.asarray(self.counts, float)
+        total = round(counts.sum())
+        seed = np.asarray(jax.random.bits(rng_key, (4,)))
+        draws = np.random.default_rng(seed).multinomial(
+            total, counts / counts.sum(), size=num_replicates
+        )
+        start = self._maximum.parameters
+        rows = [
+            maximise(
+                self._problem._replace(counts=jnp.asarray(row, start.dtype)),
+                self._ridge,
+                start,
+                1e-3,
+            ).parameters
+            for row in draws
+        ]
+        parameters = jnp.stack(rows)
+        return Bootstrap(self._model.prior(parameters), parameters)
+
+
+def _log_density(prior: KAEMPrior, z: jax.Array) -> jax.Array:
+    return prior.log_prob(z)
+
+
+def _log_odds(prior: KAEMPrior, z: jax.Array) -> jax.Array:
+    below, above = prior.cdf_pair(z)
+    return jnp.log(below) - jnp.log(above)
+
+
+def _at(
+    model: Model, function: Callable, parameters: jax.Array, z: jax.Array
+) -> jax.Array:
+    return function(model.prior(parameters), z)
+
+
+def _deviation(function: Callable, maximum: Maximum, z: jax.Array) -> jax.Array:
+    """Compute the standard error of a function of the parameters (delta method)."""
+    slopes = jax.jacfwd(function)(maximum.parameters, z)
+    variance = jnp.sum((slopes @ maximum.covariance) * slopes, axis=-1)
+    return jnp.sqrt(jnp.maximum(variance, 0))
+
+
+_unit_moments = jax.jit(unit_moments)
+
+
+def _quantiles(values: jax.Array, level: float, value: jax.Array) -> tuple:
+    tail = 0.5 - 0.5 * level
+    lower, upper = jnp.quantile(values, jnp.asarray([tail, 1 - tail]), axis=0)
+    return lower, value, upper
+
+
+def _check_bootstrap(bootstrap: Any) -> None:
+    if not isinstance(bootstrap, Bootstrap):
+        raise TypeError(
+            "bootstrap must be the result of the method bootstrap, or None, got "
+            f"{type(bootstrap).__name__}."
+        )
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}.")
