@@ -5,6 +5,7 @@ from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
+from numpyro_kaem.mixture_estimation import fit_mixture
 from numpyro_kaem.modules import parameter_priors
 from numpyro_kaem.plotting import plot_prior
 
@@ -21,6 +22,7 @@ __all__ = [
     "Wavelet",
     "__version__",
     "fit_density",
+    "fit_mixture",
     "parameter_priors",
     "plot_prior",
 ]
