@@ -2,7 +2,13 @@
 
 from numpyro_kaem._version import __version__
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
+from numpyro_kaem.conditioner import MaskedConditioner
+from numpyro_kaem.distributions import (
+    AutoregressiveKAEMPrior,
+    InverseCDFTransform,
+    KAEMMixture,
+    KAEMPrior,
+)
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.mixture_estimation import fit_mixture
@@ -12,6 +18,7 @@ from numpyro_kaem.plotting import plot_prior
 __all__ = [
     "RBF",
     "RSWAF",
+    "AutoregressiveKAEMPrior",
     "BSpline",
     "Chebyshev",
     "Energy",
@@ -19,6 +26,7 @@ __all__ = [
     "InverseCDFTransform",
     "KAEMMixture",
     "KAEMPrior",
+    "MaskedConditioner",
     "Wavelet",
     "__version__",
     "fit_density",

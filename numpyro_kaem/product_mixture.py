@@ -1,7 +1,7 @@
 """Expectation and maximisation for mixtures of products of densities: the pure core."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +229,7 @@ def from_labels(
 
 
 def _chunk_of(problem: Problem) -> int:
-    """Number of samples at a time, so that their features fit in memory."""
+    """Choose the number of samples at a time, so that their features fit in memory."""
     n, dim = problem.position.shape
     chunk = max(1, _CHUNK // (dim * problem.basis.num_features))
     return min(chunk, 1 << max(n - 1, 0).bit_length())

@@ -1,4 +1,4 @@
-"""Laws of two dimensions whose density is known, none of them a product of marginals."""
+"""Laws of two dimensions with known densities, which are far from products."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
