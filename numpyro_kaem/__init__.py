@@ -1,6 +1,7 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
 from numpyro_kaem._version import __version__
+from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.distributions import (
@@ -11,6 +12,7 @@ from numpyro_kaem.distributions import (
 )
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
+from numpyro_kaem.kart import kart
 from numpyro_kaem.mixture_estimation import fit_mixture
 from numpyro_kaem.modules import parameter_priors
 from numpyro_kaem.plotting import plot_prior
@@ -29,8 +31,10 @@ __all__ = [
     "MaskedConditioner",
     "Wavelet",
     "__version__",
+    "fit_autoregressive",
     "fit_density",
     "fit_mixture",
+    "kart",
     "parameter_priors",
     "plot_prior",
 ]

@@ -63,7 +63,7 @@ def make_chain(
 
 
 def positions(chain: Chain, z: jax.Array) -> jax.Array:
-    """Inputs of the network: positions in the grids, from -1 to 1."""
+    """Place points in the grids from -1 to 1, as the network takes them."""
     low, high = (end.astype(z.dtype) for end in chain.ends)
     return 2 * jnp.clip((z - low) / (high - low), 0, 1) - 1
 

@@ -11,53 +11,47 @@ from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.estimation_checks import as_samples, as_shares
 from numpyro_kaem.references import is_concrete
 
-__all__ = ["Marginals", "fit_marginals", "generator_of"]
+__all__ = ["Samples", "as_positive", "check_joint", "fit_marginals", "generator_of"]
 
 
-class Marginals(NamedTuple):
-    """Samples and one density for each of their columns."""
+class Samples(NamedTuple):
+    """Checked samples of a joint density."""
 
     data: np.ndarray
-    """Samples in float64, shape ``(n, dim)``."""
+    """In float64, shape ``(n, dim)``."""
     shares: np.ndarray
     """Weights that sum to 1, shape ``(n,)``."""
     num_effective: float
     """Number of samples that the weights are worth."""
-    prior: KAEMPrior
-    """The marginal densities, of batch shape ``(dim,)``."""
 
 
-def fit_marginals(
-    name: str,
-    samples: Any,
-    basis: Any,
-    reference: Any,
-    support: Any,
-    penalty: Any,
-    weights: Any,
-) -> Marginals:
-    """Check the samples of a joint density and fit their columns.
+def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
+    """Check the samples of a joint density.
 
     Parameters
     ----------
     name
         Name of the function that the user called.
-    samples, basis, reference, support, penalty, weights
-        As :func:`fit_density` takes them, but samples are ``(n, dim)`` and weights
-        ``(n,)``.
+    samples
+        Shape ``(n, dim)``.
+    weights
+        Shape ``(n,)``, or ``None``.
+    *others
+        More arguments that may not be traced.
 
     Returns
     -------
-    Marginals
+    Samples
 
     Raises
     ------
     TypeError
-        If an argument is traced, or as :func:`fit_density` raises.
+        If an argument is traced, or is not real numbers.
     ValueError
-        If samples or weights have another shape, or as :func:`fit_density` raises.
+        If samples or weights have another shape, are not finite, or if weights are
+        negative or all zero.
     """
-    if not is_concrete((samples, weights, penalty, reference, basis, support)):
+    if not is_concrete((samples, weights, *others)):
         raise TypeError(
             f"{name} needs concrete arguments, got a traced one: the grid is static. "
             "Call it outside jit, vmap and grad."
@@ -74,12 +68,26 @@ def fit_marginals(
             f"{np.shape(weights)}."
         )
     shares, num_effective = as_shares(weights, data)
+    return Samples(data, shares[:, 0], float(num_effective.flat[0]))
+
+
+def fit_marginals(samples: Samples, *args: Any, **options: Any) -> KAEMPrior:
+    """Fit a density to each column, shape ``(dim,)``.
+
+    Parameters
+    ----------
+    samples
+        Samples and weights.
+    *args, **options
+        Further arguments of :func:`fit_density`.
+
+    Returns
+    -------
+    KAEMPrior
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="only the marginals are kept")
-        prior = fit_density(
-            data, basis, reference, support=support, penalty=penalty, weights=weights
-        )
-    return Marginals(data, shares[:, 0], float(num_effective.flat[0]), prior)
+        return fit_density(samples.data, *args, weights=samples.shares, **options)
 
 
 def generator_of(rng_key: jax.Array | None) -> np.random.Generator:
@@ -101,3 +109,22 @@ def generator_of(rng_key: jax.Array | None) -> np.random.Generator:
             "."
         )
     return np.random.default_rng([int(word) for word in data])
+
+
+def as_positive(name: str, value: Any) -> float:
+    """Check a positive number.
+
+    Raises
+    ------
+    TypeError
+        If it is not a real number.
+    ValueError
+        If it is not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+    return float(value)

@@ -16,7 +16,7 @@ from numpyro_kaem.clustering import k_means
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation_checks import as_penalty
-from numpyro_kaem.marginals import fit_marginals, generator_of
+from numpyro_kaem.marginals import as_positive, check_joint, fit_marginals, generator_of
 from numpyro_kaem.product_mixture import (
     MixtureFit,
     Problem,
@@ -154,20 +154,17 @@ def fit_mixture(
     >>> bool(np.corrcoef(draws.T)[0, 1] > 0.9)
     True
     """
-    # Only the grid and the reference of the marginals are used: any penalty will do.
-    rough = 1.0 if penalty is None else penalty
-    marginals = fit_marginals(
-        "fit_mixture", samples, basis, reference, support, rough, weights
+    data, shares, num_effective = checked = check_joint(
+        "fit_mixture", samples, weights, penalty, reference, basis, support
     )
-    data, shares, num_effective, marginal = marginals
     candidates = _as_candidates(num_components, int(np.sum(shares > 0)))
     num_starts = as_count("num_starts", num_starts, 1)
     max_steps = as_count("max_steps", max_steps, 1)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-        raise TypeError(f"tolerance must be a number, got {tolerance!r}.")
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be positive and finite, got {tolerance!r}.")
+    tolerance = as_positive("tolerance", tolerance)
     penalty = as_penalty(penalty, data.shape[1:])
+    # Only the grid and the reference of the marginals are used: any penalty will do.
+    rough = 1.0 if penalty is None else penalty
+    marginal = fit_marginals(checked, basis, reference, support=support, penalty=rough)
     problem = make_problem(
         marginal.energy.basis, marginal._parameters, data, shares, num_effective
     )
