@@ -55,7 +55,7 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
       what ``z`` explains. For independent latents sample ``prior.to_event(2)``.
     - Inside plates the base gets their shape, whatever their sizes: the prior's own
       shape is never broadcast against a plate.
-    - Uniform latents of 0 and 1 are moved to the next number inside.
+    - Uniform latents of 0 and 1 are moved inside by less than the spacing of draws.
 
     References
     ----------
@@ -90,6 +90,6 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     if base == "uniform":
         # A uniform draw may be 0, whose quantile may be infinite.
         limits = jnp.finfo(latent.dtype)
-        latent = jnp.clip(latent, limits.tiny, 1 - limits.epsneg)
+        latent = jnp.clip(latent, float(limits.eps) ** 4, 1 - limits.epsneg)
     rows = jnp.broadcast_to(latent[..., None, :], (*latent.shape[:-1], *shape))
     return numpyro.deterministic(name, transform(rows))

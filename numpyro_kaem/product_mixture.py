@@ -55,8 +55,8 @@ class MixtureFit(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Gain of the last iteration a sample."""
-        return self.objective[-1] - self.objective[-2]
+        """Gain of the last iteration a sample; infinite for the first."""
+        return self.objective[-1] - ([-np.inf, *self.objective])[-2]
 
 
 def make_problem(
