@@ -135,7 +135,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
             )
         self._refinement = as_count("refinement", refinement)
         dim = conditioner.dim
-        if np.broadcast_shapes(basis.grid_shape, (dim,)) != (dim,):
+        if basis.grid_shape not in ((), (1,), (dim,)):
             raise ValueError(
                 f"the grid of basis must broadcast to ({dim},), one for each dimension "
                 f"of conditioner, got {basis.grid_shape}."
