@@ -156,6 +156,7 @@ def fit_autoregressive(
     if penalty is None:
         raise TypeError("penalty must be a number >= 0, got None.")
     penalty = as_penalty(penalty, (dim,))
+    width, depth = as_count("width", width), as_count("depth", depth)
     num_steps = as_count("num_steps", num_steps)
     batch_size = as_count("batch_size", batch_size)
     learning_rate = as_positive("learning_rate", learning_rate)

@@ -51,7 +51,9 @@ def test_core_is_the_density_of_the_object():
         GRID, flat._parameters, 2, np.array([1e-6, 1e-4]), 20.0
     )
     conditioner = kaem.MaskedConditioner(jax.random.key(0), 2, 10, width=4)
-    last = jnp.asarray(0.3 * rng.normal(size=(4, 2, 10)), jnp.zeros(()).dtype)
+    # Constants have no coordinate.
+    last = 0.3 * rng.normal(size=(4, 2, 10)) * setting.design.used
+    last = jnp.asarray(last, jnp.zeros(()).dtype)
     object.__setattr__(conditioner, "weights", (*conditioner.weights[:-1], last))
     position = GRID.to_unit(jnp.asarray(samples, jnp.zeros(()).dtype))
     values, coordinates = training._log_prob(conditioner, setting, position)
@@ -63,15 +65,15 @@ def test_core_is_the_density_of_the_object():
     # The roughness of a cubic spline: squared third differences.
     coefficients = np.asarray(prior.conditioner(2 * position - 1), float)
     rough = np.sum(np.diff(coefficients, 3, axis=-1) ** 2, -1) * 7.0**5
-    energies = prior.basis(jnp.linspace(GRID.low, GRID.high, 2001))
-    energies = np.einsum("mdg,ndg->ndm", np.asarray(energies, float), coefficients)
+    features = GRID.unit_features(jnp.linspace(0.0, 1.0, 2001))
+    energies = coefficients @ np.asarray(features, float).T
     expected = (np.array([1e-6, 1e-4]) * rough + 1e-3 * energies.var(-1)) / 20
     penalty = jnp.sum(setting.ridge * coordinates**2, -1)
     assert_close(penalty, expected, rtol=1e-2, atol=1e-6)
 
 
 def test_starts_at_the_marginals_and_warns_without_gain():
-    samples = np.random.default_rng(0).normal(size=(400, 2)) + [1.0, 5.0]
+    samples = np.random.default_rng(0).normal([1.0, 5.0], size=(400, 2))
     with pytest.warns(UserWarning, match="no network was better"):
         prior = kaem.fit_autoregressive(
             samples, GRID, REFERENCE, learning_rate=3.0, **{**SHORT, "num_steps": 10}

@@ -47,7 +47,8 @@ def prior(request):
 def ends_of(prior):
     if prior._parameters is None:
         return LOW, HIGH
-    return LOW - [8.0, 3.0], HIGH + [8.0, 3.0]
+    reach = np.array([8.0, 3.0])
+    return LOW - reach, HIGH + reach
 
 
 def cells(prior, num_panels):
