@@ -1,8 +1,15 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
 from numpyro_kaem._version import __version__
+from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
+from numpyro_kaem.conditioner import MaskedConditioner
+from numpyro_kaem.distributions import (
+    AutoregressiveKAEMPrior,
+    InverseCDFTransform,
+    KAEMMixture,
+    KAEMPrior,
+)
 from numpyro_kaem.empirical_bayes import (
     MarginalFit,
     UnitPosterior,
@@ -13,12 +20,15 @@ from numpyro_kaem.empirical_bayes import (
 )
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
+from numpyro_kaem.kart import kart
+from numpyro_kaem.mixture_estimation import fit_mixture
 from numpyro_kaem.modules import parameter_priors
 from numpyro_kaem.plotting import plot_prior
 
 __all__ = [
     "RBF",
     "RSWAF",
+    "AutoregressiveKAEMPrior",
     "BSpline",
     "Chebyshev",
     "Energy",
@@ -27,11 +37,15 @@ __all__ = [
     "KAEMMixture",
     "KAEMPrior",
     "MarginalFit",
+    "MaskedConditioner",
     "UnitPosterior",
     "Wavelet",
     "__version__",
+    "fit_autoregressive",
     "fit_density",
     "fit_marginal",
+    "fit_mixture",
+    "kart",
     "log_marginal_likelihood",
     "parameter_priors",
     "plot_prior",

@@ -62,6 +62,8 @@ class Fit(NamedTuple):
     """Laplace approximation of the log marginal likelihood, up to a constant."""
     converged: jax.Array
     """Whether Newton's method converged."""
+    coordinates: jax.Array
+    """The same energies in the coordinates of the design, the shape of coefficients."""
 
 
 # --- the reference ------------------------------------------------------------------
@@ -183,6 +185,7 @@ def fit_columns(
     means: ArrayLike,
     num_effective: ArrayLike,
     penalty: ArrayLike | None,
+    start: ArrayLike | None = None,
 ) -> Fit:
     """Fit every column.
 
@@ -201,6 +204,9 @@ def fit_columns(
     penalty
         Weight of the roughness, broadcasting to ``(num_columns,)``; ``None`` maximises
         the evidence.
+    start
+        Coordinates to start from, shape ``(num_columns, num_features)``, where the
+        penalty is given; ``None`` starts from the reference.
 
     Returns
     -------
@@ -213,8 +219,9 @@ def fit_columns(
     num_columns = means.shape[0]
     given = penalty is not None
     penalty = jnp.broadcast_to(jnp.asarray(penalty if given else 0, dtype), num_columns)
+    start = jnp.zeros_like(means) if start is None else start
     return _fit_columns(
-        on_unit_grid(basis), design, nodes, means, num_effective, penalty, given
+        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start, given
     )
 
 
@@ -226,6 +233,7 @@ def _fit_columns(
     means: jax.Array,
     num_effective: jax.Array,
     penalty: jax.Array,
+    start: jax.Array,
     given: bool,
 ) -> Fit:
     centred = jnp.where(design.used, (means - design.centre) @ design.transform, 0)
@@ -238,10 +246,10 @@ def _fit_columns(
     common = features(nodes.position[0]) if shared else None
 
     def fit(column: tuple) -> Fit:
-        mean, size, weight, position, log_mass = column
+        mean, size, weight, start, position, log_mass = column
         psi = common if shared else features(position)
         log_mass = nodes.log_mass[0] if nodes.log_mass.shape[0] == 1 else log_mass
-        return _fit_column(design, psi, log_mass, mean, size, weight, given)
+        return _fit_column(design, psi, log_mass, mean, size, weight, start, given)
 
     rows = [
         jnp.broadcast_to(a, (means.shape[0], a.shape[1]))
@@ -249,14 +257,14 @@ def _fit_columns(
         else jnp.zeros((means.shape[0], 0), a.dtype)
         for a in nodes
     ]
-    columns = (centred, num_effective, penalty, *rows)
+    columns = (centred, num_effective, penalty, start, *rows)
     size = nodes.position.shape[1] * means.shape[1]
     batch = max(1, min(means.shape[0], 8 * _CHUNK // size))
     coordinates, chosen, evidence, converged = jax.lax.map(
         fit, columns, batch_size=batch
     )
     coefficients = jnp.matmul(coordinates, design.transform.T, precision="highest")
-    return Fit(coefficients, chosen, evidence, converged)
+    return Fit(coefficients, chosen, evidence, converged, coordinates)
 
 
 def _fit_column(
@@ -266,14 +274,14 @@ def _fit_column(
     mean: jax.Array,
     size: jax.Array,
     penalty: jax.Array,
+    start: jax.Array,
     given: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Coordinates, penalty, evidence and whether converged, of one column."""
-    zeros = jnp.zeros_like(mean)
     problem = (psi, log_mass, mean, size)
     if given:
         ridge = _ridge(design, penalty)
-        theta, converged = _newton(*problem, ridge, zeros, 0.0)
+        theta, converged = _newton(*problem, ridge, start, 0.0)
         return theta, penalty, _evidence(*problem, ridge, theta), converged
     # From the smoothest to the roughest, each started from the one before; then at the
     # best, in the same loop, so that it is compiled once.
@@ -300,9 +308,9 @@ def _fit_column(
 
     none = jnp.full(_NUM_PENALTIES, -jnp.inf, mean.dtype)
     path = jnp.zeros((_NUM_PENALTIES, len(mean)), mean.dtype)
-    start = (zeros, path, none, none[0], none[0], jnp.asarray(False))
+    state = (path[0], path, none, none[0], none[0], jnp.asarray(False))
     theta, _, _, evidence, penalty, converged = jax.lax.fori_loop(
-        0, _NUM_PENALTIES + 1, fit, start
+        0, _NUM_PENALTIES + 1, fit, state
     )
     return theta, penalty, evidence, converged
 

@@ -14,6 +14,7 @@ PUBLIC = sorted(set(kaem.__all__) - {"__version__"})
 def test_names_are_those_that_are_there():
     assert all(hasattr(kaem, name) for name in kaem.__all__)
     expected = {
+        "AutoregressiveKAEMPrior",
         "BSpline",
         "Chebyshev",
         "Energy",
@@ -21,10 +22,14 @@ def test_names_are_those_that_are_there():
         "InverseCDFTransform",
         "KAEMMixture",
         "KAEMPrior",
+        "MaskedConditioner",
         "RBF",
         "RSWAF",
         "Wavelet",
+        "fit_autoregressive",
         "fit_density",
+        "fit_mixture",
+        "kart",
         "parameter_priors",
         "plot_prior",
     }

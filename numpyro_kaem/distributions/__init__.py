@@ -1,7 +1,8 @@
-"""Learned one-dimensional densities as NumPyro distributions."""
+"""Learned densities as NumPyro distributions."""
 
+from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.transform import InverseCDFTransform
 
-__all__ = ["InverseCDFTransform", "KAEMMixture", "KAEMPrior"]
+__all__ = ["AutoregressiveKAEMPrior", "InverseCDFTransform", "KAEMMixture", "KAEMPrior"]

@@ -18,8 +18,6 @@ __all__ = ["Maximum", "Problem", "maximise", "unit_moments"]
 
 _MAX_STEPS = 100
 _MAX_HALVINGS = 25
-# Least curvature of a direction, as a share of that of the complete data.
-_LEAST_CURVATURE = 0.02
 
 
 class Problem(NamedTuple):
@@ -178,7 +176,9 @@ def _direction(
     factor, curvature, axes = _relative(complete, observed)
     solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
     along = axes.T @ solve(gradient)
-    size = jnp.maximum(jnp.abs(curvature), _LEAST_CURVATURE)
+    # Rounding leaves no smaller curvature, as a share of that of the complete data.
+    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
+    size = jnp.maximum(jnp.abs(curvature), least)
     return jax.scipy.linalg.solve_triangular(
         factor, axes @ (along / size), lower=True, trans=1
     )

@@ -168,6 +168,34 @@ def test_numpyro_citizen(key):
     assert "3 components" in repr(mixture)
 
 
+def test_proportions_may_be_trained_or_fixed(key):
+    """Proportions are learned as a parameter, and stay as given as a constant."""
+    truth = make(batch_shape=())
+    draws = truth.sample(key, (4000,))
+    fixed = jnp.array([0.0, -jnp.inf, 0.0])
+
+    def loss(parameters, logits):
+        mixture = kaem.KAEMMixture(parameters.get("logits", logits), truth.prior)
+        return -jnp.mean(mixture.log_prob(draws))
+
+    gradient = jax.jit(jax.grad(loss))({}, fixed)
+    assert gradient == {}
+    step = jax.jit(
+        lambda logits: logits - 4 * jax.grad(loss)({"logits": logits}, fixed)["logits"]
+    )
+    logits = jnp.zeros(3)
+    for _ in range(60):
+        logits = step(logits)
+    proportions = np.asarray(jax.nn.softmax(logits))
+    expected = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    np.testing.assert_allclose(proportions, expected, atol=0.05)
+    # A component that is left out stays out.
+    started = jnp.asarray(LOGITS)
+    gradient = jax.jit(jax.grad(loss))({"logits": started}, fixed)["logits"]
+    assert np.all(np.isfinite(gradient))
+    assert float(gradient[1]) == 0.0
+
+
 def test_component_grids_of_their_own_share_one_support(key):
     basis = kaem.RBF(low=[1.0, 3.0], high=[2.0, 5.0], num_basis=4)
     prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros((2, 4))))

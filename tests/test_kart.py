@@ -1,0 +1,128 @@
+"""Latents of Kolmogorov and Arnold's form: shapes, joint law, plates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import MCMC, NUTS, Predictive
+from scipy import stats
+
+import numpyro_kaem as kaem
+from tests.helpers import assert_close
+
+
+def make(shape=(5, 2), reference=None):
+    coefficients = 2 * np.random.default_rng(0).normal(size=(*shape, 6))
+    basis = kaem.BSpline(-1.0, 3.0, num_basis=6)
+    return kaem.KAEMPrior(kaem.Energy(basis, jnp.asarray(coefficients)), reference)
+
+
+def traced(model, seed=0):
+    with handlers.seed(rng_seed=seed):
+        return handlers.trace(model).get_trace()
+
+
+@pytest.mark.parametrize(("num_latents", "base"), [(1, "uniform"), (2, "normal")])
+def test_every_row_is_a_function_of_the_same_base(num_latents, base):
+    prior = make((2 * num_latents + 1, num_latents), dist.Normal(1.0, 2.0))
+    sites = traced(lambda: kaem.kart("z", prior, base=base))
+    latent, z = sites["z_base"]["value"], sites["z"]["value"]
+    assert latent.shape == (num_latents,)
+    assert z.shape == prior.batch_shape
+    assert sites["z"]["type"] == "deterministic"
+    u = stats.norm.cdf(latent) if base == "normal" else np.asarray(latent)
+    expected = prior.icdf(jnp.asarray(np.broadcast_to(u, z.shape)))
+    assert_close(z, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["normal", "uniform"])
+def test_marginal_law_of_each_row(base, key):
+    prior = make()
+    draws = Predictive(lambda: kaem.kart("z", prior, base=base), num_samples=5000)(key)
+    u = np.asarray(prior.cdf(draws["z"]), float)
+    assert u.shape == (5000, 5, 2)
+    for row, column in ((0, 0), (4, 1)):
+        assert stats.kstest(u[:, row, column], "uniform").pvalue > 1e-4
+    # One latent a column; columns are independent.
+    assert_close(u[:, 1:], u[:, :1].repeat(4, 1), rtol=0, atol=1e-4)
+    assert abs(np.corrcoef(u[:, 0].T)[0, 1]) < 0.06
+
+
+# Sizes that could be taken for rows or latents.
+@pytest.mark.parametrize("size", [2, 5])
+def test_plates(size):
+    prior = make()
+
+    def model():
+        with numpyro.plate("outer", 3, dim=-2), numpyro.plate("data", size, dim=-1):
+            return kaem.kart("z", prior)
+
+    sites = traced(model)
+    latent, z = sites["z_base"]["value"], sites["z"]["value"]
+    assert latent.shape == (3, size, 2)
+    assert z.shape == (3, size, 5, 2)
+    u = stats.norm.cdf(latent)
+    assert_close(prior.cdf(z), np.broadcast_to(u[..., None, :], z.shape), atol=1e-5)
+
+
+def test_density_is_that_of_the_base():
+    prior = make()
+
+    def model():
+        kaem.kart("z", prior)
+
+    value = jnp.array([0.3, -1.2])
+    log_density, _ = numpyro.infer.util.log_density(model, (), {}, {"z_base": value})
+    assert_close(log_density, stats.norm.logpdf(value).sum(), rtol=1e-5)
+
+
+def test_uniform_base_stays_inside():
+    prior = make(reference=dist.Normal(1.0, 2.0))
+    for end in (0.0, 1.0):
+        model = handlers.substitute(
+            lambda: kaem.kart("z", prior, base="uniform"),
+            {"z_base": jnp.full(2, end)},
+        )
+        assert np.all(np.isfinite(traced(model)["z"]["value"]))
+
+
+def test_parameters_are_learned_through_what_z_explains():
+    def loss(prior, latent):
+        model = handlers.substitute(lambda: kaem.kart("z", prior), {"z_base": latent})
+        return jnp.sum(jnp.square(model()))
+
+    gradient = jax.jit(jax.grad(loss))(make(), jnp.array([0.4, -0.6]))
+    gradient = gradient.energy.coefficients
+    assert gradient.shape == (5, 2, 6)
+    assert np.all(np.isfinite(gradient))
+    assert np.all(np.any(gradient != 0, axis=-1))
+
+
+def test_nuts(key):
+    prior = make((3, 1))
+
+    def model():
+        z = kaem.kart("z", prior)
+        numpyro.sample("y", dist.Normal(z.sum(), 0.5), obs=3.0)
+
+    mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=100, progress_bar=False)
+    mcmc.run(key)
+    assert mcmc.get_samples()["z"].shape == (100, 3, 1)
+    assert abs(float(mcmc.get_samples()["z"].sum((1, 2)).mean()) - 3.0) < 0.6
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5), (4, 2), (2, 2), (1, 5, 2)])
+def test_refuses_other_shapes(shape):
+    prior = make(shape)
+    with pytest.raises(ValueError, match=r"\(2 \* P \+ 1, P\)"):
+        traced(lambda: kaem.kart("z", prior))
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match="prior must be a KAEMPrior"):
+        traced(lambda: kaem.kart("z", dist.Normal(jnp.zeros((5, 2)), 1.0)))
+    with pytest.raises(ValueError, match="base must be"):
+        traced(lambda: kaem.kart("z", make(), base="cauchy"))
