@@ -361,7 +361,10 @@ def _sharpest(
     best = jnp.argmax(likelihood, axis=1)[:, None] == jnp.arange(likelihood.shape[1])
     observed = jnp.where(best, 0.0, -jnp.inf).astype(likelihood.dtype)
     exact = problem._replace(log_likelihood=observed)
-    return _maximise(model, exact, log_penalty, flat, _TOLERANCE).parameters
+    sharpest = _maximise(model, exact, log_penalty, flat, _TOLERANCE).parameters
+    # The reference stays where it was: point masses may drive it to an edge.
+    count = problem.features.shape[1]
+    return jnp.concatenate([sharpest[:count], flat[count:]])
 
 
 def _unpenalised(model: _Setting, found: _Found) -> float:

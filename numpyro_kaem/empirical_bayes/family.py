@@ -107,9 +107,16 @@ def _scores(problem: Problem, parameters: jax.Array) -> jax.Array:
     _, free = _split(problem, parameters)
     if free.shape[0] == 0:
         return problem.features
-    return jnp.concatenate(
-        [problem.features, jax.jacfwd(problem.log_reference)(free)], axis=1
-    )
+    slopes = jax.jacfwd(problem.log_reference)(free)
+    return jnp.concatenate([problem.features, _where_massive(problem, slopes, free)], 1)
+
+
+def _where_massive(problem: Problem, values: jax.Array, free: jax.Array) -> jax.Array:
+    """Zero where the reference has hardly any mass, and its derivatives overflow."""
+    log_mass = problem.log_reference(free)
+    # Second derivatives of a log divide by the square of the mass.
+    massive = log_mass > 0.45 * jnp.log(jnp.finfo(log_mass.dtype).tiny)
+    return jnp.where(massive.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
 
 
 def _derivatives(
@@ -135,10 +142,11 @@ def _derivatives(
     _, free = _split(problem, parameters)
     if free.shape[0] > 0:
         # The log density is not linear in the parameters of the reference.
-        curvature = jax.jacfwd(
-            jax.jacrev(lambda x: (pooled - prior) @ problem.log_reference(x))
-        )
-        observed = observed.at[-free.shape[0] :, -free.shape[0] :].add(-curvature(free))
+        curvature = jax.jacfwd(jax.jacfwd(problem.log_reference))(free)
+        curvature = _where_massive(problem, curvature, free)
+        curvature = jnp.tensordot(pooled - prior, curvature, 1, precision="highest")
+        count = free.shape[0]
+        observed = observed.at[-count:, -count:].add(-curvature)
     return gradient, complete, observed
 
 

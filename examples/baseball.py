@@ -1,0 +1,97 @@
+"""Eighteen batting averages, and a prior learned from them.
+
+After 45 times at bat each of 18 players has an average. How well will he bat over the
+rest of the season? An average of all players is better than his own, and something in
+between better still (Efron and Morris 1975). Here the prior of the batting probability
+is learned from the 18 players themselves, and each player's posterior mean under it is
+compared with his average over the rest of the season.
+
+Run it with ``python examples/baseball.py``; it takes less than a minute.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro.distributions as dist
+from _baseball import AT_BATS, HITS, PLAYERS, REST_OF_SEASON, check_baseball, shrink
+
+import numpyro_kaem as kaem
+
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+
+
+def draw(
+    fit: kaem.MarginalFit, posterior: kaem.UnitPosterior, james_stein: np.ndarray
+) -> plt.Figure:
+    """The learned prior with its band, and the players' estimates."""
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(9.0, 4.6), layout="constrained", width_ratios=(1, 1.3)
+    )
+    z = np.linspace(0.1, 0.45, 200)
+    lower, value, upper = fit.density_band(z)
+    left.fill_between(z, lower, upper, color=BLUE, alpha=0.2, lw=0, label="90 % band")
+    left.plot(z, value, color=BLUE, lw=2, label="learned prior")
+    left.plot(
+        HITS / AT_BATS, np.zeros(len(HITS)), "|", color=BLACK, ms=10, clip_on=False
+    )
+    left.set(xlabel="batting probability", ylabel="density", ylim=(0, None))
+    left.legend(frameon=False, fontsize="small")
+    rows = np.arange(len(HITS))[::-1]
+    low, high = posterior.quantile(0.05), posterior.quantile(0.95)
+    right.hlines(rows, low, high, color=BLUE, alpha=0.35, lw=4)
+    right.plot(posterior.mean, rows, "o", color=BLUE, label="posterior mean and 90 %")
+    right.plot(HITS / AT_BATS, rows, "x", color=ORANGE, label="first 45 at bats")
+    right.plot(james_stein, rows, "+", color=GREEN, label="James and Stein")
+    right.plot(REST_OF_SEASON, rows, "D", color=BLACK, ms=4, label="rest of season")
+    right.set(yticks=rows, yticklabels=PLAYERS, xlabel="batting average")
+    right.tick_params(axis="y", labelsize="small")
+    right.legend(frameon=False, fontsize="small", loc="lower right")
+    return fig
+
+
+def main() -> None:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("figures"))
+    parser.add_argument("--quick", action="store_true", help="the same: it is short")
+    args = parser.parse_args()
+    matplotlib.use("Agg")
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    check_baseball()
+    units = kaem.unit_log_likelihood(lambda p: dist.Binomial(AT_BATS, probs=p), HITS)
+    fit = kaem.fit_marginal(units, kaem.BSpline(0.0, 1.0, num_basis=16))
+    posterior = kaem.unit_posterior(fit.prior, units)
+    print(fit)
+    print(
+        f"learned prior: mean {fit.prior.mean:.3f}, standard deviation "
+        f"{fit.prior.variance**0.5:.3f}"
+    )
+    averages = HITS / AT_BATS
+    mean = averages.mean()
+    estimates = {
+        "first 45 at bats (maximum likelihood)": averages,
+        "mean of all players": np.full_like(averages, mean),
+        "James and Stein": shrink(averages, mean * (1 - mean) / AT_BATS),
+        "learned prior, posterior mean": np.asarray(posterior.mean),
+    }
+    print(f"\n{'player':<14}{'first':>7}{'mean':>7}{'5 %':>7}{'95 %':>7}{'rest':>7}")
+    columns = (averages, posterior.mean, *map(posterior.quantile, (0.05, 0.95)))
+    for name, *row in zip(PLAYERS, *columns, REST_OF_SEASON, strict=True):
+        print(f"{name:<14}" + "".join(f"{value:7.3f}" for value in row))
+    print("\nTotal squared error from the rest of the season:")
+    for name, estimate in estimates.items():
+        error = np.sum((estimate - REST_OF_SEASON) ** 2)
+        print(f"  {name:<40}{error:.4f}")
+
+    fig = draw(fit, posterior, estimates["James and Stein"])
+    fig.savefig(args.output / "baseball.png", dpi=150)
+    plt.close(fig)
+    print(f"\nFigures: {args.output.resolve()}")
+
+
+if __name__ == "__main__":
+    main()
