@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
 def draw(
     fit: kaem.MarginalFit, posterior: kaem.UnitPosterior, james_stein: np.ndarray
 ) -> plt.Figure:
-    """The learned prior with its band, and the players' estimates."""
+    """Draw the learned prior with its band, and the players' estimates."""
     fig, (left, right) = plt.subplots(
         1, 2, figsize=(9.0, 4.6), layout="constrained", width_ratios=(1, 1.3)
     )
@@ -48,7 +48,8 @@ def draw(
     right.plot(REST_OF_SEASON, rows, "D", color=BLACK, ms=4, label="rest of season")
     right.set(yticks=rows, yticklabels=PLAYERS, xlabel="batting average")
     right.tick_params(axis="y", labelsize="small")
-    right.legend(frameon=False, fontsize="small", loc="lower right")
+    right.set_xlim(0.15, 0.5)
+    right.legend(frameon=False, fontsize="small", loc="center right")
     return fig
 
 

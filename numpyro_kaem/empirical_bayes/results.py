@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ class Bootstrap(NamedTuple):
     """Their parameters in the fit, shape ``(num_replicates, num_parameters)``."""
 
 
-class Model(NamedTuple):
+class Model(eqx.Module):
     """A prior as a function of its parameters in the fit."""
 
     flat: Energy
@@ -58,7 +59,7 @@ class Model(NamedTuple):
     """Coordinates of the energy."""
     reference: ReferenceParameters | None
     """Parameters of the reference where the fit starts."""
-    names: tuple[str, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
     """Names of those that are fitted."""
 
     @property
@@ -147,14 +148,15 @@ class MarginalFit:
             Nominal coverage of each interval, in (0, 1).
         bootstrap
             Result of :meth:`bootstrap`, whose quantiles are the interval. ``None``
-            takes the delta method on the log density.
+            takes the delta method, with intervals that end at zero.
 
         Returns
         -------
         Band
             Arrays of the shape of ``z``.
         """
-        return self._band(_log_density, jnp.exp, z, level, bootstrap)
+        band = self._band(_density, lambda x: x, z, level, bootstrap)
+        return band._replace(lower=jnp.maximum(band.lower, 0))
 
     def cdf_band(
         self,
@@ -218,9 +220,7 @@ class MarginalFit:
         flat = z.reshape(-1)
         value = function(self.prior, flat)
         if bootstrap is None:
-            deviation = _deviation(
-                partial(_at, self._model, function), self._maximum, flat
-            )
+            deviation = _deviation(function, self._model, self._maximum, flat)
             half = ndtri(0.5 + 0.5 * level) * deviation
             ends = (link(value - half), link(value), link(value + half))
         else:
@@ -281,8 +281,8 @@ class MarginalFit:
         return Bootstrap(self._model.prior(parameters), parameters)
 
 
-def _log_density(prior: KAEMPrior, z: jax.Array) -> jax.Array:
-    return prior.log_prob(z)
+def _density(prior: KAEMPrior, z: jax.Array) -> jax.Array:
+    return jnp.exp(prior.log_prob(z))
 
 
 def _log_odds(prior: KAEMPrior, z: jax.Array) -> jax.Array:
@@ -290,15 +290,14 @@ def _log_odds(prior: KAEMPrior, z: jax.Array) -> jax.Array:
     return jnp.log(below) - jnp.log(above)
 
 
-def _at(
-    model: Model, function: Callable, parameters: jax.Array, z: jax.Array
+@partial(jax.jit, static_argnames="function")
+def _deviation(
+    function: Callable, model: Model, maximum: Maximum, z: jax.Array
 ) -> jax.Array:
-    return function(model.prior(parameters), z)
-
-
-def _deviation(function: Callable, maximum: Maximum, z: jax.Array) -> jax.Array:
     """Compute the standard error of a function of the parameters (delta method)."""
-    slopes = jax.jacfwd(function)(maximum.parameters, z)
+    slopes = jax.jacfwd(lambda parameters: function(model.prior(parameters), z))(
+        maximum.parameters
+    )
     variance = jnp.sum((slopes @ maximum.covariance) * slopes, axis=-1)
     return jnp.sqrt(jnp.maximum(variance, 0))
 

@@ -1,0 +1,1 @@
+"""Tests of priors learned from many units."""

@@ -1,0 +1,344 @@
+"""Priors fitted by maximum marginal likelihood."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import optimize, stats
+
+import numpyro_kaem as kaem
+from numpyro_kaem.coordinates import make_design
+from numpyro_kaem.empirical_bayes import Band
+from numpyro_kaem.exponential_family import RIDGE
+
+# Thyrion's policies by their number of claims, and what bounds their log likelihood.
+CLAIMS, POLICIES = np.arange(8), np.array([7840, 1317, 239, 42, 14, 4, 4, 1])
+GAMMA, GAMMA_VALUE = dist.Gamma(0.70151, 1 / 0.30556), -5348.040
+NONPARAMETRIC_MAXIMUM = -5340.704
+
+
+def bimodal(num_units, seed=0):
+    rng = np.random.default_rng(seed)
+    latent = np.where(
+        rng.random(num_units) < 0.6,
+        rng.normal(-2.0, 0.5, num_units),
+        rng.normal(1.5, 0.8, num_units),
+    )
+    return latent + rng.normal(size=num_units)
+
+
+def normal_units(x):
+    return kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
+
+
+BASIS, REFERENCE = kaem.BSpline(-6.0, 6.0, 12), dist.Normal(0.0, 3.0)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return kaem.fit_marginal(normal_units(bimodal(300)), BASIS, REFERENCE)
+
+
+def claims_units():
+    return kaem.unit_log_likelihood(lambda z: dist.Poisson(z), CLAIMS)
+
+
+# --- against bounds and SciPy --------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [None, 1e-10])
+def test_claims_lie_between_their_bounds(penalty, x64):
+    """Above the gamma law that is tilted, never above the maximum over all laws."""
+    fit = kaem.fit_marginal(
+        claims_units(),
+        kaem.BSpline(0.0, 4.0, 24),
+        GAMMA,
+        counts=POLICIES,
+        penalty=penalty,
+    )
+    rounding = 1e-3 if x64 else 0.02
+    assert GAMMA_VALUE < fit.log_marginal_likelihood < NONPARAMETRIC_MAXIMUM + rounding
+    if penalty is not None and x64:
+        assert fit.log_marginal_likelihood > NONPARAMETRIC_MAXIMUM - 0.05
+    means = np.asarray(kaem.unit_posterior(fit.prior, claims_units()).mean)
+    assert np.all(np.diff(means) > 0)
+    np.testing.assert_allclose(means[:2], [0.168, 0.36], atol=0.01)
+
+
+def test_flat_energy_has_the_gamma_priors_value():
+    prior = kaem.KAEMPrior(kaem.Energy(kaem.BSpline(0.0, 4.0, 8), jnp.zeros(8)), GAMMA)
+    values = np.asarray(kaem.log_marginal_likelihood(prior, claims_units()), float)
+    np.testing.assert_allclose(POLICIES @ values, GAMMA_VALUE, atol=0.02)
+    posterior = kaem.unit_posterior(prior, claims_units())
+    published = [0.164, 0.398, 0.632, 0.866, 1.100, 1.334, 1.568]
+    np.testing.assert_allclose(posterior.mean[:7], published, atol=6e-4)
+
+
+def test_maximum_is_scipys():
+    """The penalised maximum by another optimiser, from the quadrature as it is."""
+    with jax.enable_x64(True):
+        units, penalty = normal_units(bimodal(60)), 1e-5
+        fit = kaem.fit_marginal(units, BASIS, REFERENCE, penalty=penalty)
+        design = make_design(BASIS, np.float64)
+        transform = jnp.asarray(design.transform[:, design.used])
+        ridge = jnp.asarray(penalty * design.roughness[design.used] + RIDGE)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(coordinates):
+            energy = kaem.Energy(BASIS, transform @ coordinates)
+            prior = kaem.KAEMPrior(energy, REFERENCE)
+            value = kaem.log_marginal_likelihood(prior, units).sum()
+            return 0.5 * jnp.sum(ridge * coordinates**2) - value
+
+        best = optimize.minimize(
+            loss, np.zeros(len(ridge)), jac=True, method="BFGS", options={"gtol": 1e-7}
+        )
+        value = fit.log_posteriors.max()
+        np.testing.assert_allclose(value, -best.fun, atol=1e-6)
+        z = np.linspace(-5.0, 5.0, 9)
+        other = kaem.KAEMPrior(kaem.Energy(BASIS, transform @ best.x), REFERENCE)
+        np.testing.assert_allclose(fit.prior.log_prob(z), other.log_prob(z), atol=1e-3)
+        # The covariance is the inverse of the Hessian, by differences of the gradient.
+        hessian = optimize.approx_fprime(best.x, lambda c: loss(c)[1], 1e-5)
+        expected = transform @ np.linalg.inv(hessian) @ transform.T
+        np.testing.assert_allclose(
+            fit.covariance, expected, atol=2e-3 * np.abs(expected).max()
+        )
+
+
+def test_quadratic_energies_are_normal():
+    """With a huge penalty the prior is Normal, with the moments of that model."""
+    x = 1.0 + 2.0 * np.random.default_rng(1).normal(size=2000)
+    fit = kaem.fit_marginal(
+        normal_units(x),
+        kaem.BSpline(-15.0, 15.0, 12),
+        dist.Normal(0.0, 5.0),
+        penalty=1e6,
+    )
+    np.testing.assert_allclose(fit.prior.mean, x.mean(), atol=2e-3)
+    np.testing.assert_allclose(fit.prior.variance, x.var() - 1.0, rtol=5e-3)
+    expected = stats.norm.logpdf(x, x.mean(), x.std()).sum()
+    np.testing.assert_allclose(fit.log_marginal_likelihood, expected, atol=0.05)
+
+
+def test_fitted_reference_is_that_of_the_parametric_model():
+    fit = kaem.fit_marginal(
+        claims_units(),
+        kaem.BSpline(0.0, 4.0, 8),
+        dist.Gamma(1.0, 2.0),
+        counts=POLICIES,
+        penalty=1e-3,
+        fit_reference=True,
+    )
+    fixed = kaem.fit_marginal(
+        claims_units(),
+        kaem.BSpline(0.0, 4.0, 8),
+        dist.Gamma(1.0, 2.0),
+        counts=POLICIES,
+        penalty=1e-3,
+    )
+    assert fit.log_posteriors.max() > fixed.log_posteriors.max() + 0.1
+    assert fit.log_marginal_likelihood < NONPARAMETRIC_MAXIMUM + 0.02
+    assert float(fit.prior.reference.concentration) != 1.0
+
+
+# --- properties ----------------------------------------------------------------------
+
+
+def test_result(fit):
+    assert fit.converged
+    assert len(fit.log_posteriors) == 3
+    assert fit.penalty > 0
+    assert 2.0 < fit.degrees_of_freedom < 12.0
+    assert fit.covariance.shape == (12, 12)
+    assert fit.prior.batch_shape == ()
+    total = float(
+        kaem.log_marginal_likelihood(fit.prior, normal_units(bimodal(300))).sum()
+    )
+    np.testing.assert_allclose(fit.log_marginal_likelihood, total, rtol=1e-5)
+    assert "MarginalFit(log_marginal_likelihood=" in repr(fit)
+    # Constants change nothing, and have no variance.
+    scale = float(jnp.trace(fit.covariance))
+    np.testing.assert_allclose(fit.covariance.sum(0), 0.0, atol=1e-3 * scale)
+
+
+def test_counts_are_repeated_units(fit):
+    del fit
+    x = bimodal(40)
+    counts = np.random.default_rng(2).integers(0, 4, size=40)
+    kwargs = {"basis": BASIS, "reference": REFERENCE, "penalty": 1e-5}
+    weighted = kaem.fit_marginal(normal_units(x), counts=counts, **kwargs)
+    repeated = kaem.fit_marginal(normal_units(np.repeat(x, counts)), **kwargs)
+    z = np.linspace(-4.0, 4.0, 9)
+    np.testing.assert_allclose(
+        weighted.prior.log_prob(z), repeated.prior.log_prob(z), atol=2e-2
+    )
+    np.testing.assert_allclose(
+        weighted.log_marginal_likelihood, repeated.log_marginal_likelihood, rtol=1e-5
+    )
+
+
+def test_larger_penalty_is_smoother(fit):
+    del fit
+    units = normal_units(bimodal(300))
+    fits = [
+        kaem.fit_marginal(units, BASIS, REFERENCE, penalty=penalty)
+        for penalty in (1e-7, 1e-4, 1e-1)
+    ]
+    values = [f.log_marginal_likelihood for f in fits]
+    freedom = [f.degrees_of_freedom for f in fits]
+    assert values[0] > values[1] > values[2]
+    assert freedom[0] > freedom[1] > freedom[2]
+
+
+def test_more_starts_do_not_lose(fit):
+    more = kaem.fit_marginal(
+        normal_units(bimodal(300)), BASIS, REFERENCE, num_starts=5, penalty=fit.penalty
+    )
+    assert len(more.log_posteriors) == 5
+    assert more.log_posteriors.max() >= fit.log_posteriors.max() - 1e-2
+
+
+# --- bands ---------------------------------------------------------------------------
+
+
+def test_bands_contain_their_estimate(fit):
+    z = np.linspace(-4.0, 4.0, 12).reshape(3, 4)
+    for band in (fit.density_band(z), fit.cdf_band(z), fit.unit_mean_band()):
+        assert isinstance(band, Band)
+        assert np.all(band.lower <= band.value)
+        assert np.all(band.value <= band.upper)
+    np.testing.assert_allclose(
+        fit.density_band(z).value, np.exp(fit.prior.log_prob(z)), rtol=1e-5
+    )
+    np.testing.assert_allclose(fit.cdf_band(z).value, fit.prior.cdf(z), atol=1e-5)
+    posterior = kaem.unit_posterior(fit.prior, normal_units(bimodal(300)))
+    np.testing.assert_allclose(fit.unit_mean_band().value, posterior.mean, atol=1e-3)
+    assert np.all(fit.density_band(z).lower >= 0)
+    narrow, wide = fit.cdf_band(z, 0.5), fit.cdf_band(z, 0.99)
+    assert np.all(narrow.upper <= wide.upper)
+
+
+def test_unit_mean_band_is_the_delta_method(fit):
+    """Against differences of posterior means along the axes of the covariance."""
+    units = normal_units(bimodal(300))
+    values, axes = np.linalg.eigh(np.asarray(fit.covariance, float))
+    variance, step = 0.0, 0.05
+    # The first axis is that of constants.
+    for value, axis in zip(values[1:], axes.T[1:], strict=True):
+        means = []
+        for sign in (-1, 1):
+            coefficients = fit.prior.energy.coefficients + sign * step * axis
+            prior = kaem.KAEMPrior(
+                kaem.Energy(BASIS, jnp.asarray(coefficients)), REFERENCE
+            )
+            means.append(np.asarray(kaem.unit_posterior(prior, units).mean, float))
+        variance += value * ((means[1] - means[0]) / (2 * step)) ** 2
+    band = fit.unit_mean_band(0.9)
+    half = np.asarray(band.upper - band.lower, float) / 2
+    np.testing.assert_allclose(half, 1.6449 * np.sqrt(variance), rtol=0.02, atol=1e-3)
+
+
+def test_bootstrap(fit, key):
+    bootstrap = fit.bootstrap(key, 30)
+    assert bootstrap.prior.batch_shape == (30,)
+    z = np.array([-2.0, 0.0, 1.5])
+    delta, resampled = fit.density_band(z), fit.density_band(z, bootstrap=bootstrap)
+    ratio = (resampled.upper - resampled.lower) / (delta.upper - delta.lower)
+    assert np.all((ratio > 0.3) & (ratio < 2.0))
+    band = fit.unit_mean_band(bootstrap=bootstrap)
+    assert band.lower.shape == (300,)
+    assert np.all(band.lower < band.upper)
+    again = fit.bootstrap(key, 30)
+    np.testing.assert_array_equal(again.parameters, bootstrap.parameters)
+
+
+# --- recovery ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_recovers_a_density_better_than_a_gaussian_mixture():
+    from tests.test_examples import example
+
+    deconvolution = example("deconvolution")
+    learned, mixture, covered = [], [], []
+    for seed in range(12):
+        x = deconvolution.simulate(5000, seed)
+        fit = deconvolution.learn(x)
+        density = np.exp(np.asarray(fit.prior.log_prob(jnp.array(deconvolution.GRID))))
+        learned.append(deconvolution.squared_error(density))
+        covered.append(deconvolution.covers(fit))
+        if seed < 4:
+            other = deconvolution.gaussian_mixture(x, seed, num_starts=3)
+            mixture.append(deconvolution.squared_error(other))
+    assert np.median(learned) < 0.7 * np.median(mixture)
+    # Nominally .90; .80 to .97 over 100 data sets, less sharply over 12.
+    assert 0.75 < np.mean(covered) < 0.99
+
+
+# --- bad input -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"counts": [1, 2]}, ValueError, r"counts must have shape \(3,\).*\(2,\)"),
+        ({"counts": [[1], [2], [3]]}, ValueError, r"counts must have shape \(3,\)"),
+        ({"counts": [1, -2, 3]}, ValueError, "got -2.0 for unit 1"),
+        ({"counts": [1, np.inf, 3]}, ValueError, "got inf for unit 1"),
+        ({"counts": [0, 0, 0]}, ValueError, "must not all be zero"),
+        ({"penalty": 0.0}, ValueError, "penalty must be one finite number > 0"),
+        ({"penalty": [1.0, 2.0]}, ValueError, "penalty must be one finite number"),
+        ({"num_starts": 2}, ValueError, "num_starts must be an integer >= 3"),
+        ({"basis": 3}, TypeError, "basis must be a basis"),
+        ({"basis": kaem.BSpline((0.0, 1.0), (1.0, 2.0), 5)}, ValueError, "one grid"),
+        ({"reference": 3}, TypeError, "reference must be a NumPyro distribution"),
+        (
+            {"reference": dist.Normal(np.zeros(2), 1.0)},
+            ValueError,
+            "reference must have the batch shape",
+        ),
+        ({"reference": None, "fit_reference": True}, ValueError, "got reference=None"),
+        (
+            {"reference": dist.Uniform(-6.0, 6.0), "fit_reference": True},
+            TypeError,
+            "got Uniform",
+        ),
+        ({"log_likelihood": 3}, TypeError, "log_likelihood must be a function"),
+        (
+            {"log_likelihood": lambda z: jnp.stack([z, z - jnp.inf])},
+            ValueError,
+            "unit 1 has likelihood zero",
+        ),
+    ],
+)
+def test_refuses(kwargs, error, message):
+    arguments = {
+        "log_likelihood": normal_units(np.array([0.0, 1.0, 2.0])),
+        "basis": BASIS,
+        "reference": REFERENCE,
+        **kwargs,
+    }
+    with pytest.raises(error, match=message):
+        kaem.fit_marginal(**arguments)
+
+
+def test_refuses_traced_arguments():
+    units = normal_units(np.array([0.0, 1.0, 2.0]))
+    with pytest.raises(TypeError, match="concrete arguments"):
+        jax.jit(
+            lambda scale: (
+                kaem.fit_marginal(units, BASIS, dist.Normal(0.0, scale)).penalty
+            )
+        )(1.0)
+
+
+def test_refuses_bands(fit, key):
+    with pytest.raises(ValueError, match="level must be between 0 and 1, got 90"):
+        fit.density_band(0.0, 90)
+    with pytest.raises(TypeError, match="bootstrap must be the result"):
+        fit.cdf_band(0.0, bootstrap=fit.prior)
+    with pytest.raises(ValueError, match="num_replicates must be an integer >= 2"):
+        fit.bootstrap(key, 1)

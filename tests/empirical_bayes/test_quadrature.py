@@ -1,0 +1,312 @@
+"""Marginal likelihoods and unit posteriors against SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, interpolate, optimize, stats
+
+import numpyro_kaem as kaem
+
+COEFFICIENTS = 1.5 * np.random.default_rng(0).normal(size=12)
+
+
+def spline(low, high):
+    """The energy of these tests in float64, constant beyond the grid."""
+    knots = low + (high - low) * np.arange(-3, 13) / 9
+    curve = interpolate.BSpline(knots, COEFFICIENTS, 3)
+    return lambda z: curve(np.clip(z, low, high))
+
+
+def make_prior(low, high, reference=None):
+    basis = kaem.BSpline(low, high, 12)
+    return kaem.KAEMPrior(kaem.Energy(basis, jnp.asarray(COEFFICIENTS)), reference)
+
+
+# Observations and their extremes: none and all of n, an outlier at 8 deviations.
+SUCCESSES, TRIALS = np.array([0, 20, 7, 0, 123]), np.array([20, 20, 20, 500, 500])
+EVENTS = np.array([0, 1, 7, 30])
+VALUES = np.array([0.0, 1.0, -12.0, 12.0, 3.3])
+CASES = {
+    "binomial": (
+        (0.0, 1.0, None),
+        stats.uniform(),
+        lambda z: dist.Binomial(TRIALS, probs=z),
+        SUCCESSES,
+        lambda z, i: stats.binom.logpmf(SUCCESSES[i], TRIALS[i], z),
+    ),
+    "poisson": (
+        (0.0, 6.0, dist.LogNormal(0.0, 1.0)),
+        stats.lognorm(1.0),
+        lambda z: dist.Poisson(z),
+        EVENTS,
+        lambda z, i: stats.poisson.logpmf(EVENTS[i], z),
+    ),
+    "normal": (
+        (-4.0, 4.0, dist.Normal(0.0, 1.5)),
+        stats.norm(0.0, 1.5),
+        lambda z: dist.Normal(z, 1.0),
+        VALUES,
+        lambda z, i: stats.norm.logpdf(VALUES[i], z),
+    ),
+    "narrow normal": (
+        (-4.0, 4.0, dist.Normal(0.0, 1.5)),
+        stats.norm(0.0, 1.5),
+        lambda z: dist.Normal(z, 0.03),
+        VALUES[[0, 1, 4]],
+        lambda z, i: stats.norm.logpdf(VALUES[[0, 1, 4]][i], z, 0.03),
+    ),
+    "student-t": (
+        (-4.0, 4.0, dist.Normal(0.0, 1.5)),
+        stats.norm(0.0, 1.5),
+        lambda z: dist.StudentT(3.0, z, 0.5),
+        VALUES,
+        lambda z, i: stats.t.logpdf(VALUES[i], 3.0, z, 0.5),
+    ),
+}
+
+
+class Oracle:
+    """The posterior of one unit by SciPy's adaptive quadrature."""
+
+    def __init__(self, name, unit):
+        (low, high, _), law, _, _, log_likelihood = CASES[name]
+        energy = spline(low, high)
+        bottom, top = law.support()
+        bottom, top = max(bottom, -30.0), min(top, 60.0)
+        self.log_joint = lambda z: energy(z) + law.logpdf(z) + log_likelihood(z, unit)
+        self.log_prior = lambda z: energy(z) + law.logpdf(z)
+        # Split at the knots and about the mode, so that nothing narrow is missed.
+        z = np.linspace(bottom, top, 40_001)[1:-1]
+        with np.errstate(divide="ignore"):
+            values = self.log_joint(z)
+        self.peak = values.max()
+        active = z[values > self.peak - 60]
+        knots = np.linspace(low, high, 10)
+        inner = [*knots, *np.linspace(active[0], active[-1], 25)]
+        self.points = np.unique(np.clip([bottom, *inner, top], bottom, top))
+
+    def integrate(self, function, log_density, shift, stop=np.inf):
+        total = 0.0
+        for a, b in zip(self.points[:-1], self.points[1:], strict=True):
+            if a < stop:
+                total += integrate.quad(
+                    lambda z: function(z) * np.exp(log_density(z) - shift),
+                    a,
+                    min(b, stop),
+                    epsabs=1e-14,
+                    epsrel=1e-12,
+                )[0]
+        return total
+
+    def log_marginal(self):
+        one = lambda z: 1.0  # noqa: E731
+        joint = self.integrate(one, self.log_joint, self.peak)
+        prior = self.integrate(one, self.log_prior, 0.0)
+        return self.peak + np.log(joint) - np.log(prior)
+
+    def mean(self, function=lambda z: z, stop=np.inf):
+        one = lambda z: 1.0  # noqa: E731
+        total = self.integrate(one, self.log_joint, self.peak)
+        return self.integrate(function, self.log_joint, self.peak, stop) / total
+
+
+def built(name):
+    (low, high, reference), _, observation, data, _ = CASES[name]
+    prior = make_prior(low, high, reference)
+    return prior, kaem.unit_log_likelihood(observation, data)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_marginal_likelihood(name, x64):
+    prior, units = built(name)
+    actual = np.asarray(kaem.log_marginal_likelihood(prior, units), float)
+    expected = [Oracle(name, i).log_marginal() for i in range(len(actual))]
+    # In float32 the log likelihood itself is rounded.
+    np.testing.assert_allclose(
+        actual, expected, rtol=1e-10 if x64 else 1e-5, atol=1e-9 if x64 else 1e-5
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_unit_posterior(name, x64):
+    prior, units = built(name)
+    posterior = kaem.unit_posterior(prior, units)
+    bar = 1e-9 if x64 else 2e-5
+    q = np.array([0.01, 0.5, 0.9])
+    quantiles = np.asarray(posterior.quantile(q), float)
+    assert quantiles.shape == (3, posterior.num_units)
+    for unit in (0, 1, 2):
+        oracle = Oracle(name, unit)
+        mean = oracle.mean()
+        scale = np.sqrt(oracle.mean(lambda z, mean=mean: (z - mean) ** 2))
+        np.testing.assert_allclose(posterior.mean[unit], mean, atol=bar * (1 + scale))
+        np.testing.assert_allclose(posterior.sd[unit], scale, rtol=10 * bar)
+        masses = [oracle.mean(lambda z: 1.0, stop) for stop in quantiles[:, unit]]
+        # A quantile in float32 is rounded to the spacing of numbers there.
+        spacing = np.spacing(np.abs(quantiles[:, unit]).astype(np.float32)) / scale
+        np.testing.assert_allclose(
+            masses, q, atol=1e-9 if x64 else 2e-5 + spacing.max()
+        )
+    np.testing.assert_allclose(
+        posterior.cdf(posterior.quantile(0.3)), 0.3, atol=1e-10 if x64 else 1e-4
+    )
+    np.testing.assert_allclose(posterior.cdf(1.0) + posterior.sf(1.0), 1.0, rtol=1e-6)
+    moment = posterior.expectation(lambda z: z)
+    np.testing.assert_allclose(moment, posterior.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_posterior_draws_follow_the_posterior(key):
+    prior, units = built("normal")
+    posterior = kaem.unit_posterior(prior, units)
+    draws = posterior.sample(key, (4000,))
+    assert draws.shape == (4000, posterior.num_units)
+    for unit, sample in enumerate(np.asarray(posterior.cdf(draws)).T):
+        assert stats.kstest(sample, "uniform").pvalue > 1e-4, unit
+
+
+def test_log_marginal_likelihood_under_jit_and_grad():
+    low, high, reference = CASES["normal"][0]
+    units = built("normal")[1]
+    basis = kaem.BSpline(low, high, 12)
+
+    def total(coefficients):
+        prior = kaem.KAEMPrior(kaem.Energy(basis, coefficients), reference)
+        return kaem.log_marginal_likelihood(prior, units).sum()
+
+    start = jnp.asarray(COEFFICIENTS)
+    prior = make_prior(low, high, reference)
+    np.testing.assert_allclose(
+        jax.jit(total)(start),
+        kaem.log_marginal_likelihood(prior, units).sum(),
+        rtol=1e-5,
+    )
+    gradient = jax.jit(jax.grad(total))(start)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(COEFFICIENTS, jnp.float64)
+        expected = optimize.approx_fprime(COEFFICIENTS, jax.jit(total), 1e-6)
+        assert wide.dtype == np.float64
+    np.testing.assert_allclose(gradient, expected, atol=2e-3)
+    # A constant in the energy changes nothing.
+    np.testing.assert_allclose(gradient.sum(), 0.0, atol=1e-3)
+
+
+def test_traced_likelihoods_are_taken_on_the_panels_of_the_prior():
+    prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
+
+    @jax.jit
+    def total(scale):
+        units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, scale), VALUES)
+        return kaem.log_marginal_likelihood(prior, units)
+
+    fixed = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), VALUES)
+    np.testing.assert_allclose(
+        total(1.0), kaem.log_marginal_likelihood(prior, fixed), rtol=2e-5
+    )
+
+
+def test_finds_a_jump():
+    prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
+    jump = lambda z: jnp.where(z > 0.1234567, 0.0, -1e4)[None]  # noqa: E731
+    np.testing.assert_allclose(
+        kaem.log_marginal_likelihood(prior, jump)[0],
+        np.log(prior.cdf_pair(0.1234567)[1]),
+        rtol=1e-4,
+    )
+
+
+def test_warns_of_units_that_are_too_narrow():
+    prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
+    data = np.linspace(-3.0, 3.0, 700)
+    units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 2e-4), data)
+    with pytest.warns(UserWarning, match=r"the likelihood of unit \d+ is too narrow"):
+        kaem.log_marginal_likelihood(prior, units)
+
+
+# --- bad input -----------------------------------------------------------------------
+
+
+def test_zero_likelihood_names_the_unit():
+    prior = make_prior(0.0, 1.0)
+    units = lambda z: jnp.stack([z, jnp.full_like(z, -jnp.inf)])  # noqa: E731
+    with pytest.raises(ValueError, match="unit 1 has likelihood zero"):
+        kaem.log_marginal_likelihood(prior, units)
+
+
+def test_nan_names_the_unit():
+    prior = make_prior(0.0, 1.0)
+    units = lambda z: jnp.stack([z, jnp.log(z - 0.5)])  # noqa: E731
+    with pytest.raises(ValueError, match="nan for unit 1"):
+        kaem.unit_posterior(prior, units)
+
+
+@pytest.mark.parametrize(
+    ("log_likelihood", "error", "message"),
+    [
+        (3.0, TypeError, "must be a function"),
+        (lambda z: z, ValueError, "got \\(5,\\) for 5"),
+        (lambda z: z[:, None], ValueError, "got \\(5, 1\\) for 5"),
+        (lambda z: jnp.zeros((0, len(z))), ValueError, "at least one unit"),
+        (lambda z: z[:, None] * jnp.ones(3), ValueError, "\\(num_units, num_nodes\\)"),
+    ],
+)
+def test_refuses_log_likelihoods(log_likelihood, error, message):
+    with pytest.raises(error, match=message):
+        kaem.log_marginal_likelihood(make_prior(0.0, 1.0), log_likelihood)
+
+
+def test_refuses_priors():
+    units = built("normal")[1]
+    with pytest.raises(TypeError, match=r"must be a numpyro_kaem\.KAEMPrior"):
+        kaem.log_marginal_likelihood(dist.Normal(0.0, 1.0), units)
+    basis = kaem.BSpline(-4.0, 4.0, 5)
+    batch = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros((2, 5))))
+    with pytest.raises(ValueError, match="batch shape \\(\\), got \\(2,\\)"):
+        kaem.unit_posterior(batch, units)
+    with pytest.raises(TypeError, match="concrete prior"):
+        jax.jit(
+            lambda c: (
+                kaem.unit_posterior(kaem.KAEMPrior(kaem.Energy(basis, c)), units).mean
+            )
+        )(jnp.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("observation", "data", "error", "message"),
+    [
+        (lambda z: z, np.zeros(3), TypeError, "must return a NumPyro distribution"),
+        (lambda z: dist.Normal(z, 1.0), 0.5, ValueError, "got a single number"),
+        (lambda z: dist.Normal(z, 1.0), np.zeros((3, 1)), ValueError, "got \\(3, 1\\)"),
+        (
+            lambda z: dist.Normal(z, np.ones((3, 1))),
+            np.zeros(3),
+            ValueError,
+            "one batch axis|broadcast|Incompatible",
+        ),
+        (
+            lambda z: dist.Normal(z[..., None], np.ones(4)),
+            np.zeros(3),
+            ValueError,
+            "one batch axis",
+        ),
+        (
+            lambda z: dist.Normal(z, 1.0),
+            np.array([0.0, np.nan]),
+            ValueError,
+            "nan for unit 1",
+        ),
+    ],
+)
+def test_refuses_observations(observation, data, error, message):
+    with pytest.raises(error, match=message):
+        kaem.unit_log_likelihood(observation, data)
+
+
+def test_refuses_values_that_are_not_units():
+    posterior = kaem.unit_posterior(*built("normal"))
+    assert posterior.cdf(np.zeros((2, 1))).shape == (2, 5)
+    with pytest.raises(ValueError, match="broadcast with the units, of shape \\(5,\\)"):
+        posterior.cdf(np.zeros(2))
+    assert np.all(np.isnan(posterior.quantile(1.5)))
+    assert np.all(posterior.quantile(0.0) == -np.inf)
