@@ -111,10 +111,6 @@ def unit_quadrature(
         If a likelihood is too narrow, or jumps.
     """
     check_units(log_likelihood, energy.dtype)
-    # Only what is concrete can be looked at; the panels need no traced coefficient.
-    flat = Energy(
-        Chebyshev(energy.basis.low, energy.basis.high, 1), jnp.zeros(2, energy.dtype)
-    )
     if not is_concrete(parameters):
         panels = make_panels(energy, parameters, refinement, into_tails=True)
         return UnitQuadrature(panels, evaluate(log_likelihood, node_positions(panels)))
@@ -124,9 +120,12 @@ def unit_quadrature(
         values = evaluate(log_likelihood, node_positions(panels))
     if not is_concrete((panels.edges, values)):
         return UnitQuadrature(panels, values)
-    seen = energy if is_concrete(energy) else flat
     with concretely():
-        return _resolve(seen.placed, parameters, panels, values, log_likelihood)
+        if not is_concrete(energy):
+            # Only what is concrete can be looked at; panels need no coefficient.
+            ends = energy.basis.low, energy.basis.high
+            energy = Energy(Chebyshev(*ends, 1), jnp.zeros(2, energy.dtype))
+        return _resolve(energy.placed, parameters, panels, values, log_likelihood)
 
 
 def _resolve(
