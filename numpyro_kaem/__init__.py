@@ -1,6 +1,7 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
 from numpyro_kaem._version import __version__
+from numpyro_kaem.autoguide import AutoKAEM
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.distributions import InverseCDFTransform, KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import (
@@ -19,6 +20,7 @@ from numpyro_kaem.plotting import plot_band, plot_prior
 __all__ = [
     "RBF",
     "RSWAF",
+    "AutoKAEM",
     "BSpline",
     "Chebyshev",
     "Energy",

@@ -64,3 +64,20 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.arviz
+def test_full_bayes(tmp_path, monkeypatch, capsys):
+    arguments = ["full_bayes.py", "--quick", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / "full_bayes.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed.splitlines()[-1]
+    assert float(re.search(r"largest R-hat: ([\d.]+)", printed)[1]) < 1.05
+    assert float(re.search(r"number of draws: ([\d.]+)", printed)[1]) > 50
+    widths = dict(re.findall(r"(\w+ Bayes) +mean width ([\d.]+)", printed))
+    assert float(widths["full Bayes"]) > float(widths["empirical Bayes"])
+    figure = (tmp_path / "full_bayes.png").read_bytes()
+    assert figure.startswith(b"\x89PNG")
+    assert len(figure) > 10_000

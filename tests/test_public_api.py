@@ -16,6 +16,7 @@ RESULTS = {"MarginalFit", "UnitPosterior"}
 def test_names_are_those_that_are_there():
     assert all(hasattr(kaem, name) for name in kaem.__all__)
     expected = {
+        "AutoKAEM",
         "BSpline",
         "Chebyshev",
         "Energy",
