@@ -282,10 +282,9 @@ def plot_band(
     z
         Increasing latent values at which to draw, shape ``(num_points,)``, at least 2.
     densities
-        Posterior draws of the density, as one prior of batch shape ``(num_draws,)``,
-        such as ``KAEMPrior(Energy(basis, draws), reference)`` from draws of the
-        coefficients; or a finished band over ``z``, such as
-        ``fit.density_band(z)`` of a :func:`fit_marginal`.
+        Posterior draws of the density, as one prior of batch shape ``(num_draws,)``
+        made from draws of the coefficients; or a finished band over ``z``, such as
+        ``density_band(z)`` of the result of :func:`fit_marginal`.
     level
         Share of the draws in each interval, in (0, 1), with equal tails. A finished
         band has its own.
@@ -293,7 +292,7 @@ def plot_band(
         A density to compare with, dashed: a distribution, or values of shape
         ``(num_points,)``.
     ax
-        Axes to draw in; ``None`` makes a new figure.
+        Axes to draw in: one; ``None`` makes a new figure.
     label
         Legend entry of the curve; that of the interval adds to it.
     color, linestyle
@@ -311,8 +310,8 @@ def plot_band(
     TypeError
         If ``densities`` is neither a :class:`KAEMPrior` nor a band.
     ValueError
-        If ``z`` is not increasing and finite, a shape does not fit, or ``level`` is not
-        in (0, 1).
+        If ``z`` is not increasing and finite, a shape does not fit, ``level`` is not in
+        (0, 1), or ``ax`` holds several axes.
 
     Notes
     -----
@@ -341,11 +340,8 @@ def plot_band(
     >>> plt.close(fig)
     """
     z = np.asarray(z)
-    if (
-        z.ndim != 1
-        or z.size < 2
-        or not (np.all(np.isfinite(z)) and np.all(np.diff(z) > 0))
-    ):
+    increasing = z.ndim == 1 and z.size > 1 and np.all(np.diff(z) > 0)
+    if not (increasing and np.all(np.isfinite(z))):
         raise ValueError(
             "z must be finite increasing values of shape (num_points,), at least 2, "
             f"got shape {z.shape}."
@@ -360,10 +356,7 @@ def plot_band(
             "truth must be one density, or its values of the shape of z, "
             f"{z.shape}, got {np.shape(truth)}."
         )
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    ax = _make_axes(ax, ())[()]
     ax.plot(z, value, label=label, **{**_LEARNED, "color": color, "ls": linestyle})
     finished = isinstance(densities, Band)
     share = "interval" if finished else f"{100 * level:.3g}% interval"

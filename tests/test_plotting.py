@@ -345,3 +345,9 @@ def test_truth_of_other_shape_is_refused(truth):
     with pytest.raises(ValueError, match="truth must be one density, or its values"):
         kaem.plot_band([0.0, 1.0], make_draws(), truth=truth)
     assert plt.get_fignums() == []
+
+
+def test_band_needs_one_axes():
+    _, axes = plt.subplots(1, 2)
+    with pytest.raises(ValueError, match="ax must hold 1 axes"):
+        kaem.plot_band([0.0, 1.0], make_draws(), ax=axes)
