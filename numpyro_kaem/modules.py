@@ -138,10 +138,10 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
     -----
     Sites: ``{name}_steps``, the standardised steps :math:`\varepsilon`, which NUTS
     samples, and the deterministic ``{name}_coefficients``. This parameterisation is not
-    centred. The posterior of a walk is strongly correlated: ``NUTS(model,
-    dense_mass=True)`` takes a fifth of the steps when few other latents are sampled,
-    that is when units are integrated out by :func:`log_marginal_likelihood`; with the
-    units' latents sampled, make only the block of the walk dense.
+    centred. The steps are correlated in the posterior: with the units integrated out by
+    :func:`log_marginal_likelihood`, ``NUTS(model, dense_mass=True)`` makes trajectories
+    about five times shorter. Where the units' latents are sampled, make the block of
+    the walk dense, as in ``dense_mass=[("scale", "energy_steps")]``.
 
     References
     ----------
