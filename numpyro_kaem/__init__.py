@@ -1,6 +1,7 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
 from numpyro_kaem._version import __version__
+from numpyro_kaem.autoguide import AutoKAEM
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.conditioner import MaskedConditioner
@@ -22,12 +23,13 @@ from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.kart import kart
 from numpyro_kaem.mixture_estimation import fit_mixture
-from numpyro_kaem.modules import parameter_priors
-from numpyro_kaem.plotting import plot_prior
+from numpyro_kaem.modules import parameter_priors, random_walk_energy
+from numpyro_kaem.plotting import plot_band, plot_prior
 
 __all__ = [
     "RBF",
     "RSWAF",
+    "AutoKAEM",
     "AutoregressiveKAEMPrior",
     "BSpline",
     "Chebyshev",
@@ -48,7 +50,9 @@ __all__ = [
     "kart",
     "log_marginal_likelihood",
     "parameter_priors",
+    "plot_band",
     "plot_prior",
+    "random_walk_energy",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -131,3 +131,13 @@ def test_deconvolution(tmp_path, monkeypatch, capsys):
     assert [row[0] for row in rows] == ["300", "1000"]
     for row in rows:
         assert 0.0 < float(row[2]) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.arviz
+def test_full_bayes(tmp_path, monkeypatch, capsys):
+    printed = run("full_bayes", tmp_path, monkeypatch, capsys)
+    assert float(re.search(r"largest R-hat: ([\d.]+)", printed)[1]) < 1.05
+    assert float(re.search(r"number of draws: ([\d.]+)", printed)[1]) > 50
+    widths = dict(re.findall(r"(\w+ Bayes) +mean width ([\d.]+)", printed))
+    assert float(widths["full Bayes"]) > float(widths["empirical Bayes"])

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_kaem as kaem
+from numpyro_kaem.empirical_bayes import Band
 from tests.helpers import assert_close
 
 
@@ -238,3 +239,115 @@ def test_nothing_is_drawn_when_refused():
 def test_import_does_not_load_matplotlib():
     code = "import sys, numpyro_kaem; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- bands ----------------------------------------------------------------------------
+
+
+def make_draws(num_draws=40):
+    basis = kaem.BSpline(-1.0, 4.0, num_basis=6)
+    energy = kaem.Energy.init(jax.random.key(2), basis, (num_draws,), scale=0.5)
+    return kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
+
+
+def filled(ax):
+    """Lower and upper ends of the filled band, by the latent value."""
+    vertices = ax.collections[0].get_paths()[0].vertices
+    z = np.unique(vertices[:, 0])
+    ends = [vertices[vertices[:, 0] == point, 1] for point in z]
+    return z, np.array([[end.min(), end.max()] for end in ends])
+
+
+def test_band_holds_quantiles_of_draws():
+    draws = make_draws()
+    z = np.linspace(-4.0, 6.0, 31)
+    ax = kaem.plot_band(z, draws, level=0.5)
+    single = [
+        np.exp(
+            kaem.KAEMPrior(
+                kaem.Energy(draws.energy.basis, c), draws.reference
+            ).log_prob(z)
+        )
+        for c in draws.energy.coefficients
+    ]
+    lower, median, upper = np.quantile(single, [0.25, 0.5, 0.75], axis=0)
+    drawn = lines(ax)
+    assert list(drawn) == ["posterior median"]
+    assert_close(drawn["posterior median"][1], median, rtol=1e-4)
+    points, ends = filled(ax)
+    assert_close(points, z)
+    assert_close(ends, np.stack([lower, upper], -1), rtol=1e-4)
+    assert legend(ax) == ["posterior median", "posterior median, 50% interval"]
+    assert ax.get_ylim()[0] == 0.0
+
+
+def test_finished_band_is_drawn_as_it_is():
+    z = np.array([0.0, 1.0, 3.0])
+    band = Band(np.array([0.1, 0.2, 0.1]), np.array([0.2, 0.3, 0.2]), np.full(3, 0.4))
+    ax = kaem.plot_band(z, band, label="fit", color="#009E73", linestyle=":")
+    assert_close(lines(ax)["fit"][1], band.value)
+    assert_close(filled(ax)[1], np.stack([band.lower, band.upper], -1))
+    assert legend(ax) == ["fit", "fit, interval"]
+    assert ax.get_lines()[0].get_color() == "#009E73"
+    assert ax.get_lines()[0].get_linestyle() == ":"
+
+
+@pytest.mark.parametrize("as_values", [False, True])
+def test_band_beside_the_truth(as_values):
+    z = np.linspace(-4.0, 6.0, 11)
+    law = dist.Normal(1.0, 2.0)
+    truth = np.exp(law.log_prob(z)) if as_values else law
+    fig, ax = plt.subplots()
+    same = kaem.plot_band(
+        z, make_draws(), truth=truth, ax=ax, label="KAEM", xlabel="speed", ylabel="p"
+    )
+    assert same is ax
+    assert plt.get_fignums() == [fig.number]
+    assert_close(lines(ax)["truth"][1], np.exp(law.log_prob(z)))
+    assert legend(ax) == ["KAEM", "KAEM, 90% interval", "truth"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("speed", "p")
+
+
+@pytest.mark.parametrize(
+    "z", [0.0, [1.0], [[0.0, 1.0]], [1.0, 0.0], [0.0, 0.0], [0.0, np.nan]]
+)
+def test_points_of_a_band_are_checked(z):
+    with pytest.raises(ValueError, match="z must be finite increasing values"):
+        kaem.plot_band(z, make_draws())
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, np.nan])
+def test_level_of_a_band_is_checked(level):
+    with pytest.raises(ValueError, match="level must be between 0 and 1, got"):
+        kaem.plot_band([0.0, 1.0], make_draws(), level=level)
+
+
+@pytest.mark.parametrize("densities", [None, dist.Normal(), np.ones((3, 2))])
+def test_band_of_wrong_type_is_refused(densities):
+    with pytest.raises(TypeError, match="densities must be a KAEMPrior with a batch"):
+        kaem.plot_band([0.0, 1.0], densities)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2, 3), (0,)])
+def test_band_needs_one_batch_of_draws(batch_shape):
+    with pytest.raises(ValueError, match=r"batch shape \(num_draws,\), got"):
+        kaem.plot_band([0.0, 1.0], make_prior(batch_shape))
+
+
+def test_band_of_other_shape_is_refused():
+    band = Band(np.zeros(3), np.ones(3), np.ones(3))
+    with pytest.raises(ValueError, match="densities must be a band of the shape of z"):
+        kaem.plot_band([0.0, 1.0], band)
+
+
+@pytest.mark.parametrize("truth", [np.ones(3), dist.Normal(jnp.zeros((2, 1)))])
+def test_truth_of_other_shape_is_refused(truth):
+    with pytest.raises(ValueError, match="truth must be one density, or its values"):
+        kaem.plot_band([0.0, 1.0], make_draws(), truth=truth)
+    assert plt.get_fignums() == []
+
+
+def test_band_needs_one_axes():
+    _, axes = plt.subplots(1, 2)
+    with pytest.raises(ValueError, match="ax must hold 1 axes"):
+        kaem.plot_band([0.0, 1.0], make_draws(), ax=axes)
