@@ -75,15 +75,12 @@ def draw(fit: kaem.MarginalFit, means: np.ndarray, others: dict) -> plt.Figure:
     """Draw the learned prior beside the gamma law, and the expected claims."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
     z = np.geomspace(0.01, 5.0, 400)
-    band = fit.density_band(z)
-    gamma = np.exp(fit.prior.reference.log_prob(z))
-    left.fill_between(
-        z, band.lower, band.upper, color=BLUE, alpha=0.2, lw=0, label="90 % band"
+    kaem.plot_band(
+        z, fit.density_band(z), ax=left, label="learned prior", xlabel="claims a year"
     )
-    left.plot(z, band.value, color=BLUE, lw=2, label="learned prior")
+    gamma = np.exp(fit.prior.reference.log_prob(z))
     left.plot(z, gamma, color=ORANGE, ls="--", label="gamma prior")
-    left.set(xlabel="claims a year", ylabel="density", xscale="log", yscale="log")
-    left.set(ylim=(1e-6, 30))
+    left.set(xscale="log", yscale="log", ylim=(1e-6, 30))
     left.legend(frameon=False, fontsize="small")
     band = fit.unit_mean_band()
     right.errorbar(

@@ -31,14 +31,17 @@ def draw(
         1, 2, figsize=(9.0, 4.6), layout="constrained", width_ratios=(1, 1.3)
     )
     z = np.linspace(0.1, 0.45, 200)
-    lower, value, upper = fit.density_band(z)
-    left.fill_between(z, lower, upper, color=BLUE, alpha=0.2, lw=0, label="90 % band")
-    left.plot(z, value, color=BLUE, lw=2, label="learned prior")
+    kaem.plot_band(
+        z,
+        fit.density_band(z),
+        ax=left,
+        label="learned prior",
+        xlabel="batting probability",
+    )
     left.plot(
         HITS / AT_BATS, np.zeros(len(HITS)), "|", color=BLACK, ms=10, clip_on=False
     )
-    left.set(xlabel="batting probability", ylabel="density", ylim=(0, None))
-    left.legend(frameon=False, fontsize="small")
+    left.set_ylim(0, None)
     rows = np.arange(len(HITS))[::-1]
     low, high = posterior.quantile(0.05), posterior.quantile(0.95)
     right.hlines(rows, low, high, color=BLUE, alpha=0.35, lw=4)

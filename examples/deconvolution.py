@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import numpyro_kaem as kaem
 
-BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
+BLUE, ORANGE = "#0072B2", "#E69F00"
 
 ERROR = 0.7
 """Standard deviation of the error of a measurement."""
@@ -111,16 +111,16 @@ def covers(fit: kaem.MarginalFit) -> np.ndarray:
 def draw(fit: kaem.MarginalFit, x: np.ndarray, errors: dict) -> plt.Figure:
     """Draw the last fit with its band, and errors against the number of units."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
-    band = fit.density_band(GRID)
-    left.hist(x, 60, density=True, color="0.85", label="measurements")
-    left.fill_between(
-        GRID, band.lower, band.upper, color=BLUE, alpha=0.3, lw=0, label="90 % band"
+    left.hist(x, 60, density=True, color="0.85", zorder=0, label="measurements")
+    kaem.plot_band(
+        GRID,
+        fit.density_band(GRID),
+        truth=true_density(GRID),
+        ax=left,
+        label="learned prior",
+        xlabel="latent value",
     )
-    left.plot(GRID, band.value, color=BLUE, lw=2, label="learned prior")
-    left.plot(GRID, true_density(GRID), color=BLACK, ls="--", lw=1.2, label="truth")
-    left.set(xlabel="latent value", ylabel="density")
     left.set_title(f"{len(x)} units", fontsize="medium")
-    left.legend(frameon=False, fontsize="small")
     sizes = np.array(sorted(errors))
     for name, color, marker in (
         ("learned prior", BLUE, "o"),
