@@ -94,8 +94,8 @@ class InverseCDFTransform(Transform):
         if self.base == "uniform":
             return self.prior.icdf(x)
         upper = x > 0
-        # The masses of both tails from their own side; none is below the least number.
-        mass = jnp.maximum(ndtr(-jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+        # The masses of both tails from their own side.
+        mass = jnp.maximum(ndtr(-jnp.abs(x)), _least_mass(x.dtype))
         return self.prior._icdf_folded(mass, upper)
 
     def _inverse(self, y: ArrayLike) -> jax.Array:
@@ -103,9 +103,9 @@ class InverseCDFTransform(Transform):
         below, above = self.prior.cdf_pair(y)
         if self.base == "uniform":
             return below
-        tiny = jnp.finfo(below.dtype).tiny
         upper = above < below
-        mass = jnp.maximum(jnp.where(upper, above, below), tiny)
+        mass = jnp.where(upper, above, below)
+        mass = jnp.maximum(mass, _least_mass(below.dtype))
         return jnp.where(upper, -1.0, 1.0) * ndtri(mass)
 
     def log_abs_det_jacobian(
@@ -129,3 +129,8 @@ class InverseCDFTransform(Transform):
             return False
         equal = [jnp.array_equal(a, b) for a, b in zip(leaves, others, strict=True)]
         return all(equal) if static else jnp.all(jnp.asarray(equal))
+
+
+def _least_mass(dtype: Any) -> float:
+    """Mass of a tail that is still a number when an energy scales it."""
+    return float(jnp.finfo(dtype).eps) ** 4

@@ -572,3 +572,12 @@ def test_transform_errors():
     for x in (0.5, jnp.full((2,), 0.5), jnp.full((3, 2, 1), 0.5)):
         with pytest.raises(ValueError, match=r"must end in the prior's batch_shape"):
             transform(x)
+
+
+def test_far_on_a_normal_base():
+    """Points beyond all precision stay at a far quantile, whatever the energy."""
+    energy = Energy(RBF(-1.0, 1.0, 2), jnp.asarray([12.0, -12.0]))
+    transform = KAEMPrior(energy, dist.Normal(0.0, 1.0)).as_transformed("normal")
+    z = transform.transforms[0](jnp.asarray([-1e3, -20.0, 20.0, 1e3]))
+    assert np.all(np.isfinite(z))
+    assert z[0] == z[1] < z[2] == z[3]
