@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(left_out)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_code():
+    """Forget compiled code after each file: that of all files fills the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """The same random key for every test."""
