@@ -160,9 +160,11 @@ def _resolve(
             np.where(np.isfinite(change), change, np.inf) / _CHANGE[is_double]
         )
         parts = np.clip(parts, 1, _MAX_PARTS).astype(int)
-        # Nothing is left to split between neighbouring numbers.
+        # Nothing is left to split between neighbouring numbers, or at a jump that is
+        # found to nine digits.
         spacing = np.spacing(np.maximum(np.abs(edges[:-1]), np.abs(edges[1:])))
-        parts = np.where(np.diff(edges) > 64 * spacing, parts, 1)
+        least = np.maximum(64 * spacing, 1e-9 * float(energy.high - energy.low))
+        parts = np.where(np.diff(edges) > least, parts, 1)
         if parts.sum() > _MAX_PANELS:
             break
         done = np.all(parts == 1)

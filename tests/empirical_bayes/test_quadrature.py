@@ -74,9 +74,11 @@ class Oracle:
         (low, high, _), law, _, _, log_likelihood = CASES[name]
         energy = spline(low, high)
         bottom, top = law.support()
-        bottom, top = max(bottom, -30.0), min(top, 60.0)
+        bottom, top = max(bottom, -30.0), min(top, 200.0)
         self.log_joint = lambda z: energy(z) + law.logpdf(z) + log_likelihood(z, unit)
         self.log_prior = lambda z: energy(z) + law.logpdf(z)
+        self.tails = np.exp(energy(bottom)) * law.cdf(bottom)
+        self.tails += np.exp(energy(top)) * law.sf(top)
         # Split at the knots and about the mode, so that nothing narrow is missed.
         z = np.linspace(bottom, top, 40_001)[1:-1]
         with np.errstate(divide="ignore"):
@@ -103,7 +105,8 @@ class Oracle:
     def log_marginal(self):
         one = lambda z: 1.0  # noqa: E731
         joint = self.integrate(one, self.log_joint, self.peak)
-        prior = self.integrate(one, self.log_prior, 0.0)
+        # The prior's tails, where its energy is constant.
+        prior = self.integrate(one, self.log_prior, 0.0) + self.tails
         return self.peak + np.log(joint) - np.log(prior)
 
     def mean(self, function=lambda z: z, stop=np.inf):
