@@ -29,6 +29,14 @@ OTHERS = [
 ]
 
 
+# Where float32 misses a bar, and by how much.
+MISSES = {
+    ("chebyshev", "uniform"): "relative error 5.27e-6, bar 5.05e-6",
+    ("shannon", "beta-singular"): "estimate holds for .86 of energies, bar .9",
+    ("morlet", "beta-singular"): "estimate holds for .82 of energies, bar .9",
+}
+
+
 def relative_error(built):
     difference = np.asarray(built.prior.log_normalizer, float)
     return np.abs(np.expm1(difference - built.oracle.log_normalizer))
@@ -38,7 +46,7 @@ def check(error, built, x64):
     if x64:
         bar = 1e-8 if built.reference.singular else 1e-11
     else:
-        bar = 5e-6 + built.reference_error + built.energy_error
+        bar = 5e-6 + built.reference_error
     assert error.max() <= bar
 
 
@@ -47,13 +55,7 @@ def check_estimate(error, built):
     estimate = np.asarray(built.prior.quadrature_error, float)
     eps = np.finfo(built.dtype).eps
     assert np.all(estimate <= 1e4 * np.maximum(error, eps))
-    # The estimate does not see what special functions lose. In float64 the other side
-    # of the comparison has its own rounding, above all near a singular end.
-    if built.dtype == np.float32:
-        floor = max(eps, built.reference_error)
-    else:
-        floor = 1e-10 if built.reference.singular else 2e-14
-    return np.maximum(estimate, floor) >= error
+    return estimate >= np.maximum(error, eps)
 
 
 @pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
@@ -72,7 +74,11 @@ def test_quadrature_error_holds():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("basis", "reference"), OTHERS)
-def test_normalizer_of_pairs(basis, reference, x64):
+def test_normalizer_of_pairs(basis, reference, x64, request):
+    if not x64 and (basis, reference) in MISSES:
+        reason = MISSES[basis, reference]
+        # Not strict: the miss is by rounding, which differs between processors.
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     built = build.__wrapped__(basis, reference)
     error = relative_error(built)
     check(error, built, x64)
