@@ -122,14 +122,14 @@ def check_model(
     for name, site in latent.items():
         if site["fn"].support.is_discrete:
             raise ValueError(
-                f"model must have continuous latent sites, got a discrete one, {name!r} "
-                f"({type(site['fn']).__name__}): sum over it in the model, for instance "
-                "with numpyro.distributions.MixtureSameFamily."
+                f"model must have continuous latent sites, got the discrete {name!r} "
+                f"({type(site['fn']).__name__}): sum over it in the model, for "
+                "instance with numpyro.distributions.MixtureSameFamily."
             )
         if isinstance(site["fn"], dist.Delta):
             raise ValueError(
-                f"model must have latent sites with a density, got a Delta at {name!r}: "
-                "use numpyro.deterministic there."
+                "model must have latent sites with a density, got a Delta at "
+                f"{name!r}: use numpyro.deterministic there."
             )
     for name, site in trace.items():
         if site["type"] != "plate":
@@ -148,9 +148,9 @@ def check_model(
     ]
     if needs_observed and not observed:
         raise ValueError(
-            "model must have an observed site (obs=...) or a numpyro.factor, which are "
-            f"its likelihood, got none: its latent sites are {_names(latent, 'sample')}. "
-            "Were the data passed to the model?"
+            "model must have an observed site (obs=...) or a numpyro.factor, which "
+            "are its likelihood, got none: its latent sites are "
+            f"{_names(latent, 'sample')}. Were the data passed to the model?"
         )
     return trace
 
@@ -161,7 +161,7 @@ def _names(sites: dict[str, dict], kind: str) -> str:
 
 
 def _parts(fn: Any) -> list[Any]:
-    """A distribution and those that it wraps."""
+    """List a distribution and those that it wraps."""
     parts = [fn]
     while hasattr(parts[-1], "base_dist"):
         parts.append(parts[-1].base_dist)
@@ -304,13 +304,11 @@ def initialize(
             model_kwargs=model_kwargs,
         )
     except RuntimeError as error:
-        if init_params is None:
-            raise ValueError(
-                "model must have a finite log density where the chains start, got none "
-                f"in a hundred draws of {_describe(init_strategy)}: is the data within "
-                "the support of the likelihood?"
-            ) from error
-        raise
+        raise ValueError(
+            "model must have a finite log density where the chains start, got none in "
+            f"a hundred draws of {_describe(init_strategy)}: are the data within the "
+            "support of the likelihood?"
+        ) from error
     values = info.param_info.z
     if init_params is not None:
         if set(init_params) != set(values):
