@@ -135,7 +135,7 @@ def check_model(
         if site["type"] != "plate":
             continue
         size, subsample_size = site["args"]
-        if subsample_size != size:
+        if subsample_size not in (None, size):
             raise ValueError(
                 f"model must not subsample, got the plate {name!r} with "
                 f"subsample_size={subsample_size} of {size}: each run would see other "
