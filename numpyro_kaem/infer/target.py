@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import (
     _unconstrain_reparam,
     compute_log_probs,
@@ -110,9 +111,11 @@ def check_model(
         If the model has a discrete or deterministic (``Delta``) latent site, no latent
         site at all, a subsampled plate or, where it is needed, no observed site.
     """
-    trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(
-        *model_args, **model_kwargs
+    # Started as NumPyro starts its chains: an improper prior cannot be drawn from.
+    started = handlers.substitute(
+        handlers.seed(model, rng_key), substitute_fn=init_to_uniform()
     )
+    trace = handlers.trace(started).get_trace(*model_args, **model_kwargs)
     latent = latent_sites(trace)
     if not latent:
         raise ValueError(
