@@ -1,1 +1,8 @@
 """Posterior samplers for any NumPyro model with continuous latent values."""
+
+from numpyro_kaem.infer.auto_mala import AutoMALA
+from numpyro_kaem.infer.mala import MALA
+from numpyro_kaem.infer.pcnl import PCNL
+from numpyro_kaem.infer.ula import ULA
+
+__all__ = ["MALA", "PCNL", "ULA", "AutoMALA"]
