@@ -43,7 +43,7 @@ class Adaptation(NamedTuple):
         return cls(
             zero + step_size,
             Preconditioner(jnp.ones_like(position)),
-            _start_averaging(jnp.log(10.0 * (zero + step_size))),
+            _start_averaging(jnp.log(2.0 * (zero + step_size))),
             _start_covariance(position.shape[-1]),
             zero,
             jnp.array(0),
@@ -88,7 +88,7 @@ class Rules(NamedTuple):
         info
             What its step reports.
         """
-        windows = build_adaptation_schedule(self.num_warmup)
+        windows = _schedule(self.num_warmup)
         ends = jnp.array([window.end for window in windows], int)
         inner_ends = jnp.array([window.end for window in windows[1:-1]], int)
         count = adaptation.window_length + 1
@@ -144,9 +144,19 @@ class Rules(NamedTuple):
                 preconditioner=Preconditioner(scale), covariance=start
             )
         if self.target_accept_prob is not None:
-            start = _start_averaging(jnp.log(10.0) + jnp.log(adaptation.step_size))
+            start = _start_averaging(jnp.log(2.0) + adaptation.averaging[1])
             adaptation = adaptation._replace(averaging=start)
         return adaptation
+
+
+def _schedule(num_warmup: int) -> list:
+    """NumPyro's windows, with a quarter of the warm-up for the last.
+
+    A Langevin step tells less of the right step size than a trajectory of HMC does.
+    """
+    last = num_warmup // 4
+    windows = build_adaptation_schedule(num_warmup - last)
+    return [*windows[:-1], windows[-1]._replace(end=num_warmup - 1)]
 
 
 def _positive(size: jax.Array) -> jax.Array:
