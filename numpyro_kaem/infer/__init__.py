@@ -1,0 +1,1 @@
+"""Posterior samplers for any NumPyro model with continuous latent values."""
