@@ -61,6 +61,8 @@ class Rules(NamedTuple):
     """Acceptance at which the step sizes aim; ``None`` leaves them as they are."""
     adapt_ladder: bool
     """Whether to move the ladder."""
+    has_exact_prior: bool
+    """Whether the first rung draws exactly, and takes no steps."""
 
     def learn(
         self, iteration: jax.Array, tuning: Tuning, means: Means, accept_prob: jax.Array
@@ -85,9 +87,10 @@ class Rules(NamedTuple):
         """
         windows = build_adaptation_schedule(self.num_warmup)
         if self.target is not None:
-            averaging = jax.vmap(_update_averaging)(
-                self.target - accept_prob, tuning.averaging
-            )
+            missing = self.target - accept_prob
+            if self.has_exact_prior:
+                missing = missing.at[0].set(0.0)
+            averaging = jax.vmap(_update_averaging)(missing, tuning.averaging)
             # The average of the last window is what stays.
             last = iteration == self.num_warmup - 1
             log_size = jnp.where(last, averaging[1], averaging[0])
@@ -129,7 +132,11 @@ class Rules(NamedTuple):
                 temperatures=new, preconditioner=Preconditioner(mean, scale)
             )
         # From here again, a little above: too long a step is noticed sooner.
-        log_size = at_new(tuning.averaging[1])
+        known_size = tuning.averaging[1]
+        if self.has_exact_prior:
+            # It takes no steps, but the rungs that come closer to it do.
+            known_size = known_size.at[0].set(known_size[1])
+        log_size = at_new(known_size)
         averaging = jax.vmap(_start_averaging)(log_size + jnp.log(2.0))
         return Tuning(
             new, _positive(averaging[4]), Preconditioner(mean, scale), averaging

@@ -146,7 +146,7 @@ def steppingstone(temperatures: np.ndarray, log_likelihood: np.ndarray) -> _Seri
     return _Series(float(value), influence, 0.0)
 
 
-def _combine(chains: list[_Series]) -> EvidenceEstimate:
+def combine(chains: list[_Series]) -> EvidenceEstimate:
     """Mean of the chains' estimates; their spread adds to the error."""
     values = np.array([chain.value for chain in chains])
     discretisation = abs(np.mean([chain.discretisation for chain in chains]))
@@ -239,9 +239,9 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     """
     temperatures, log_likelihood = _read(mcmc)
     both = list(zip(temperatures, log_likelihood, strict=True))
-    by_steps = _combine([steppingstone(*chain) for chain in both])
+    by_steps = combine([steppingstone(*chain) for chain in both])
     with np.errstate(invalid="ignore"):
-        integral = _combine([thermodynamic_integral(*chain) for chain in both])
+        integral = combine([thermodynamic_integral(*chain) for chain in both])
     if not np.all(np.isfinite(log_likelihood)):
         integral = EvidenceEstimate(np.nan, np.nan, np.nan)
         warnings.warn(
