@@ -242,6 +242,10 @@ class AnnealedLangevin(MCMCKernel):
             if target_accept_prob is None
             else target_accept_prob
         )
+        if target_accept_prob is not None and not 0 < target_accept_prob < 1:
+            raise ValueError(
+                f"target_accept_prob must be within (0, 1), got {target_accept_prob!r}."
+            )
         self._model = model
         self._ladder = tuple(ladder.tolist())
         self._adapt_ladder = adapt_ladder
