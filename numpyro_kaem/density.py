@@ -59,13 +59,15 @@ def sample(
     dtype = table.log_normalizer.dtype
 
     def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        mass, upper = folded_uniform(key, shape, dtype)
-        return inversion.icdf_folded(table, energy, parameters, mass, upper)
+        pair = folded_uniform(key, shape, dtype)
+        mass, upper = (jnp.moveaxis(a, -1, 0) for a in pair)
+        z = inversion.icdf_folded(table, energy, parameters, mass, upper)
+        # Rounding may lead to an end of the support, where no draw may lie.
+        low, high = (jnp.asarray(end, dtype) for end in ends)
+        z = jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+        return jnp.moveaxis(z, 0, -1)
 
-    z = draw(key, invert, sample_shape, batch_shape)
-    # Rounding may lead to an end of the support, where no draw may lie.
-    low, high = (jnp.asarray(end, dtype) for end in ends)
-    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+    return draw(key, invert, sample_shape, batch_shape)
 
 
 @jax.jit

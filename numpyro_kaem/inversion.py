@@ -10,14 +10,18 @@ from jax.custom_derivatives import SymbolicZero
 
 from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.panels import Integrand, Panels, integrand
-from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,
     log_density,
     tail_mass,
     tail_quantile,
 )
-from numpyro_kaem.series import clenshaw, integrate, solve_panel
+from numpyro_kaem.series import (
+    CELLS_PER_PANEL,
+    cell_polynomials,
+    evaluate,
+    solve_cell,
+)
 
 __all__ = [
     "Table",
@@ -35,24 +39,24 @@ __all__ = [
 class Table(NamedTuple):
     """What the distribution function and its inverse need of a density.
 
-    On a panel the density is the Chebyshev series through its values at the Gauss
-    nodes; the integral of the series is the distribution function.
+    Every panel is cut into cells. On a cell the distribution function is a polynomial:
+    the integral of the series through the density's values at the Gauss nodes of the
+    panel. The cells of one density lie side by side in memory.
     """
 
     log_normalizer: jax.Array
     """Log of the total mass before normalisation, shape ``(*batch_shape,)``."""
-    rows: jax.Array
-    """One row a panel, shape ``(num_panels, *batch_shape, num_nodes + 4)``: Chebyshev
-    coefficients of the density times half the width; the masses below and above the
-    panel; its left end and its width."""
+    powers: jax.Array
+    """Coefficients of the mass within a cell, from its left end on, in powers 1, 2, ...
+    of the position from 0 to 1, shape ``(num_terms, *batch_shape, num_cells)``."""
     below: jax.Array
-    """Mass below each edge, shape ``(num_panels + 1, *batch_shape)``."""
+    """Mass below each edge of a cell, shape ``(*batch_shape, num_cells + 1)``."""
     above: jax.Array
     """Mass above each edge, the same shape."""
     edges: jax.Array
-    """Edges of the panels, the same shape."""
+    """Edges of the cells, the same shape."""
     log_tail_scales: tuple[jax.Array | None, jax.Array | None]
-    """Log ratios of the density to the reference below and above the panels, each
+    """Log ratios of the density to the reference below and above the cells, each
     ``(*batch_shape,)``; ``None`` where there is no tail."""
 
 
@@ -75,56 +79,28 @@ def tabulate_integrand(values: Integrand, panels: Panels) -> Table:
     # The log of a large normaliser is rounded: divided again, all masses sum to 1.
     total = jnp.sum(weighted, axis=(0, 1)) + sum(tails)
     weighted, tails = weighted / total, [tail / total for tail in tails]
-    masses = jnp.sum(weighted, axis=1)
+    powers, masses = cell_polynomials(weighted)
     below = jnp.cumsum(jnp.concatenate([tails[0][None], masses]), axis=0)
     above = jnp.cumsum(jnp.concatenate([tails[1][None], masses[::-1]]), axis=0)[::-1]
-    nodes, weights = gauss_legendre(nodes_per_panel(dtype))
-    num_nodes = len(nodes)
-    vander = np.polynomial.chebyshev.chebvander(nodes, num_nodes - 1)
-    to_series = jnp.asarray(np.linalg.inv(vander) / weights, dtype)
-    series = jnp.einsum("jm,pm...->p...j", to_series, weighted, precision="highest")
-    series = _without_negative(series, masses)
     shape = log_normalizer.shape
-    rank = len(shape)
-    edges = panels.edges.reshape(
-        -1, *(1,) * (rank - panels.edges.ndim + 1), *panels.edges.shape[1:]
-    )
-    edges = jnp.broadcast_to(edges, (edges.shape[0], *shape)).astype(dtype)
-    rest = jnp.stack([below[:-1], above[1:], edges[:-1], jnp.diff(edges, axis=0)], -1)
+    edges = _cell_edges(panels.edges.astype(dtype))
+    edges = edges.reshape(-1, *(1,) * (len(shape) - edges.ndim + 1), *edges.shape[1:])
     scales = tuple(
         end - log_normalizer - jnp.log(total) if has else None
         for end, has in zip(values.energy_ends, panels.has_tails, strict=True)
     )
-    return Table(
-        log_normalizer,
-        jnp.concatenate([series, rest], axis=-1),
-        below,
-        above,
-        edges,
-        scales,
-    )
+    edges = jnp.broadcast_to(edges, (edges.shape[0], *shape))
+    powers = jnp.moveaxis(powers, 1, -1)
+    below, above, edges = (jnp.moveaxis(a, 0, -1) for a in (below, above, edges))
+    return Table(log_normalizer, powers, below, above, edges, scales)
 
 
-def _without_negative(series: jax.Array, masses: jax.Array) -> jax.Array:
-    """Damp the series of panels too coarse for their density, where it rings below 0.
-
-    It is mixed with the constant of the same mass, just enough that the distribution
-    function does not decrease; a series that is nowhere negative stays as it is.
-    """
-    num_nodes = series.shape[-1]
-    dtype = series.dtype
-    points = np.polynomial.chebyshev.chebpts2(4 * num_nodes)
-    vander = np.polynomial.chebyshev.chebvander(points, num_nodes - 1)
-    values = series @ jnp.asarray(vander.T, dtype)
-    constant = 0.5 * masses
-    depth = -1.1 * jnp.min(values, -1) - 16 * jnp.finfo(dtype).eps * jnp.max(values, -1)
-    rings = (depth > 0) & (constant > 0)
-    share = jnp.where(rings, constant / (constant + jnp.where(rings, depth, 0)), 1)
-    # A peak narrower than the panel is unresolved: no series of it can be inverted.
-    share = jax.lax.stop_gradient(jnp.where(share < 0.8, 0, share))[..., None]
-    damped = series * share
-    head = damped[..., :1] + (1 - share) * constant[..., None]
-    return jnp.concatenate([head, damped[..., 1:]], axis=-1)
+def _cell_edges(edges: jax.Array) -> jax.Array:
+    """Edges of equal cells, among which those of the panels are unchanged."""
+    parts = jnp.arange(CELLS_PER_PANEL, dtype=edges.dtype) / CELLS_PER_PANEL
+    parts = parts.reshape(-1, *(1,) * (edges.ndim - 1))
+    inner = edges[:-1, None] + parts * jnp.diff(edges, axis=0)[:, None]
+    return jnp.concatenate([inner.reshape(-1, *edges.shape[1:]), edges[-1:]])
 
 
 def log_prob(
@@ -145,39 +121,46 @@ def log_prob(
 
 
 def find_interval(
-    keys: jax.Array, w: jax.Array, column: jax.Array, num_panels: int
+    keys: jax.Array, w: jax.Array, column: jax.Array, num_intervals: int
 ) -> jax.Array:
-    """Panel of ``w``: the number of inner edges whose key is at most ``w``.
+    """Interval of ``w``: the number of inner edges whose key is at most ``w``.
 
     By bisection with a fixed number of gathers.
 
     Parameters
     ----------
     keys
-        Keys of the edges, shape ``(num_columns, num_panels + 1)``, not decreasing along
-        the last axis: those of one search lie side by side in memory.
+        Keys of the edges, shape ``(num_columns, num_intervals + 1)``, not decreasing
+        along the last axis: those of one search lie side by side in memory.
     w
         Numbers to place, shape (...,).
     column
         Column of the keys for each of them, the same shape.
-    num_panels
-        Number of panels.
+    num_intervals
+        Number of intervals.
 
     Returns
     -------
     Array
-        Integers from 0 to ``num_panels - 1``, shape (...,).
+        Integers from 0 to ``num_intervals - 1``, shape (...,).
     """
-    flat, first = keys.reshape(-1), column * (num_panels + 1)
-    panel = jnp.zeros(jnp.broadcast_shapes(w.shape, column.shape), jnp.int32)
-    step = 1 << max(num_panels - 1, 0).bit_length()
+    # Padded to a power of two with keys that are never reached, so that no index needs
+    # to be checked.
+    step = length = 1 << max(num_intervals - 1, 0).bit_length()
+    keys = jnp.pad(
+        keys[:, :num_intervals],
+        ((0, 0), (0, length - num_intervals)),
+        constant_values=jnp.inf,
+    )
+    flat = keys.reshape(-1)
+    first = jnp.broadcast_to(column, jnp.broadcast_shapes(w.shape, column.shape))
+    first = (first * length).astype(jnp.int32)
+    index = first
     while step > 1:
         step //= 2
-        trial = panel + step
-        index = first + jnp.minimum(trial, num_panels)
-        key = flat.at[index].get(mode="promise_in_bounds")
-        panel = jnp.where((trial < num_panels) & (w >= key), trial, panel)
-    return panel
+        key = flat.at[index + step].get(mode="promise_in_bounds")
+        index = jnp.where(w >= key, index + step, index)
+    return index - first
 
 
 def _row_index(batch_shape: tuple[int, ...]) -> jax.Array:
@@ -216,25 +199,29 @@ def select_rows(
     """
     batch_shape = table.log_normalizer.shape
     size = int(np.prod(batch_shape, dtype=np.int64))
-    num_panels = table.rows.shape[0]
+    num_cells = table.powers.shape[-1]
+
+    def take(array: jax.Array, index: jax.Array) -> jax.Array:
+        return array.reshape(-1).at[index].get(mode="promise_in_bounds")
+
     # One search for both sides: the keys of the upper side stand beside the lower's.
-    keys = [k.reshape(num_panels + 1, size).T for k in (table.below, -table.above)]
+    keys = jnp.stack([table.below, -table.above]).reshape(2 * size, num_cells + 1)
     column = row + jnp.where(upper, size, 0).astype(jnp.int32)
     signed = jnp.where(upper, -mass, mass)
-    panel = find_interval(jnp.concatenate(keys), signed, column, num_panels)
-    rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
-    z = solve_panel(
-        rows.at[panel * size + row].get(mode="promise_in_bounds"), mass, upper
-    )
+    cell = find_interval(keys, signed, column, num_cells)
+    target = signed - take(keys, column * (num_cells + 1) + cell)
+    index = row * num_cells + cell
+    s = solve_cell([take(power, index) for power in table.powers], target)
+    left, width = table.edges[..., :-1], jnp.diff(table.edges)
+    z = take(left, index) + take(width, index) * s
     for side, is_upper in enumerate((False, True)):
         log_scale = table.log_tail_scales[side]
         if log_scale is None:
             continue
-        at = lambda array: array.reshape(-1).at[row].get(mode="promise_in_bounds")  # noqa: E731
-        tail = at(table.above[-1] if is_upper else table.below[0])
-        start = at(table.edges[-1] if is_upper else table.edges[0])
+        tail = take(table.above[..., -1] if is_upper else table.below[..., 0], row)
+        start = take(table.edges[..., -1 if is_upper else 0], row)
         chosen = _parameters_at(parameters, batch_shape, row)
-        scale = jnp.exp(at(log_scale))
+        scale = jnp.exp(take(log_scale, row))
         # A point below may lie in the tail above, if that has most of the mass.
         beyond = jnp.where(upper == is_upper, mass, 1 - mass)
         in_tail = beyond < tail
@@ -289,14 +276,13 @@ def icdf_folded(
     """
     batch_shape = table.log_normalizer.shape
     shape = jnp.broadcast_shapes(mass.shape, upper.shape, batch_shape)
-    row = jnp.broadcast_to(_row_index(batch_shape), shape)
-    return select_rows(
-        table,
-        parameters,
-        row,
-        jnp.broadcast_to(mass, shape),
-        jnp.broadcast_to(upper, shape),
-    )
+    rank = len(shape) - len(batch_shape)
+    mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
+    # All points of a density one after another: its table stays in the fastest cache.
+    mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
+    row = _row_index(batch_shape).reshape(*batch_shape, *(1,) * rank)
+    z = select_rows(table, parameters, jnp.broadcast_to(row, mass.shape), mass, upper)
+    return jnp.moveaxis(z, range(-rank, 0), range(rank))
 
 
 @partial(icdf_folded.defjvp, symbolic_zeros=True)
@@ -377,29 +363,32 @@ def masses(
     z = jnp.broadcast_to(z, shape)
     size = int(np.prod(batch_shape, dtype=np.int64))
     row = jnp.broadcast_to(_row_index(batch_shape), shape)
-    num_panels = table.rows.shape[0]
-    edges = jax.lax.stop_gradient(table.edges).reshape(num_panels + 1, size)
-    panel = find_interval(edges.T, z, row, num_panels)
-    rows = table.rows.reshape(num_panels * size, table.rows.shape[-1])
-    chosen = rows.at[panel * size + row].get(mode="promise_in_bounds")
-    num_nodes = chosen.shape[-1] - 4
-    series = [chosen[..., j] for j in range(num_nodes)]
-    below, above, left, width = (chosen[..., num_nodes + j] for j in range(4))
+    num_cells = table.powers.shape[-1]
+    edges = jax.lax.stop_gradient(table.edges).reshape(size, num_cells + 1)
+    cell = find_interval(edges, z, row, num_cells)
+    # Gathered together, since their derivatives are scattered together.
+    lefts, rights = table.edges[..., :-1], table.edges[..., 1:]
+    fields = [table.below[..., :-1], table.above[..., 1:], lefts, rights]
+    fields = jnp.concatenate([table.powers, jnp.stack(fields)])
+    fields = fields.reshape(fields.shape[0], size * num_cells)
+    chosen = fields.at[:, row * num_cells + cell].get(mode="promise_in_bounds")
+    powers = list(chosen[:-4])
+    below, above, left, right = chosen[-4:]
+    width = right - left
     positive = width > 0
-    t = 2 * (z - left) / jnp.where(positive, width, 1) - 1
-    # Plain comparisons, whose gradient inside the panel is exactly one.
-    t = jnp.where(t > 1, 1, jnp.where(t < -1, -1, t))
-    integral = integrate(series)
-    part, total = clenshaw(integral, t), sum(integral)
+    s = (z - left) / jnp.where(positive, width, 1)
+    # Plain comparisons, whose gradient inside the cell is exactly one.
+    s = jnp.where(s > 1, 1, jnp.where(s < 0, 0, s))
+    part, total = evaluate(powers, s), sum(powers)
     # Exact at both edges: outside the support no mass is left.
-    part = jnp.where(positive & (t > -1), jnp.where(t < 1, part, total), 0)
+    part = jnp.where(positive & (s > 0), jnp.where(s < 1, part, total), 0)
     below = below + part
     above = above + (total - part)
     for side, is_upper in enumerate((False, True)):
         log_scale = table.log_tail_scales[side]
         if log_scale is None:
             continue
-        edge = table.edges[-1] if is_upper else table.edges[0]
+        edge = table.edges[..., -1 if is_upper else 0]
         in_tail = (z > edge) if is_upper else (z < edge)
         point = jnp.where(in_tail, z, edge)
         mass = jnp.exp(log_scale) * tail_mass(parameters, point, is_upper)

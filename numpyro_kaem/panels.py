@@ -333,4 +333,4 @@ def quadrature_error(
     coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + change)
     difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
     scale = jnp.max(jnp.abs(fine.energy), axis=(0, 1))
-    return difference + jnp.finfo(dtype).eps * (4 + scale)
+    return difference + jnp.finfo(dtype).eps * (24 + 2 * scale)

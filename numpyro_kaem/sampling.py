@@ -10,7 +10,7 @@ import jax.numpy as jnp
 __all__ = ["draw", "folded_uniform"]
 
 # Draws at a time: their intermediate arrays stay in the caches of a processor.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 
 def folded_uniform(
@@ -44,8 +44,9 @@ def draw(
     key
         Random key.
     invert
-        Makes draws of a given shape ``(num_samples, *batch_shape)`` from a key: an
-        array, or a tree of arrays, of this shape.
+        Makes draws of a given shape ``(*batch_shape, num_samples)`` from a key: an
+        array, or a tree of arrays, of this shape. All draws of one density lie side by
+        side, so that its table stays in the fastest cache.
     sample_shape, batch_shape
         Shape of the draws.
 
@@ -55,17 +56,33 @@ def draw(
         Shape ``sample_shape + batch_shape``; a tree, if ``invert`` makes one.
     """
     num_samples, size = math.prod(sample_shape), math.prod(batch_shape)
-    rows = max(1, _CHUNK // max(size, 1))
-    num_chunks = -(-num_samples // rows)
-    if num_chunks <= 1:
-        draws = invert(key, (num_samples, *batch_shape))
+    num_rows = max(1, _CHUNK // max(size, 1))
+
+    def chunk(key: jax.Array, rows: int) -> Any:
+        draws = invert(key, (*batch_shape, rows))
+        return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 0), draws)
+
+    def pair_of_chunks(key: jax.Array) -> Any:
+        # Drawn in a loop of its own, whose end keeps the compiler from fusing the
+        # change of order into it: it would visit the densities in turn, draw by draw.
+        keys = jax.random.split(key)
+        draws = jax.lax.map(lambda k: invert(k, (*batch_shape, num_rows)), keys)
+        return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 1), draws)
+
+    if num_samples <= num_rows:
+        draws = chunk(key, num_samples)
+        count = num_samples
     else:
-        keys = jax.random.split(key, num_chunks)
-        draws = jax.lax.map(lambda k: invert(k, (rows, *batch_shape)), keys)
+        # Chunks without a remainder, if there are such, save a copy of the draws.
+        candidates = range(num_rows, num_rows // 2, -1)
+        whole = (r for r in candidates if num_samples % (2 * r) == 0)
+        num_rows = next(whole, num_rows)
+        num_pairs = -(-num_samples // (2 * num_rows))
+        draws = jax.lax.map(pair_of_chunks, jax.random.split(key, num_pairs))
+        count = 2 * num_pairs * num_rows
 
     def shaped(array: jax.Array) -> jax.Array:
         # Counted, not inferred: an empty batch leaves nothing to infer from.
-        count = num_samples if num_chunks <= 1 else num_chunks * rows
         array = array.reshape(count, *batch_shape)[:num_samples]
         return array.reshape(*sample_shape, *batch_shape)
 

@@ -1,31 +1,140 @@
-"""One panel: the Chebyshev series of a density, its integral, and the inverse of it."""
+"""Cells of a panel: polynomials of a density's mass there, and the inverse of them."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.polynomial import legendre, polynomial
 
-__all__ = ["clenshaw", "integrate", "solve_panel"]
+from numpyro_kaem.quadrature import gauss_legendre
+
+__all__ = [
+    "CELLS_PER_PANEL",
+    "bracketed_step",
+    "cell_polynomials",
+    "evaluate",
+    "solve_cell",
+]
+
+# A polynomial of few terms is as good on a quarter of a panel as one through all nodes
+# is on the panel, costs half to gather and to evaluate, and is easier to invert.
+CELLS_PER_PANEL = 4
 
 
-def integrate(series: list[jax.Array]) -> list[jax.Array]:
-    """Chebyshev coefficients of the integral from -1."""
-    n = len(series)
+def _num_terms(num_nodes: int) -> int:
+    """Terms of a cell's polynomial that err no more than ``num_nodes`` on a panel.
 
-    def get(j: int) -> jax.Array | float:
-        return series[j] if j < n else 0.0
-
-    terms = [0.0, series[0] - 0.5 * get(2)]
-    terms += [(get(j - 1) - get(j + 1)) / (2 * j) for j in range(2, n + 1)]
-    constant = sum(term * (-1.0) ** (j + 1) for j, term in enumerate(terms) if j > 0)
-    return [constant, *terms[1:]]
+    If the coefficients of the density's series on the panel fall like ``ratio**-j``,
+    those on a cell fall four times faster. What is cut, ``(4 * ratio)**-terms``, is
+    below what the panel's series has cut, ``ratio**-num_nodes``, or below rounding.
+    """
+    return 10 if num_nodes > 8 else 5
 
 
-def clenshaw(series: list[jax.Array], t: jax.Array) -> jax.Array:
-    """Value of a Chebyshev series at ``t``, by Clenshaw's recurrence."""
-    ahead, after = jnp.zeros_like(t), jnp.zeros_like(t)
-    for coefficient in reversed(series[1:]):
-        ahead, after = 2 * t * ahead - after + coefficient, ahead
-    return t * ahead - after + series[0]
+@cache
+def _to_cells(num_nodes: int) -> np.ndarray:
+    """Legendre coefficients on every cell from the masses at the Gauss nodes."""
+    nodes, weights = gauss_legendre(num_nodes)
+    points, point_weights = gauss_legendre(num_nodes + 1)
+    num_terms = _num_terms(num_nodes)
+    vander = legendre.legvander(points, num_terms - 1) * point_weights[:, None]
+    project = vander.T * (np.arange(num_terms)[:, None] + 0.5)
+    density = np.linalg.inv(legendre.legvander(nodes, num_nodes - 1)) / weights
+    cells = np.arange(CELLS_PER_PANEL)[:, None]
+    at = -1 + 2 * (cells + (points + 1) / 2) / CELLS_PER_PANEL
+    values = legendre.legvander(at, num_nodes - 1) @ density
+    return project @ values * (2 / CELLS_PER_PANEL)
+
+
+@cache
+def _to_powers(num_terms: int) -> np.ndarray:
+    """Powers of the position in (0, 1), integrated from 0, from Legendre's series."""
+    matrix = np.zeros((num_terms, num_terms))
+    for j in range(num_terms):
+        powers = np.zeros(1)
+        for k, value in enumerate(legendre.leg2poly(np.eye(num_terms)[j])):
+            powers = polynomial.polyadd(
+                powers, value * polynomial.polypow([-1.0, 2.0], k)
+            )
+        matrix[: len(powers), j] = powers
+    return matrix / np.arange(1, num_terms + 1)[:, None]
+
+
+def cell_polynomials(masses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mass within each cell from its left end on, as a polynomial without constant.
+
+    Parameters
+    ----------
+    masses
+        Weights times densities at the Gauss nodes of every panel, shape
+        ``(num_panels, num_nodes, *batch_shape)``.
+
+    Returns
+    -------
+    tuple
+        Coefficients of the powers 1, 2, ... of the position in a cell, from 0 to 1,
+        shape ``(num_terms, num_cells, *batch_shape)``; the masses of the cells, their
+        sums, shape ``(num_cells, *batch_shape)``.
+    """
+    num_panels, num_nodes, *batch_shape = masses.shape
+    dtype = masses.dtype
+    to_cells = jnp.asarray(_to_cells(num_nodes), dtype)
+    num_terms = to_cells.shape[1]
+    # In two steps: Legendre's coefficients fall, so that the large numbers of the
+    # second matrix meet small ones, and rounding is not magnified.
+    series = jnp.einsum("ktm,pm...->tpk...", to_cells, masses, precision="highest")
+    series = _without_negative(series, jnp.sum(masses, axis=1))
+    series = series.reshape(num_terms, num_panels * CELLS_PER_PANEL, *batch_shape)
+    to_powers = jnp.asarray(_to_powers(num_terms), dtype)
+    powers = jnp.einsum("st,tc...->sc...", to_powers, series, precision="highest")
+    # The series' first coefficient is the cell's mass, exactly.
+    cell_masses = jnp.maximum(series[0], 0)
+    change = cell_masses - jnp.sum(powers, axis=0)
+    return powers.at[0].add(change), cell_masses
+
+
+def _without_negative(series: jax.Array, masses: jax.Array) -> jax.Array:
+    """Damp the series of panels too coarse for their density, where it rings below 0.
+
+    It is mixed with the constant of the same mass, just enough that the distribution
+    function does not decrease; a series that is nowhere negative stays as it is.
+
+    Parameters
+    ----------
+    series
+        Legendre coefficients on the cells of each panel, shape
+        ``(num_terms, num_panels, CELLS_PER_PANEL, *batch_shape)``.
+    masses
+        Masses of the panels, shape ``(num_panels, *batch_shape)``.
+    """
+    num_terms, dtype = series.shape[0], series.dtype
+    points = np.polynomial.chebyshev.chebpts2(2 * num_terms)
+    vander = jnp.asarray(legendre.legvander(points, num_terms - 1), dtype)
+    values = jnp.einsum("vt,tpk...->vkp...", vander, series, precision="highest")
+    constant = masses / CELLS_PER_PANEL
+    low, high = jnp.min(values, (0, 1)), jnp.max(values, (0, 1))
+    depth = -1.1 * low - 16 * jnp.finfo(dtype).eps * high
+    rings = (depth > 0) & (constant > 0)
+    share = jnp.where(rings, constant / (constant + jnp.where(rings, depth, 0)), 1)
+    # A peak narrower than the panel is unresolved: no series of it can be inverted.
+    share = jax.lax.stop_gradient(jnp.where(share < 0.8, 0, share))[:, None]
+    return (series * share).at[0].add((1 - share) * constant[:, None])
+
+
+def evaluate(powers: list[jax.Array], s: jax.Array) -> jax.Array:
+    """Value at ``s`` of a polynomial without constant, by Horner's rule."""
+    value = jnp.zeros_like(s)
+    for coefficient in reversed(powers):
+        value = (value + coefficient) * s
+    return value
+
+
+def _slope(powers: list[jax.Array], s: jax.Array) -> jax.Array:
+    value = jnp.zeros_like(s)
+    for k in range(len(powers), 0, -1):
+        value = value * s + k * powers[k - 1]
+    return value
 
 
 def _start(
@@ -43,81 +152,54 @@ def _start(
     return 2 * fraction / jnp.maximum(b + root, 1e-30)
 
 
-def _bracket(
-    integral: list[jax.Array], series: list[jax.Array], target: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Part of a panel in which the integral reaches a target.
+def bracketed_step(
+    point: jax.Array,
+    error: jax.Array,
+    slope: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Newton's step where it stays in the bracket, else the middle of the bracket.
 
-    Newton's method creeps where the density changes by much within its bracket, so the
-    panel is cut into eight first, at fixed points: products with constants.
+    A compiler may compute a number twice, rounded differently, so that a step from a
+    point that has converged leaves the bracket by a few last digits: it is cut there.
 
     Returns
     -------
     tuple
-        Left end, integral and density there, and the same of the right end.
+        The next point, and the ends of the bracket; all of the shape of ``point``.
     """
-    values = np.polynomial.chebyshev.chebvander(np.linspace(-1, 1, 9), len(series))
-
-    def at(i: int) -> tuple[jax.Array, jax.Array]:
-        row = values[i].tolist()
-        terms = zip(row, integral, strict=True)
-        # Without the last row of the integral, which has one more term.
-        density = sum(v * c for v, c in zip(row, series, strict=False))
-        return sum(v * c for v, c in terms), density
-
-    zero = jnp.zeros_like(target)
-    left = (zero - 1, zero, at(0)[1])
-    right = (zero + 1, *at(8))
-    for i in range(1, 8):
-        point = (zero + float(-1 + i / 4), *at(i))
-        below = point[1] <= target
-        first = ~below & (point[0] < right[0])
-        left = tuple(
-            jnp.where(below, p, old) for p, old in zip(point, left, strict=True)
-        )
-        right = tuple(
-            jnp.where(first, p, old) for p, old in zip(point, right, strict=True)
-        )
-    return *left, *right
+    low = jnp.where(error > 0, low, point)
+    high = jnp.where(error > 0, point, high)
+    eps, tiny = jnp.finfo(point.dtype).eps, jnp.finfo(point.dtype).tiny
+    proposal = point - error / jnp.maximum(slope, tiny)
+    margin = 0.01 * (high - low) + 4 * eps * (jnp.abs(low) + jnp.abs(high))
+    inside = (proposal >= low - margin) & (proposal <= high + margin)
+    point = jnp.where(inside, jnp.clip(proposal, low, high), 0.5 * (low + high))
+    return point, low, high
 
 
-def solve_panel(row: jax.Array, mass: jax.Array, upper: jax.Array) -> jax.Array:
-    """Point of a panel with a given mass below (or above) it.
+def solve_cell(powers: list[jax.Array], target: jax.Array) -> jax.Array:
+    """Position in a cell, from 0 to 1, up to which it has a given mass.
 
     Parameters
     ----------
-    row
-        Row of the table, shape ``(..., num_nodes + 4)``.
-    mass
-        Mass below the point, or above it where ``upper``, shape (...,).
-    upper
-        Which of the two, shape (...,).
+    powers
+        Coefficients of the cell's polynomial, each of shape (...,).
+    target
+        Mass from the left end of the cell on, shape (...,); cut to that of the cell.
     """
-    num_nodes = row.shape[-1] - 4
-    series = [row[..., j] for j in range(num_nodes)]
-    below, above, left, width = (row[..., num_nodes + j] for j in range(4))
-    integral = integrate(series)
-    total = sum(integral)
-    target = jnp.where(upper, total - (mass - above), mass - below)
+    total = sum(powers)
     positive = total > 0
-    target = jnp.where(positive, jnp.clip(target, 0, total), 0)
-    low, low_mass, low_slope, high, high_mass, high_slope = _bracket(
-        integral, series, target
-    )
     tiny = jnp.finfo(target.dtype).tiny
-    part = jnp.maximum(high_mass - low_mass, tiny)
-    scale = (high - low) / part
-    fraction = jnp.clip((target - low_mass) / part, 0, 1)
-    slopes = [jnp.maximum(slope, 0) * scale for slope in (low_slope, high_slope)]
-    t = low + (high - low) * _start(fraction, *slopes)
-    for _ in range(5 if t.dtype == jnp.float64 else 4):
-        t = jnp.clip(t, low, high)
-        error = clenshaw(integral, t) - target
-        low = jnp.where(error > 0, low, t)
-        high = jnp.where(error > 0, t, high)
-        proposal = t - error / jnp.maximum(clenshaw(series, t), tiny)
-        # Newton's step where it stays in the bracket, else its middle.
-        inside = (proposal >= low) & (proposal <= high)
-        t = jnp.where(inside, proposal, 0.5 * (low + high))
-    t = jnp.where(positive, t, -1)
-    return left + width * (0.5 * (t + 1))
+    scale = 1 / jnp.maximum(total, tiny)
+    # As parts of the cell's mass, so that rounding does not depend on its size.
+    powers = [power * scale for power in powers]
+    target = jnp.where(positive, jnp.clip(target * scale, 0, 1), 0)
+    end = jnp.maximum(sum(k * power for k, power in enumerate(powers, 1)), 0)
+    s = jnp.clip(_start(target, jnp.maximum(powers[0], 0), end), 0, 1)
+    low, high = jnp.zeros_like(s), jnp.ones_like(s)
+    for _ in range(6 if s.dtype == jnp.float64 else 3):
+        error = evaluate(powers, s) - target
+        s, low, high = bracketed_step(s, error, _slope(powers, s), low, high)
+    return jnp.where(positive, s, 0)

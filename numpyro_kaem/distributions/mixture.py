@@ -19,6 +19,7 @@ from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.inversion import find_interval, select_rows
 from numpyro_kaem.sampling import draw, folded_uniform
+from numpyro_kaem.series import bracketed_step
 
 __all__ = ["KAEMMixture"]
 
@@ -310,7 +311,7 @@ def _sample(
     keys = jnp.concatenate([jnp.zeros((1, size), dtype), jnp.cumsum(weights, axis=0)])
     left = jnp.cumsum(weights[::-1], axis=0)[::-1]
     keys = keys.at[:-1].set(jnp.where(left > 0, keys[:-1], jnp.inf))
-    cell = jnp.arange(size, dtype=jnp.int32).reshape(batch_shape)
+    cell = jnp.arange(size, dtype=jnp.int32).reshape(*batch_shape, 1)
     rows = jnp.arange(int(np.prod(prior_shape, dtype=np.int64)), dtype=jnp.int32)
     rows = jnp.broadcast_to(
         rows.reshape(prior_shape), (*batch_shape, num_components)
@@ -356,11 +357,8 @@ def _icdf_folded(mixture: KAEMMixture, mass: jax.Array, upper: jax.Array) -> jax
         z, low, high = state
         below, above = mixture.cdf_pair(z)
         error = jnp.where(upper, mass - above, below - mass)
-        low, high = jnp.where(error > 0, low, z), jnp.where(error > 0, z, high)
         slope = jnp.exp(mixture._log_density(z))
-        proposal = z - error / jnp.maximum(slope, jnp.finfo(z.dtype).tiny)
-        inside = (proposal > low) & (proposal < high)
-        return jnp.where(inside, proposal, 0.5 * (low + high)), low, high
+        return bracketed_step(z, error, slope, low, high)
 
     # Newton's steps where they stay in the bracket, else bisection of all its digits.
     steps = 60 if mass.dtype == jnp.float64 else 30

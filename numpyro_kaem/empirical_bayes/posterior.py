@@ -282,6 +282,6 @@ def _sample(
 
     def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         mass, upper = folded_uniform(key, shape, dtype)
-        return _invert(table, parameters, mass, upper)
+        return _invert(table, parameters, mass.T, upper.T).T
 
     return draw(key, invert, sample_shape, table.log_normalizer.shape)

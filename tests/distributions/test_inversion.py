@@ -79,7 +79,7 @@ def test_icdf_does_not_decrease(inverted):
     # 0 it is as coarse as those; the reference's own quantiles decide in the tails.
     edges = built.oracle.edges
     low, high = edges[0], edges[-1]
-    coarse = np.full((), (high - low) / 4, z.dtype)
+    coarse = np.full((), (high - low) / 8, z.dtype)
     inside = (z[1:] > low) & (z[1:] < high)
     allowed = np.where(inside, 2, 6) * ulp(np.maximum(np.abs(z[1:]), coarse))
     assert np.all(np.diff(z, axis=0) >= -allowed)

@@ -1,0 +1,347 @@
+"""A NumPyro model as log prior and log likelihood on unconstrained space."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.util import (
+    _unconstrain_reparam,
+    compute_log_probs,
+    initialize_model,
+)
+from numpyro.util import is_prng_key, not_jax_tracer
+
+__all__ = [
+    "Start",
+    "check_model",
+    "draw_prior",
+    "initialize",
+    "latent_sites",
+    "log_prior_and_likelihood",
+    "prior_is_exact",
+    "prior_is_proper",
+]
+
+Sites = dict[str, jax.Array]
+"""Values of the latent sites in unconstrained space, by name."""
+
+
+def log_prior_and_likelihood(
+    model: Callable, model_args: tuple, model_kwargs: dict[str, Any], values: Sites
+) -> tuple[jax.Array, jax.Array]:
+    """Log prior and log likelihood of a point in unconstrained space.
+
+    The sum of both is minus NumPyro's potential energy. The prior's part are the latent
+    sites and the changes of variables that constrain them; the likelihood's are the
+    observed sites and the factors.
+
+    Parameters
+    ----------
+    model, model_args, model_kwargs
+        A NumPyro model and its arguments.
+    values
+        Unconstrained values of all latent sites.
+
+    Returns
+    -------
+    tuple
+        Two scalars.
+    """
+    substituted = handlers.substitute(
+        model, substitute_fn=partial(_unconstrain_reparam, values)
+    )
+    log_probs, trace = compute_log_probs(substituted, model_args, model_kwargs, {})
+    changes = {f"_{name}_log_det" for name in values}
+    log_prior, log_likelihood = jnp.zeros(()), jnp.zeros(())
+    for name, log_prob in log_probs.items():
+        if trace[name]["is_observed"] and name not in changes:
+            log_likelihood = log_likelihood + log_prob
+        else:
+            log_prior = log_prior + log_prob
+    return log_prior, log_likelihood
+
+
+# --- what a model may hold -----------------------------------------------------------
+
+
+def latent_sites(trace: dict[str, dict]) -> dict[str, dict]:
+    """Latent sites of a trace, by name."""
+    return {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
+def check_model(
+    model: Callable,
+    rng_key: jax.Array,
+    model_args: tuple,
+    model_kwargs: dict[str, Any],
+    *,
+    needs_observed: bool = True,
+) -> dict[str, dict]:
+    """Trace of a model that the samplers can run.
+
+    Parameters
+    ----------
+    model, model_args, model_kwargs
+        A NumPyro model and its arguments.
+    rng_key
+        Random key of the draw that is traced.
+    needs_observed
+        Whether a model without a likelihood is refused.
+
+    Returns
+    -------
+    dict
+        NumPyro's trace of one run of the model.
+
+    Raises
+    ------
+    ValueError
+        If the model has a discrete or deterministic (``Delta``) latent site, no latent
+        site at all, a subsampled plate or, where it is needed, no observed site.
+    """
+    trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(
+        *model_args, **model_kwargs
+    )
+    latent = latent_sites(trace)
+    if not latent:
+        raise ValueError(
+            "model must have at least one latent site to sample, got none: its sample "
+            f"sites are {_names(trace, 'sample')}."
+        )
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"model must have continuous latent sites, got a discrete one, {name!r} "
+                f"({type(site['fn']).__name__}): sum over it in the model, for instance "
+                "with numpyro.distributions.MixtureSameFamily."
+            )
+        if isinstance(site["fn"], dist.Delta):
+            raise ValueError(
+                f"model must have latent sites with a density, got a Delta at {name!r}: "
+                "use numpyro.deterministic there."
+            )
+    for name, site in trace.items():
+        if site["type"] != "plate":
+            continue
+        size, subsample_size = site["args"]
+        if subsample_size != size:
+            raise ValueError(
+                f"model must not subsample, got the plate {name!r} with "
+                f"subsample_size={subsample_size} of {size}: each run would see other "
+                "data. Use a plate without subsample_size."
+            )
+    observed = [
+        name
+        for name, site in trace.items()
+        if site["type"] == "sample" and site["is_observed"]
+    ]
+    if needs_observed and not observed:
+        raise ValueError(
+            "model must have an observed site (obs=...) or a numpyro.factor, which are "
+            f"its likelihood, got none: its latent sites are {_names(latent, 'sample')}. "
+            "Were the data passed to the model?"
+        )
+    return trace
+
+
+def _names(sites: dict[str, dict], kind: str) -> str:
+    names = [repr(name) for name, site in sites.items() if site["type"] == kind]
+    return ", ".join(names) or "none"
+
+
+def _parts(fn: Any) -> list[Any]:
+    """A distribution and those that it wraps."""
+    parts = [fn]
+    while hasattr(parts[-1], "base_dist"):
+        parts.append(parts[-1].base_dist)
+    return parts
+
+
+def prior_is_proper(trace: dict[str, dict]) -> bool:
+    """Whether no latent site has a density that cannot be normalised."""
+    return not any(
+        isinstance(part, dist.ImproperUniform)
+        for site in latent_sites(trace).values()
+        for part in _parts(site["fn"])
+    )
+
+
+def prior_is_exact(trace: dict[str, dict]) -> bool:
+    """Whether a run of the model draws its latent sites from the prior's density.
+
+    It does not if a site's density is scaled or masked, or cannot be normalised. A
+    latent site that depends on an observed one is drawn given the observed value, as
+    its density is.
+    """
+    if not prior_is_proper(trace):
+        return False
+    for site in latent_sites(trace).values():
+        scale = site["scale"]
+        if scale is not None and not _is_one(scale):
+            return False
+        if any(
+            isinstance(part, dist.MaskedDistribution) for part in _parts(site["fn"])
+        ):
+            return False
+    return True
+
+
+def _is_one(scale: Any) -> bool:
+    return not_jax_tracer(scale) and bool(np.all(np.asarray(scale) == 1))
+
+
+# --- points --------------------------------------------------------------------------
+
+
+def draw_prior(
+    rng_key: jax.Array, model: Callable, model_args: tuple, model_kwargs: dict[str, Any]
+) -> Sites:
+    """Exact draw from the prior, in unconstrained space.
+
+    A draw that rounding has put on an end of its support is moved to the next number
+    within.
+    """
+    trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(
+        *model_args, **model_kwargs
+    )
+    values = {}
+    for name, site in latent_sites(trace).items():
+        support = site["fn"].support
+        value = _inside(support, jnp.asarray(site["value"]))
+        values[name] = biject_to(support).inv(value)
+    return values
+
+
+def _inside(support: constraints.Constraint, value: jax.Array) -> jax.Array:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    low = getattr(support, "lower_bound", None)
+    high = getattr(support, "upper_bound", None)
+    if low is not None:
+        low = jnp.asarray(low, value.dtype)
+        value = jnp.maximum(value, jnp.nextafter(low, jnp.full_like(low, jnp.inf)))
+    if high is not None:
+        high = jnp.asarray(high, value.dtype)
+        value = jnp.minimum(value, jnp.nextafter(high, jnp.full_like(high, -jnp.inf)))
+    return value
+
+
+class Start(NamedTuple):
+    """Where chains start, and what a kernel must know of its model."""
+
+    position: jax.Array
+    """Points in unconstrained space, shape ``(*chains, dim)``."""
+    values: Sites
+    """The same by site, each ``(*chains, *shape of the site)``."""
+    trace: dict[str, dict]
+    """NumPyro's trace of one run of the model."""
+    postprocess: Callable
+    """From model arguments to the function from unconstrained values to sites."""
+
+
+def initialize(
+    rng_key: jax.Array,
+    model: Callable,
+    model_args: tuple,
+    model_kwargs: dict[str, Any],
+    *,
+    init_strategy: Callable,
+    init_params: Sites | None = None,
+    needs_observed: bool = False,
+) -> Start:
+    """Check a model and find points with a finite density to start from.
+
+    Parameters
+    ----------
+    rng_key
+        One random key, or one for each chain.
+    model, model_args, model_kwargs
+        A NumPyro model and its arguments.
+    init_strategy
+        NumPyro's strategy, which is tried up to a hundred times.
+    init_params
+        Unconstrained values to start from in place of it, for each chain.
+    needs_observed
+        Whether a model without a likelihood is refused.
+
+    Returns
+    -------
+    Start
+        The points, and what is known of the model.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_model`; if no point with a finite density is found, or the one
+        given has none, or its sites are not those of the model.
+    """
+    single = is_prng_key(rng_key)
+    trace = check_model(
+        model,
+        rng_key if single else rng_key[0],
+        model_args,
+        model_kwargs,
+        needs_observed=needs_observed,
+    )
+    try:
+        info = initialize_model(
+            rng_key,
+            model,
+            init_strategy=init_strategy,
+            dynamic_args=True,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+        )
+    except RuntimeError as error:
+        if init_params is None:
+            raise ValueError(
+                "model must have a finite log density where the chains start, got none "
+                f"in a hundred draws of {_describe(init_strategy)}: is the data within "
+                "the support of the likelihood?"
+            ) from error
+        raise
+    values = info.param_info.z
+    if init_params is not None:
+        if set(init_params) != set(values):
+            raise ValueError(
+                f"init_params must hold the latent sites {sorted(values)}, got "
+                f"{sorted(init_params)}."
+            )
+        values = {
+            name: jnp.broadcast_to(
+                jnp.asarray(init_params[name], value.dtype), value.shape
+            )
+            for name, value in values.items()
+        }
+
+    def flatten(values: Sites) -> jax.Array:
+        return ravel_pytree(values)[0]
+
+    def density(values: Sites) -> jax.Array:
+        return sum(log_prior_and_likelihood(model, model_args, model_kwargs, values))
+
+    if not single:
+        flatten, density = jax.vmap(flatten), jax.vmap(density)
+    start = density(values)
+    if not_jax_tracer(start) and not np.all(np.isfinite(start)):
+        raise ValueError(
+            "model must have a finite log density where the chains start, got "
+            f"{np.asarray(start)} at init_params."
+        )
+    return Start(flatten(values), values, trace, info.postprocess_fn)
+
+
+def _describe(init_strategy: Callable) -> str:
+    function = getattr(init_strategy, "func", init_strategy)
+    return getattr(function, "__name__", repr(function))
