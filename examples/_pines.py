@@ -26,7 +26,7 @@ STRENGTH = np.array(
     ],
     dtype=float,
 )
-"""Maximum compressive strength parallel to the grain, pounds a square inch, ``(42,)``."""
+"""Maximum compressive strength along the grain, pounds a square inch, ``(42,)``."""
 
 DENSITY = np.array(
     [

@@ -66,14 +66,8 @@ def draw(evidences: dict[str, Evidence]) -> plt.Figure:
                 label=name if i == 0 else None,
             )
     left.set(xlabel="density, pounds a cubic foot", ylabel="strength, psi")
-    right.set(
-        xlabel="inverse temperature t",
-        ylabel="mean log likelihood at t",
-        xscale="symlog",
-        yscale="symlog",
-    )
+    right.set(xlabel="inverse temperature t", ylabel="mean log likelihood at t")
     right.set_xscale("symlog", linthresh=1e-3)
-    right.set_yscale("linear")
     right.set_xlim(0, 1)
     for ax in (left, right):
         ax.legend(frameon=False, fontsize="small")
@@ -115,10 +109,12 @@ def main() -> None:
     error = np.hypot(first.standard_error, second.standard_error)
     low, high = np.exp([log_factor - 2 * error, log_factor + 2 * error])
     print(
-        f"\nBayes factor for the adjusted density: {np.exp(log_factor):.0f}, within two "
+        f"\nBayes factor for the adjusted density: {np.exp(log_factor):.0f}, two "
         f"standard errors {low:.0f} to {high:.0f}"
     )
-    print(f"exact {np.exp(exact[1] - exact[0]):.0f}, published {PUBLISHED_BAYES_FACTOR}")
+    print(
+        f"exact {np.exp(exact[1] - exact[0]):.0f}, published {PUBLISHED_BAYES_FACTOR}"
+    )
 
     fig = draw(evidences)
     fig.savefig(args.output / "choose_regression.png", dpi=150)

@@ -65,7 +65,9 @@ def draw_maps(grid: np.ndarray, mass: np.ndarray, results: dict) -> plt.Figure:
         ax.plot(*RECEIVERS.T, "^", color=ORANGE, ms=9, label="receivers")
         ax.axhline(ROAD, color="0.6", lw=1, ls=":", zorder=0)
         share = (draws[..., 1] > ROAD).mean()
-        ax.set_title(f"{name}: {100 * share:.0f} % north of the road", fontsize="medium")
+        ax.set_title(
+            f"{name}: {100 * share:.0f} % north of the road", fontsize="medium"
+        )
         ax.set(xlabel="east, km", xlim=(-0.5, 8.7), ylim=(2.0, 10.0))
         ax.set_aspect("equal")
     axes[0].plot([], [], color=BLACK, lw=0.8, label="exact posterior")

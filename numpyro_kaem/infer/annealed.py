@@ -13,18 +13,18 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_kaem.infer import mala, target
+from numpyro_kaem.infer.annealed_state import AnnealedState
 from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
 from numpyro_kaem.infer.ladder import check_ladder, power_ladder
 from numpyro_kaem.infer.population import (
     Means,
-    Rungs,
     evaluate,
     local_moves,
     swap,
 )
 from numpyro_kaem.infer.swaps import Travels
 
-__all__ = ["AnnealedLangevin", "AnnealedState"]
+__all__ = ["AnnealedLangevin"]
 
 _NUM_TEMPERATURES = 16
 
@@ -36,72 +36,7 @@ class _Move(NamedTuple):
     target_accept_prob: float | None
 
 
-_MOVES = {"mala": _Move(mala.step, 0.574)}
-
-
-class AnnealedState(NamedTuple):
-    """State of :class:`AnnealedLangevin`; one population is one chain."""
-
-    i: jax.Array
-    """Number of iterations done, those of the warm-up included."""
-    z: dict[str, jax.Array]
-    """Unconstrained latent values at ``t = 1``."""
-    rungs: Rungs
-    """All replicas, in the order of their rungs."""
-    tuning: Tuning
-    """Ladder, step sizes and scales."""
-    travels: Travels
-    """Which replica is where, and their round trips."""
-    means: Means
-    """Running means since the end of warm-up, in warm-up since the window's start."""
-    accept_prob: jax.Array
-    """Acceptance of each rung's local moves, shape ``(num_temperatures,)``; 1 where the
-    prior is drawn exactly."""
-    swap_acceptance: jax.Array
-    """Probability that each pair of neighbours would swap, whether or not it was their
-    turn, shape ``(num_temperatures - 1,)``."""
-    rng_key: jax.Array
-    """Random key of the next iteration."""
-
-    @property
-    def temperatures(self) -> jax.Array:
-        """Ladder, shape ``(num_temperatures,)``."""
-        return self.tuning.temperatures
-
-    @property
-    def rung_log_likelihood(self) -> jax.Array:
-        """Log likelihood at each rung, shape ``(num_temperatures,)``."""
-        return self.rungs.log_likelihood
-
-    @property
-    def potential_energy(self) -> jax.Array:
-        """Potential energy at ``t = 1``, a scalar."""
-        return -self.rungs.log_prior[..., -1] - self.rungs.log_likelihood[..., -1]
-
-    @property
-    def mean_log_likelihood(self) -> jax.Array:
-        """Mean of the log likelihood at each rung, shape ``(num_temperatures,)``."""
-        return self.means.log_likelihood
-
-    @property
-    def mean_swap_acceptance(self) -> jax.Array:
-        """Mean of ``swap_acceptance``, shape ``(num_temperatures - 1,)``."""
-        return self.means.swap_acceptance
-
-    @property
-    def communication_barrier(self) -> jax.Array:
-        """Sum of the mean rejection rates of the swaps, a scalar."""
-        return jnp.sum(1 - self.means.swap_acceptance, -1)
-
-    @property
-    def round_trips(self) -> jax.Array:
-        """Round trips of all replicas since the end of warm-up, a scalar."""
-        return self.travels.round_trips
-
-    @property
-    def round_trip_rate(self) -> jax.Array:
-        """Round trips an iteration, a scalar."""
-        return self.travels.round_trips / jnp.maximum(self.means.count, 1)
+_MOVES = {"mala": _Move(mala.step, mala.TARGET_ACCEPT_PROB)}
 
 
 class AnnealedLangevin(MCMCKernel):
@@ -210,7 +145,8 @@ class AnnealedLangevin(MCMCKernel):
     ) -> None:
         if not callable(model):
             raise TypeError(
-                f"model must be a NumPyro model, a callable, got {type(model).__name__}."
+                "model must be a NumPyro model, a callable, got "
+                f"{type(model).__name__}."
             )
         if temperatures is None:
             ladder = power_ladder(num_temperatures, power)
@@ -254,8 +190,10 @@ class AnnealedLangevin(MCMCKernel):
         self._step_size = step_size
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
+        # What `init` finds out.
         self._rules = Rules(0, None, False, False)
-        self._has_exact_prior = False
+        self._postprocess = None
+        self._prior_is_proper = True
         # NumPyro's MCMC initialises a kernel that has not been, even when it resumes.
         self._sample_fn = None
 
@@ -271,7 +209,7 @@ class AnnealedLangevin(MCMCKernel):
 
     @property
     def default_fields(self) -> tuple[str, ...]:
-        """Names of what is collected without being asked for."""
+        """Names of the fields that are collected without being asked for."""
         return ("z", "rung_log_likelihood")
 
     def get_diagnostics_str(self, state: AnnealedState) -> str:
@@ -282,6 +220,12 @@ class AnnealedLangevin(MCMCKernel):
             f"least swap acceptance {state.mean_swap_acceptance.min():.2f}"
         )
 
+    def postprocess_fn(
+        self, model_args: tuple, model_kwargs: dict[str, Any] | None
+    ) -> Callable:
+        """Map of unconstrained values to those of the sites, deterministic ones too."""
+        return self._postprocess(*model_args, **(model_kwargs or {}))
+
     def init(
         self,
         rng_key: jax.Array,
@@ -290,93 +234,119 @@ class AnnealedLangevin(MCMCKernel):
         model_args: tuple,
         model_kwargs: dict[str, Any] | None,
     ) -> AnnealedState:
-        """State before the first iteration, of one population for each key."""
-        self._rules = Rules(num_warmup, self._target_accept_prob, self._adapt_ladder, True)
+        """State before the first iteration.
+
+        Parameters
+        ----------
+        rng_key
+            One random key, or one for each population.
+        num_warmup
+            Number of iterations of warm-up.
+        init_params
+            Unconstrained values at which all replicas of a population start, with a
+            leading axis where there are several keys; ``None`` follows the strategy.
+        model_args, model_kwargs
+            Arguments of the model.
+
+        Returns
+        -------
+        AnnealedState
+            With a leading axis where there are several keys.
+        """
+        model_kwargs = model_kwargs or {}
+        num_temperatures = len(self._ladder)
+
+        def split(rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            rng_key, key_init = jax.random.split(rng_key)
+            return rng_key, jax.random.split(key_init, num_temperatures)
+
+        single = is_prng_key(rng_key)
+        rng_key, key_init = split(rng_key) if single else jax.vmap(split)(rng_key)
+        num_axes = 1 if single else 2
+        shape = key_init.shape[:num_axes]
+        if init_params is not None:
+            init_params = jax.tree.map(
+                lambda x: jnp.repeat(
+                    jnp.asarray(x)[None] if single else jnp.asarray(x),
+                    num_temperatures,
+                    axis=0,
+                ),
+                init_params,
+            )
+        start = target.initialize(
+            key_init.reshape(-1, *key_init.shape[num_axes:]),
+            self._model,
+            model_args,
+            model_kwargs,
+            init_strategy=self._init_strategy,
+            init_params=init_params,
+            needs_observed=True,
+        )
+        self._postprocess = start.postprocess
+        self._prior_is_proper = target.prior_is_proper(start.trace)
+        self._rules = Rules(
+            num_warmup,
+            self._target_accept_prob,
+            self._adapt_ladder,
+            target.prior_is_exact(start.trace),
+        )
         self._sample_fn = _MOVES[self._local_move].step
-        model_kwargs = {} if model_kwargs is None else model_kwargs
 
-        def one(rng_key, params):
-            key, key_init = jax.random.split(rng_key)
-            keys = jax.random.split(key_init, len(self._ladder))
-            if params is None:
-                z, self._post, _ = target.setup(
-                    keys, self._model, model_args, model_kwargs, self._init_strategy
-                )
-                position = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
-            else:
-                flat, _ = ravel_pytree(params)
-                position = jnp.tile(flat, (len(self._ladder), 1))
-            return self._start(key, position, model_args, model_kwargs)
-
-        if is_prng_key(rng_key):
-            return one(rng_key, init_params)
-        return jax.vmap(one)(rng_key, init_params)
-
-    def _split(self, unravel, model_args, model_kwargs):
-        def split(flat):
-            return target.log_prior_and_likelihood(
-                self._model, model_args, model_kwargs, unravel(flat)
+        def begin(
+            rng_key: jax.Array, position: jax.Array, values: dict[str, jax.Array]
+        ) -> AnnealedState:
+            z = jax.tree.map(lambda x: x[-1], values)
+            density = _split(self._model, model_args, model_kwargs, z)
+            temperatures = jnp.array(self._ladder, position.dtype)
+            means = Means.start(position)
+            return AnnealedState(
+                i=jnp.array(0),
+                z=z,
+                rungs=evaluate(density, position),
+                tuning=Tuning.start(temperatures, self._step_size, position),
+                travels=Travels.start(num_temperatures),
+                means=means,
+                accept_prob=means.log_likelihood,
+                swap_acceptance=means.swap_acceptance,
+                rng_key=rng_key,
             )
 
-        return split
-
-    def _start(self, rng_key, position, model_args, model_kwargs):
-        shapes = jax.eval_shape(
-            lambda k: target.draw_prior(k, self._model, model_args, model_kwargs), rng_key
+        position, values = jax.tree.map(
+            lambda x: x.reshape(*shape, *x.shape[1:]), (start.position, start.values)
         )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        _, unravel = ravel_pytree(zeros)
-        temperatures = jnp.array(self._ladder, position.dtype)
-        rungs = evaluate(self._split(unravel, model_args, model_kwargs), position)
-        means = Means.start(position)
-        return AnnealedState(
-            i=jnp.array(0),
-            z=unravel(position[-1]),
-            rungs=rungs,
-            tuning=Tuning.start(temperatures, self._step_size, position),
-            travels=Travels.start(len(temperatures)),
-            means=means,
-            accept_prob=means.log_likelihood,
-            swap_acceptance=means.swap_acceptance,
-            rng_key=rng_key,
-        )
-
-    def postprocess_fn(self, args, kwargs):
-        return self._post(*args, **kwargs)
+        begin = begin if single else jax.vmap(begin)
+        return begin(rng_key, position, values)
 
     def sample(
-        self, state: AnnealedState, model_args: tuple, model_kwargs: dict[str, Any]
+        self,
+        state: AnnealedState,
+        model_args: tuple,
+        model_kwargs: dict[str, Any] | None,
     ) -> AnnealedState:
         """Local moves and swaps; in warm-up, what they teach."""
-        model_kwargs = {} if model_kwargs is None else model_kwargs
-        advance, learn = self._advance, self._learn
-        iteration = state.i
+        advance, learn, iteration = self._advance, self._learn, state.i
         if not is_prng_key(state.rng_key):
             # All populations are in the same iteration: outside vmap, a branch that is
             # not taken costs nothing.
             iteration = iteration[0]
             advance = jax.vmap(advance, (0, None, None))
             learn = jax.vmap(learn, (0, None))
-        state = advance(state, model_args, model_kwargs)
-        return jax.lax.cond(
-            iteration < self._rules.num_warmup,
-            learn,
-            lambda state, _: state,
-            state,
-            iteration,
-        )
+        state = advance(state, model_args, model_kwargs or {})
+        in_warmup = iteration < self._rules.num_warmup
+        return jax.lax.cond(in_warmup, learn, lambda s, _: s, state, iteration)
 
-    def _advance(self, state, model_args, model_kwargs):
-        _, unravel = ravel_pytree(state.z)
-        split = self._split(unravel, model_args, model_kwargs)
+    def _advance(
+        self, state: AnnealedState, model_args: tuple, model_kwargs: dict[str, Any]
+    ) -> AnnealedState:
+        """One iteration of one population."""
+        split = _split(self._model, model_args, model_kwargs, state.z)
+        tuning = state.tuning
 
-        def draw(key):
-            return ravel_pytree(
-                target.draw_prior(key, self._model, model_args, model_kwargs)
-            )[0]
+        def draw_prior(rng_key: jax.Array) -> jax.Array:
+            values = target.draw_prior(rng_key, self._model, model_args, model_kwargs)
+            return ravel_pytree(values)[0]
 
         rng_key, key_move, key_swap = jax.random.split(state.rng_key, 3)
-        tuning = state.tuning
         position, accept_prob = local_moves(
             key_move,
             split,
@@ -386,7 +356,7 @@ class AnnealedLangevin(MCMCKernel):
             tuning.temperatures,
             tuning.step_size,
             tuning.preconditioner,
-            draw,
+            draw_prior if self._rules.has_exact_prior else None,
         )
         rungs, swap_acceptance, travels = swap(
             key_swap,
@@ -395,6 +365,7 @@ class AnnealedLangevin(MCMCKernel):
             tuning.temperatures,
             state.travels,
         )
+        _, unravel = ravel_pytree(state.z)
         return AnnealedState(
             i=state.i + 1,
             z=unravel(rungs.position[-1]),
@@ -407,10 +378,12 @@ class AnnealedLangevin(MCMCKernel):
             rng_key=rng_key,
         )
 
-    def _learn(self, state, iteration):
+    def _learn(self, state: AnnealedState, iteration: jax.Array) -> AnnealedState:
+        """Learn from one iteration of the warm-up, one population."""
         tuning, means = self._rules.learn(
             iteration, state.tuning, state.means, state.accept_prob
         )
+        # Round trips are counted from the end of warm-up.
         last = iteration == self._rules.num_warmup - 1
         travels = jax.tree.map(
             lambda new, old: jnp.where(last, new, old),
@@ -419,5 +392,44 @@ class AnnealedLangevin(MCMCKernel):
         )
         return state._replace(tuning=tuning, means=means, travels=travels)
 
-    def check_evidence(self):
-        pass
+    def check_evidence(self) -> None:
+        """Check that the prior is a density, so that the evidence is defined.
+
+        Raises
+        ------
+        ValueError
+            If it is improper, scaled or masked.
+        """
+        if self._rules.has_exact_prior:
+            return
+        what = (
+            "is scaled or masked, so that its integral is not known"
+            if self._prior_is_proper
+            else "is improper (ImproperUniform)"
+        )
+        raise ValueError(
+            f"model must have a normalised prior for an evidence, but its prior {what}. "
+            "Give every latent site a distribution, outside of handlers.scale and "
+            "handlers.mask."
+        )
+
+
+def _split(
+    model: Callable,
+    model_args: tuple,
+    model_kwargs: dict[str, Any],
+    like: dict[str, jax.Array],
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Log prior and log likelihood of a flat position.
+
+    Made from the arguments at hand in every iteration: what a compiled sampler closes
+    over would keep the first data for ever.
+    """
+    _, unravel = ravel_pytree(like)
+
+    def split(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return target.log_prior_and_likelihood(
+            model, model_args, model_kwargs, unravel(flat)
+        )
+
+    return split

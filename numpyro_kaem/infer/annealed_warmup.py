@@ -94,9 +94,7 @@ class Rules(NamedTuple):
             # The average of the last window is what stays.
             last = iteration == self.num_warmup - 1
             log_size = jnp.where(last, averaging[1], averaging[0])
-            tuning = tuning._replace(
-                averaging=averaging, step_size=_positive(log_size)
-            )
+            tuning = tuning._replace(averaging=averaging, step_size=_positive(log_size))
         # The first window leaves the start behind; the last settles the step sizes.
         inner_ends = jnp.array([window.end for window in windows[1:-1]], int)
         tuning = jax.lax.cond(
@@ -104,7 +102,9 @@ class Rules(NamedTuple):
         )
         ends = jnp.array([window.end for window in windows], int)
         means = jax.lax.cond(
-            jnp.any(iteration == ends), lambda m: Means.start(m.position), lambda m: m,
+            jnp.any(iteration == ends),
+            lambda m: Means.start(m.position),
+            lambda m: m,
             means,
         )
         return tuning, means
@@ -119,7 +119,7 @@ class Rules(NamedTuple):
         def at_new(values: jax.Array) -> jax.Array:
             return jnp.interp(new, old, values)
 
-        known = tuning.preconditioner.scale ** -2.0
+        known = tuning.preconditioner.scale**-2.0
         count = means.count
         learned = count * means.squared_gradient + _PRIOR_WEIGHT * known
         precision = learned / (count + _PRIOR_WEIGHT)

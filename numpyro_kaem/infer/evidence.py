@@ -256,7 +256,13 @@ def log_evidence(mcmc: MCMC) -> Evidence:
 
 
 def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
-    """Ladders and log likelihoods, with leading axes for chains and draws."""
+    """Ladders and log likelihoods, with leading axes for chains and draws.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`log_evidence`.
+    """
     if not isinstance(mcmc, MCMC):
         raise TypeError(
             "mcmc must be a numpyro.infer.MCMC that ran an AnnealedLangevin kernel, "

@@ -1,4 +1,4 @@
-"""Ladders of inverse temperatures: where they start, and how they learn equal rejection."""
+"""Ladders of inverse temperatures: where they start, and where they move."""
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def power_ladder(num_temperatures: int, power: float = 5.0) -> np.ndarray:
     # In float32, which the sampler may compute in.
     if not np.all(np.diff(ladder.astype(np.float32)) > 0):
         raise ValueError(
-            f"power must leave {num_temperatures} rungs apart, got {power!r}, with which "
-            "the lowest are equal in float32."
+            f"power must leave {num_temperatures} rungs apart, got {power!r}, with "
+            "which the lowest are equal in float32."
         )
     return ladder
 
