@@ -408,7 +408,7 @@ class AnnealedLangevin(MCMCKernel):
             else "is improper (ImproperUniform)"
         )
         raise ValueError(
-            f"model must have a normalised prior for an evidence, but its prior {what}. "
+            f"model must have a normalised prior for an evidence, but it {what}. "
             "Give every latent site a distribution, outside of handlers.scale and "
             "handlers.mask."
         )

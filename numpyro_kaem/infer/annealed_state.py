@@ -13,7 +13,7 @@ __all__ = ["AnnealedState"]
 
 
 class AnnealedState(NamedTuple):
-    """State of :class:`~numpyro_kaem.infer.AnnealedLangevin`; one population is one chain."""
+    """State of :class:`~numpyro_kaem.infer.AnnealedLangevin`: of one chain."""
 
     i: jax.Array
     """Number of iterations done, those of the warm-up included."""

@@ -260,7 +260,9 @@ def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        As :func:`log_evidence`.
+    ValueError
         As :func:`log_evidence`.
     """
     if not isinstance(mcmc, MCMC):

@@ -187,8 +187,8 @@ class Means(NamedTuple):
         count = self.count + 1
         share = 1 / count
         # In this form minus infinity stays minus infinity.
-        means = jax.tree.map(
-            lambda old, new: (1 - share) * old + share * new, tuple(self[1:]), values
-        )
-        means = [jnp.where(self.count == 0, *pair) for pair in zip(values, means)]
+        means = [
+            jnp.where(count == 1, new, (1 - share) * old + share * new)
+            for old, new in zip(self[1:], values, strict=True)
+        ]
         return Means(count, *means)

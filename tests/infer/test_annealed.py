@@ -303,16 +303,18 @@ def test_chains_differ_and_have_their_own_ladders(vectorized):
     assert np.all(ladders[:, [0, -1]] == [0.0, 1.0])
 
 
-@pytest.mark.parametrize("chain_method", ["sequential", "parallel"])
-def test_chain_methods_agree(chain_method, vectorized):
-    mcmc = runner(chain_method)
-    mcmc.run(jax.random.key(3), Y, extra_fields=FIELDS)
-    one, other = (m.get_samples(group_by_chain=True) for m in (mcmc, vectorized))
-    for name in other:
-        assert one[name].shape == other[name].shape
-        # Rounding differs and grows along the chain: compare where it begins.
-        assert_close(one[name][:, :5], other[name][:, :5], rtol=0.05, atol=0.02)
-    assert mcmc.last_state.rungs.position.shape == (2, 4, 3)
+def test_chain_methods_agree():
+    """Over a few iterations: rounding differs, and grows along a chain."""
+    runs = []
+    for chain_method in ("vectorized", "sequential", "parallel"):
+        mcmc = runner(chain_method, num_warmup=0, num_samples=4)
+        mcmc.run(jax.random.key(3), Y, extra_fields=("swap_acceptance",))
+        assert mcmc.last_state.rungs.position.shape == (2, 4, 3)
+        extra = mcmc.get_extra_fields(group_by_chain=True)
+        runs.append({**mcmc.get_samples(group_by_chain=True), **extra})
+    for other in runs[1:]:
+        for name, draws in runs[0].items():
+            assert_close(other[name], draws, rtol=(1e-3, 1e-9), atol=(1e-3, 1e-9))
 
 
 def test_resuming_gives_the_draws_of_one_run(vectorized):
