@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.infer import init_to_uniform
 from numpyro.infer.util import (
     _unconstrain_reparam,
     compute_log_probs,
@@ -110,9 +111,11 @@ def check_model(
         If the model has a discrete or deterministic (``Delta``) latent site, no latent
         site at all, a subsampled plate or, where it is needed, no observed site.
     """
-    trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(
-        *model_args, **model_kwargs
+    # Started as NumPyro starts its chains: an improper prior cannot be drawn from.
+    started = handlers.substitute(
+        handlers.seed(model, rng_key), substitute_fn=init_to_uniform()
     )
+    trace = handlers.trace(started).get_trace(*model_args, **model_kwargs)
     latent = latent_sites(trace)
     if not latent:
         raise ValueError(
@@ -122,20 +125,20 @@ def check_model(
     for name, site in latent.items():
         if site["fn"].support.is_discrete:
             raise ValueError(
-                f"model must have continuous latent sites, got a discrete one, {name!r} "
-                f"({type(site['fn']).__name__}): sum over it in the model, for instance "
-                "with numpyro.distributions.MixtureSameFamily."
+                f"model must have continuous latent sites, got the discrete {name!r} "
+                f"({type(site['fn']).__name__}): sum over it in the model, for "
+                "instance with numpyro.distributions.MixtureSameFamily."
             )
         if isinstance(site["fn"], dist.Delta):
             raise ValueError(
-                f"model must have latent sites with a density, got a Delta at {name!r}: "
-                "use numpyro.deterministic there."
+                "model must have latent sites with a density, got a Delta at "
+                f"{name!r}: use numpyro.deterministic there."
             )
     for name, site in trace.items():
         if site["type"] != "plate":
             continue
         size, subsample_size = site["args"]
-        if subsample_size != size:
+        if subsample_size not in (None, size):
             raise ValueError(
                 f"model must not subsample, got the plate {name!r} with "
                 f"subsample_size={subsample_size} of {size}: each run would see other "
@@ -148,9 +151,9 @@ def check_model(
     ]
     if needs_observed and not observed:
         raise ValueError(
-            "model must have an observed site (obs=...) or a numpyro.factor, which are "
-            f"its likelihood, got none: its latent sites are {_names(latent, 'sample')}. "
-            "Were the data passed to the model?"
+            "model must have an observed site (obs=...) or a numpyro.factor, which "
+            "are its likelihood, got none: its latent sites are "
+            f"{_names(latent, 'sample')}. Were the data passed to the model?"
         )
     return trace
 
@@ -161,7 +164,7 @@ def _names(sites: dict[str, dict], kind: str) -> str:
 
 
 def _parts(fn: Any) -> list[Any]:
-    """A distribution and those that it wraps."""
+    """List a distribution and those that it wraps."""
     parts = [fn]
     while hasattr(parts[-1], "base_dist"):
         parts.append(parts[-1].base_dist)
@@ -304,13 +307,11 @@ def initialize(
             model_kwargs=model_kwargs,
         )
     except RuntimeError as error:
-        if init_params is None:
-            raise ValueError(
-                "model must have a finite log density where the chains start, got none "
-                f"in a hundred draws of {_describe(init_strategy)}: is the data within "
-                "the support of the likelihood?"
-            ) from error
-        raise
+        raise ValueError(
+            "model must have a finite log density where the chains start, got none in "
+            f"a hundred draws of {_describe(init_strategy)}: are the data within the "
+            "support of the likelihood?"
+        ) from error
     values = info.param_info.z
     if init_params is not None:
         if set(init_params) != set(values):
