@@ -110,9 +110,9 @@ def thermodynamic_integral(
         # Nothing to coarsen: the size of the correction bounds it.
         discretisation = width[0] ** 2 / 12 * (variance[1] - variance[0])
     else:
-        # Two ways to join neighbouring steps in pairs; inner steps are in both.
+        # All pairs of neighbouring steps joined into one, each step counted once.
         pairs = [rule(i, i + 2) - steps[i] - steps[i + 1] for i in left[:-1]]
-        discretisation = np.sum(pairs) / 2 / 15
+        discretisation = np.mean(pairs) * len(steps) / 2 / 15
     return _Series(steps.sum(), influence, float(discretisation))
 
 

@@ -130,6 +130,9 @@ def local_moves(
         first, accept_first = move(key, lambda flat: split(flat)[0], *rest)
     else:
         first, accept_first = draw_prior(coldest[0]), jnp.ones_like(accept_prob[0])
+        # Rounding may put a draw on the end of its support, at infinity: stay then,
+        # which leaves the prior on the points within as it is.
+        first = jnp.where(jnp.all(jnp.isfinite(first)), first, rungs.position[0])
     return (
         jnp.concatenate([first[None], position]),
         jnp.concatenate([accept_first[None], accept_prob]),

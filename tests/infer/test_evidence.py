@@ -266,11 +266,11 @@ def test_likelihood_that_is_zero_somewhere():
 
 def test_what_is_not_a_run_of_a_population():
     with pytest.raises(
-        TypeError, match="mcmc must be a numpyro.infer.MCMC .* got dict"
+        TypeError, match=r"mcmc must be a numpyro.infer.MCMC .* got dict"
     ):
         log_evidence({})
     nuts = MCMC(NUTS(normal), num_warmup=1, num_samples=1)
-    with pytest.raises(TypeError, match="AnnealedLangevin kernel.* got NUTS"):
+    with pytest.raises(TypeError, match=r"AnnealedLangevin kernel.* got NUTS"):
         log_evidence(nuts)
     kernel = AnnealedLangevin(normal, num_temperatures=3)
     mcmc = MCMC(kernel, num_warmup=1, num_samples=4, progress_bar=False)
