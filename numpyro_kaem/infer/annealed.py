@@ -314,7 +314,7 @@ class AnnealedLangevin(MCMCKernel):
         position, values = jax.tree.map(
             lambda x: x.reshape(*shape, *x.shape[1:]), (start.position, start.values)
         )
-        # Compiled as a whole: one operation at a time, it would be several times slower.
+        # Compiled as a whole: one operation at a time, it is several times slower.
         begin = jax.jit(begin if single else jax.vmap(begin))
         return begin(rng_key, position, values)
 

@@ -130,7 +130,7 @@ MASSES = np.array([0.2, 0.8])
 
 def two_modes():
     """Posterior of two unit Normal modes that are 20 standard deviations apart."""
-    prior = dist.Normal(jnp.zeros(DIM), 10.0).to_event(1)
+    prior = dist.Normal(jnp.zeros(DIM), 6.0).to_event(1)
     z = numpyro.sample("z", prior)
     modes = [dist.Normal(centre, 1.0).to_event(1).log_prob(z) for centre in CENTRES]
     posterior = logsumexp(jnp.stack(modes) + jnp.log(MASSES))
@@ -162,7 +162,7 @@ def faults_at_two_modes(num_samples):
         "mass of the small mode": np.all(np.abs(mass - MASSES[0]) < 0.03),
         "mass over all keys": abs(mass.mean() - MASSES[0]) < 0.03,
         "variance in a mode": abs(spread - 1.0) < 0.03,
-        "round trips": np.all(rate >= 0.5 * ideal),
+        "round trips": np.all(rate > 0.5 * ideal),
         "equal rejection": np.ptp(rejection.mean(0)) < 0.1,
     }
     return {name for name, good in agrees.items() if not good}
@@ -170,7 +170,7 @@ def faults_at_two_modes(num_samples):
 
 @pytest.mark.slow
 def test_two_modes_have_their_masses():
-    assert faults_at_two_modes(6000) == set()
+    assert faults_at_two_modes(8000) == set()
 
 
 @pytest.mark.slow
