@@ -1,41 +1,25 @@
-"""Metropolis-adjusted Langevin steps."""
+"""Metropolis-adjusted Langevin algorithm."""
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_kaem.infer.kernel import LangevinKernel
 from numpyro_kaem.infer.langevin import (
     LangevinInfo,
     LangevinState,
     LogDensity,
     Preconditioner,
     accept_or_stay,
-    evaluate,
+    propose,
 )
 
-__all__ = ["TARGET_ACCEPT_PROB", "propose", "step"]
+__all__ = ["MALA", "TARGET_ACCEPT_PROB", "step"]
 
 # The acceptance at which many independent dimensions move fastest (Roberts and
-# Rosenthal 1998).
+# Rosenthal 1998, "Optimal scaling of discrete approximations to Langevin diffusions").
 TARGET_ACCEPT_PROB = 0.574
-
-
-def propose(
-    rng_key: jax.Array,
-    state: LangevinState,
-    step_size: jax.Array,
-    preconditioner: Preconditioner,
-) -> tuple[jax.Array, jax.Array]:
-    """Euler step of the Langevin diffusion.
-
-    Returns
-    -------
-    tuple
-        The new point, and the standard Normal noise in it, each of shape ``(dim,)``.
-    """
-    scale = preconditioner.scale
-    noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
-    drift = 0.5 * step_size**2 * scale**2 * state.gradient
-    return state.position + drift + step_size * scale * noise, noise
 
 
 def step(
@@ -63,28 +47,82 @@ def step(
     state
         Where the chain is.
     step_size
-        Step size, in units of the scale; a positive scalar.
+        Step size :math:`\varepsilon`, in units of the scale; a positive scalar.
     preconditioner
-        Its scale is the proposal's.
+        The scale.
 
     Returns
     -------
     tuple
         The next state, and what the step reports.
+    """
+    key_noise, key_accept = jax.random.split(rng_key)
+    new, log_ratio = propose(
+        key_noise, log_density, state, 0.5 * step_size**2, step_size, preconditioner
+    )
+    state, acceptance = accept_or_stay(key_accept, log_ratio, new, state)
+    return state, LangevinInfo(acceptance, jnp.asarray(step_size))
+
+
+class MALA(LangevinKernel):
+    """Metropolis-adjusted Langevin algorithm, for any model with continuous latents.
+
+    One gradient an iteration: for posteriors whose gradient is dear and whose shape is
+    near a Normal's. Where scales differ along the posterior (a funnel), use
+    :class:`AutoMALA`; where modes are apart, :class:`AnnealedLangevin`.
+
+    Parameters
+    ----------
+    model
+        A NumPyro model, a callable.
+    step_size
+        Step size to start from, in units of the posterior's standard deviations.
+    adapt_step_size
+        Whether the warm-up tunes the step size to ``target_accept_prob``.
+    adapt_scale
+        Whether the warm-up learns the standard deviations of the unconstrained latent
+        values, with which the steps are scaled; without, they are ones.
+    target_accept_prob
+        Acceptance at which the warm-up aims, within (0, 1).
+    init_strategy
+        NumPyro's strategy for the point to start from.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not callable.
+    ValueError
+        If a number is out of its range; when run, if the model has a discrete latent
+        site, none at all or a subsampled plate, or if its density is not finite at the
+        start.
+
+    Notes
+    -----
+    - **Collect**, as ``extra_fields``: ``accept_prob``, ``step_size``,
+      ``potential_energy``.
+    - **Chains**: ``sequential``, ``parallel`` and ``vectorized``.
+    - **Resume** from ``mcmc.last_state``: the draws are those of an unbroken run.
 
     References
     ----------
     Roberts and Tweedie (1996), "Exponential convergence of Langevin distributions and
     their discrete approximations", *Bernoulli* 2(4).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> from numpyro.infer import MCMC
+    >>> from numpyro_kaem.infer import MALA
+    >>> def model(y):
+    ...     z = numpyro.sample("z", dist.Normal())
+    ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    >>> mcmc = MCMC(MALA(model), num_warmup=500, num_samples=4000, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), 2.0)
+    >>> bool(abs(mcmc.get_samples()["z"].mean() - 1.0) < 0.1)
+    True
     """
-    key_noise, key_accept = jax.random.split(rng_key)
-    position, noise = propose(key_noise, state, step_size, preconditioner)
-    proposal = evaluate(log_density, position)
-    # The noise that leads back. The two squared norms, of which the difference is
-    # wanted, may be large: they are subtracted element by element.
-    change = proposal.gradient + state.gradient
-    back = noise + 0.5 * step_size * preconditioner.scale * change
-    log_ratio = proposal.log_density - state.log_density
-    log_ratio = log_ratio - 0.5 * jnp.sum((back - noise) * (back + noise))
-    state, acceptance = accept_or_stay(key_accept, log_ratio, proposal, state)
-    return state, LangevinInfo(acceptance, jnp.asarray(step_size))
+
+    default_target_accept_prob: ClassVar[float | None] = TARGET_ACCEPT_PROB
+    step = staticmethod(step)
