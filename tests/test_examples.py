@@ -141,3 +141,41 @@ def test_full_bayes(tmp_path, monkeypatch, capsys):
     assert float(re.search(r"number of draws: ([\d.]+)", printed)[1]) > 50
     widths = dict(re.findall(r"(\w+ Bayes) +mean width ([\d.]+)", printed))
     assert float(widths["full Bayes"]) > float(widths["empirical Bayes"])
+
+
+def test_pines_agree_with_published_statistics():
+    from _pines import ADJUSTED_DENSITY, DENSITY, STRENGTH, check_pines
+
+    check_pines()
+    assert STRENGTH.shape == DENSITY.shape == ADJUSTED_DENSITY.shape == (42,)
+    assert np.all(ADJUSTED_DENSITY <= DENSITY)
+    # The circulating copy.
+    wrong = STRENGTH.copy()
+    wrong[8] = wrong[12]
+    with pytest.raises(ValueError, match="published as 4862"):
+        check_pines(wrong)
+
+
+@pytest.mark.slow
+def test_choose_regression(tmp_path, monkeypatch, capsys):
+    printed = run("choose_regression", tmp_path, monkeypatch, capsys)
+    for name, published in (("density", -309.924), ("adjusted density", -301.435)):
+        row = re.search(rf"^{name} +(-.*)$", printed, re.MULTILINE)[1]
+        exact, *estimates = map(float, re.findall(r"-?[\d.]+", row))
+        assert exact == published
+        for value, error in (estimates[:2], estimates[2:]):
+            assert abs(value - exact) < 4 * error
+            assert error < 0.1
+    low, high = re.search(r"standard errors (\d+) to (\d+)", printed).groups()
+    assert int(low) < 4862 < int(high)
+
+
+@pytest.mark.slow
+def test_two_modes(tmp_path, monkeypatch, capsys):
+    printed = run("two_modes", tmp_path, monkeypatch, capsys)
+    rows = {line[:20].strip(): line[20:].split() for line in printed.splitlines()}
+    exact = float(rows["exact"][0])
+    assert [float(x) for x in rows["NUTS"]] == [0.0, 1.0]
+    north, r_hat = map(float, rows["annealed population"])
+    assert abs(north - exact) < 0.05
+    assert r_hat < 1.05

@@ -1,0 +1,84 @@
+"""Time of a population's step beside that of one MALA chain.
+
+A step of the population is one local move at each of 16 rungs, the evaluation of their
+likelihoods, and the swaps. It should take less than 16 times a step of one chain: that
+is what vectorising pays. Medians of runs of the compiled sampler within one process;
+the time to compile is printed apart. "5 moves" are five local moves for each swap, the
+default, as a time for one of them.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import MCMC
+
+from numpyro_kaem.infer import MALA, AnnealedLangevin
+
+NUM_TEMPERATURES = 16
+
+
+def regression(covariates: jax.Array, response: jax.Array) -> None:
+    """Logistic regression."""
+    prior = dist.Normal(0.0, 1.0).expand([covariates.shape[1]]).to_event(1)
+    weights = numpyro.sample("weights", prior)
+    logits = covariates @ weights
+    numpyro.sample("response", dist.Bernoulli(logits=logits), obs=response)
+
+
+def seconds(kernel, num_steps: int, repeats: int, *data: jax.Array) -> tuple:
+    """Time to compile, and the median time of a step."""
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=num_steps, progress_bar=False)
+    mcmc.warmup(jax.random.key(0), *data)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        mcmc.run(mcmc.post_warmup_state.rng_key, *data)
+        jax.block_until_ready(mcmc.last_state.z)
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times[1:])
+    return times[0] - median, median / num_steps
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few steps and sizes")
+    quick = parser.parse_args().quick
+    warnings.simplefilter("ignore")
+    repeats, num_steps = (3, 300) if quick else (7, 2000)
+    print(f"jax {jax.__version__} on {jax.devices()[0].platform}")
+    print(
+        f"{'observations x dimension, kernel':44s} {'compile s':>10s} "
+        f"{'us/step':>9s} {'/chain':>7s}"
+    )
+    for size, dim in [(100, 5)] if quick else [(100, 5), (1000, 20), (10_000, 20)]:
+        key_covariates, key_response = jax.random.split(jax.random.key(1))
+        covariates = jax.random.normal(key_covariates, (size, dim))
+        logits = covariates @ jnp.linspace(-1.0, 1.0, dim)
+        response = dist.Bernoulli(logits=logits).sample(key_response)
+        chain = None
+        kernels = {"MALA, one chain": (MALA(regression), 1)}
+        for moves in (1, 5):
+            kernel = AnnealedLangevin(
+                regression, num_temperatures=NUM_TEMPERATURES, num_local_steps=moves
+            )
+            label = f"population of {NUM_TEMPERATURES}, {moves} moves"
+            kernels[label] = (kernel, moves)
+        for name, (kernel, moves) in kernels.items():
+            compiling, step = seconds(kernel, num_steps, repeats, covariates, response)
+            step /= moves
+            chain = chain or step
+            label = f"{size} x {dim}, {name}"
+            print(
+                f"{label:44s} {compiling:10.1f} {1e6 * step:9.1f} {step / chain:7.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

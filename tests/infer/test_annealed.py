@@ -1,0 +1,517 @@
+"""The annealed population follows its law at every rung, and is a NumPyro kernel."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.scipy.special import logsumexp
+from numpyro.infer import MCMC, NUTS, Predictive, init_to_value
+from scipy import stats
+
+from numpyro_kaem.infer import AnnealedLangevin, swaps
+from tests.helpers import assert_close, assert_within_mcse
+
+
+def annealed(
+    model, *args, seed=0, extra_fields=(), num_chains=1, kernel=None, **kwargs
+):
+    """Run a population quietly."""
+    options = {"num_warmup": 300, "num_samples": 500, "chain_method": "vectorized"}
+    options |= {k: kwargs.pop(k) for k in ("num_warmup", "num_samples") if k in kwargs}
+    options |= {k: kwargs.pop(k) for k in ("thinning",) if k in kwargs}
+    if kernel is None:
+        kernel = AnnealedLangevin(model, **{"num_temperatures": 5, **kwargs})
+    mcmc = MCMC(kernel, num_chains=num_chains, progress_bar=False, **options)
+    mcmc.run(jax.random.key(seed), *args, extra_fields=extra_fields)
+    return mcmc
+
+
+# --- the law at every rung ------------------------------------------------------------
+
+
+def gaussian(y):
+    """Two unequal Normal means, of which the likelihood sees a sum and a difference."""
+    z = numpyro.sample("z", dist.Normal(jnp.array([1.0, -2.0]), jnp.array([2.0, 0.5])))
+    numpyro.sample(
+        "y", dist.Normal(z @ jnp.array([[1.0, 1.0], [1.0, -2.0]]), 0.4), obs=y
+    )
+
+
+def gaussian_at(t, y):
+    """Mean and covariance at a rung."""
+    design = np.array([[1.0, 1.0], [1.0, -2.0]]).T
+    prior = np.diag([1 / 4.0, 1 / 0.25])
+    covariance = np.linalg.inv(prior + t / 0.16 * design.T @ design)
+    mean = covariance @ (prior @ [1.0, -2.0] + t / 0.16 * design.T @ y)
+    return mean, covariance
+
+
+def check_gaussian_rungs(model, **kwargs):
+    y = np.array([0.5, 3.0])
+    fields = ("rungs.position", "temperatures", "rung_log_likelihood")
+    mcmc = annealed(
+        model, y, num_chains=4, num_samples=2000, extra_fields=fields, **kwargs
+    )
+    extra = mcmc.get_extra_fields(group_by_chain=True)
+    for chain in range(4):
+        ladder = np.asarray(extra["temperatures"][chain], dtype=float)
+        assert np.all(ladder == ladder[0])
+        for k, t in enumerate(ladder[0]):
+            mean, covariance = gaussian_at(t, y)
+            draws = np.asarray(extra["rungs.position"][chain, :, k], dtype=float)
+            centred = draws - mean
+            products = np.stack(
+                [centred[:, 0] ** 2, centred[:, 1] ** 2, centred[:, 0] * centred[:, 1]]
+            ).T
+            expected = covariance[[0, 1, 0], [0, 1, 1]]
+            assert_within_mcse(draws, mean, num_errors=4.5, err_msg=f"rung {k}")
+            assert_within_mcse(products, expected, num_errors=4.5, err_msg=f"rung {k}")
+    return mcmc
+
+
+@pytest.mark.slow
+def test_gaussian_law_at_every_rung():
+    mcmc = check_gaussian_rungs(gaussian)
+    state = mcmc.last_state
+    assert np.all(state.accept_prob[:, 0] == 1.0)
+    assert_close(mcmc.get_samples(group_by_chain=True)["z"][:, -1], state.z["z"])
+
+
+@pytest.mark.slow
+def test_prior_that_cannot_be_drawn_is_moved_in():
+    """A scaled latent site has no exact draws, but a law all the same."""
+
+    def scaled(y):
+        with numpyro.handlers.scale(scale=2.0):
+            prior = dist.Normal(jnp.array([1.0, -2.0]), jnp.array([8.0, 0.5]) ** 0.5)
+            z = numpyro.sample("z", prior)
+        design = jnp.array([[1.0, 1.0], [1.0, -2.0]])
+        numpyro.sample("y", dist.Normal(z @ design, 0.4), obs=y)
+
+    mcmc = check_gaussian_rungs(scaled)
+    assert np.all(mcmc.last_state.accept_prob[:, 0] < 1.0)
+
+
+@pytest.mark.slow
+def test_bounded_law_at_every_rung():
+    """Powers of a binomial likelihood are conjugate to the Beta law as well."""
+
+    def binomial(y):
+        p = numpyro.sample("p", dist.Beta(2.0, 3.0))
+        numpyro.sample("y", dist.Binomial(12, p), obs=y)
+
+    y = 10
+    mcmc = annealed(
+        binomial, y, num_chains=4, num_samples=2000, extra_fields=("rungs.position",)
+    )
+    position = mcmc.get_extra_fields(group_by_chain=True)["rungs.position"][..., 0]
+    p = np.asarray(jax.nn.sigmoid(position), dtype=float)
+    for chain, ladder in enumerate(np.asarray(mcmc.last_state.temperatures)):
+        for k, t in enumerate(ladder):
+            law = stats.beta(2.0 + t * y, 3.0 + t * (12 - y))
+            draws = np.stack([p[chain, :, k], (p[chain, :, k] - law.mean()) ** 2]).T
+            assert_within_mcse(draws, [law.mean(), law.var()], num_errors=4.5)
+    samples = mcmc.get_samples()["p"]
+    assert np.all((samples > 0) & (samples < 1))
+    assert_close(samples.reshape(4, -1), p[..., -1], atol=(1e-6, 1e-12))
+
+
+# --- two modes ------------------------------------------------------------------------
+
+DIM = 10
+DIRECTION = np.ones(DIM) / DIM**0.5
+CENTRES = np.stack([-7.0 * DIRECTION, 13.0 * DIRECTION])
+MASSES = np.array([0.2, 0.8])
+
+
+def two_modes():
+    """Posterior of two unit Normal modes that are 20 standard deviations apart."""
+    prior = dist.Normal(jnp.zeros(DIM), 6.0).to_event(1)
+    z = numpyro.sample("z", prior)
+    modes = [dist.Normal(centre, 1.0).to_event(1).log_prob(z) for centre in CENTRES]
+    posterior = logsumexp(jnp.stack(modes) + jnp.log(MASSES))
+    numpyro.factor("likelihood", posterior - prior.log_prob(z))
+
+
+def faults_at_two_modes(num_samples):
+    """Run five keys of four chains each; what does not agree with the truth."""
+    mcmc = annealed(
+        two_modes,
+        num_chains=20,
+        num_temperatures=16,
+        num_local_steps=3,
+        num_warmup=1000,
+        num_samples=num_samples,
+    )
+    state = mcmc.last_state
+    z = np.asarray(mcmc.get_samples(group_by_chain=True)["z"], dtype=float)
+    in_small = z @ DIRECTION < CENTRES.mean(0) @ DIRECTION
+    mass = in_small.reshape(5, -1).mean(-1)
+    # Within a mode: the squared distance from its centre, over the dimension.
+    centre = np.where(in_small[..., None], CENTRES[0], CENTRES[1])
+    spread = ((z - centre) ** 2).mean()
+    rejection = 1 - np.asarray(state.mean_swap_acceptance, dtype=float)
+    ideal = swaps.ideal_round_trip_rate(jnp.asarray(rejection))
+    ideal = np.asarray(ideal).reshape(5, 4).mean(-1)
+    rate = np.asarray(state.round_trip_rate).reshape(5, 4).mean(-1)
+    agrees = {
+        "mass of the small mode": np.all(np.abs(mass - MASSES[0]) < 0.03),
+        "mass over all keys": abs(mass.mean() - MASSES[0]) < 0.03,
+        "variance in a mode": abs(spread - 1.0) < 0.03,
+        "round trips": np.all(rate > 0.5 * ideal),
+        "equal rejection": np.ptp(rejection.mean(0)) < 0.1,
+    }
+    return {name for name, good in agrees.items() if not good}
+
+
+@pytest.mark.slow
+def test_two_modes_have_their_masses():
+    assert faults_at_two_modes(8000) == set()
+
+
+@pytest.mark.slow
+def test_nuts_misses_a_mode():
+    mcmc = MCMC(
+        NUTS(two_modes),
+        num_warmup=300,
+        num_samples=300,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0))
+    z = np.asarray(mcmc.get_samples(group_by_chain=True)["z"])
+    mass = (z @ DIRECTION < CENTRES.mean(0) @ DIRECTION).mean(1)
+    # Every chain stays in the mode that it fell into.
+    assert set(mass.tolist()) <= {0.0, 1.0}
+
+
+# What the swaps would be without the ladder's scale, with half of it, and not at all:
+# and the fault that shows at once.
+WRONG_SWAPS = {
+    "variance in a mode": lambda ladder, value: swaps.swap_probabilities(
+        jnp.arange(len(ladder)), value
+    ),
+    "mass over all keys": lambda ladder, value: swaps.swap_probabilities(
+        0.5 * ladder, value
+    ),
+    "round trips": lambda ladder, value: jnp.zeros_like(value[1:]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", WRONG_SWAPS)
+def test_wrong_swaps_are_found(fault, monkeypatch):
+    wrong = WRONG_SWAPS[fault]
+    monkeypatch.setattr("numpyro_kaem.infer.population.swap_probabilities", wrong)
+    assert fault in faults_at_two_modes(1000)
+
+
+# --- as a kernel of NumPyro -----------------------------------------------------------
+
+
+def ratio(y, scale=0.5):
+    """A positive and a real site, and a function of both."""
+    rate = numpyro.sample("rate", dist.HalfNormal(2.0))
+    shift = numpyro.sample("shift", dist.Normal(0.5, 1.5).expand([2]).to_event(1))
+    mean = numpyro.deterministic("mean", rate * shift)
+    numpyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+Y = np.array([0.7, -1.9])
+SHORT = {"num_warmup": 60, "num_samples": 20}
+FIELDS = (
+    "swap_acceptance",
+    "accept_prob",
+    "round_trips",
+    "round_trip_rate",
+    "communication_barrier",
+    "mean_log_likelihood",
+    "mean_swap_acceptance",
+    "temperatures",
+    "potential_energy",
+)
+
+
+def runner(chain_method="vectorized", num_chains=2, kernel=None, **kwargs):
+    kernel = AnnealedLangevin(ratio, num_temperatures=4) if kernel is None else kernel
+    options = {**SHORT, **kwargs}
+    return MCMC(
+        kernel,
+        num_chains=num_chains,
+        chain_method=chain_method,
+        progress_bar=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def vectorized():
+    """A short run of two populations."""
+    mcmc = runner()
+    mcmc.run(jax.random.key(3), Y, extra_fields=FIELDS)
+    return mcmc
+
+
+def test_shapes_and_meaning_of_what_is_collected(vectorized):
+    samples = vectorized.get_samples(group_by_chain=True)
+    assert samples["rate"].shape == (2, 20)
+    assert samples["shift"].shape == samples["mean"].shape == (2, 20, 2)
+    assert np.all(samples["rate"] > 0)
+    extra = vectorized.get_extra_fields(group_by_chain=True)
+    assert extra["rung_log_likelihood"].shape == (2, 20, 4)
+    assert extra["mean_log_likelihood"].shape == (2, 20, 4)
+    assert extra["temperatures"].shape == extra["accept_prob"].shape == (2, 20, 4)
+    assert extra["swap_acceptance"].shape == (2, 20, 3)
+    for name in ("round_trips", "round_trip_rate", "communication_barrier"):
+        assert extra[name].shape == (2, 20)
+    # The chain at t = 1 is what is collected.
+    expected = stats.norm.logpdf(Y, samples["mean"], 0.5).sum(-1)
+    assert_close(extra["rung_log_likelihood"][..., -1], expected, rtol=(1e-4, 1e-9))
+    # Means begin when warm-up ends.
+    running = np.cumsum(extra["rung_log_likelihood"], 1) / np.arange(1, 21)[:, None]
+    assert_close(extra["mean_log_likelihood"], running, rtol=(1e-4, 1e-9))
+    running = np.cumsum(extra["swap_acceptance"], 1) / np.arange(1, 21)[:, None]
+    assert_close(extra["mean_swap_acceptance"], running, rtol=(1e-4, 1e-9))
+    barrier = (1 - running).sum(-1)
+    assert_close(extra["communication_barrier"], barrier, rtol=(1e-4, 1e-9))
+    rate = extra["round_trips"] / np.arange(1, 21)
+    assert_close(extra["round_trip_rate"], rate)
+    state = vectorized.last_state
+    assert state.i.tolist() == [80, 80]
+    assert np.all(np.sort(state.travels.replica, -1) == np.arange(4))
+    dtype = jnp.zeros(()).dtype
+    assert all(x.dtype == dtype for x in (*state.z.values(), *state.rungs))
+
+
+def test_potential_energy_is_that_of_numpyro(vectorized):
+    state = jax.tree.map(lambda x: x[1], vectorized.last_state)
+    expected = numpyro.infer.util.potential_energy(ratio, (Y,), {}, state.z)
+    assert_close(state.potential_energy, expected, rtol=(1e-5, 1e-10))
+
+
+def test_chains_differ_and_have_their_own_ladders(vectorized):
+    rate = vectorized.get_samples(group_by_chain=True)["rate"]
+    assert not np.any(rate[0] == rate[1])
+    ladders = np.asarray(vectorized.last_state.temperatures)
+    assert np.all(np.diff(ladders, axis=-1) > 0)
+    assert np.any(ladders[0] != ladders[1])
+    assert np.all(ladders[:, [0, -1]] == [0.0, 1.0])
+
+
+def test_chain_methods_agree():
+    """Over a few iterations: rounding differs, and grows along a chain."""
+    runs = []
+    for chain_method in ("vectorized", "sequential", "parallel"):
+        mcmc = runner(chain_method, num_warmup=0, num_samples=4)
+        mcmc.run(jax.random.key(3), Y, extra_fields=("swap_acceptance",))
+        assert mcmc.last_state.rungs.position.shape == (2, 4, 3)
+        extra = mcmc.get_extra_fields(group_by_chain=True)
+        runs.append({**mcmc.get_samples(group_by_chain=True), **extra})
+    for other in runs[1:]:
+        for name, draws in runs[0].items():
+            assert_close(other[name], draws, rtol=(1e-3, 1e-9), atol=(1e-3, 1e-9))
+
+
+def test_resuming_gives_the_draws_of_one_run(vectorized):
+    mcmc = runner(num_samples=10)
+    mcmc.run(jax.random.key(3), Y)
+    first = mcmc.get_samples(group_by_chain=True)
+    # Another process would begin with the pickled state and a new kernel.
+    mcmc, state = runner(num_samples=10), pickle.dumps(mcmc.last_state)
+    mcmc.post_warmup_state = pickle.loads(state)
+    mcmc.run(mcmc.post_warmup_state.rng_key, Y)
+    second = mcmc.get_samples(group_by_chain=True)
+    for name, draws in vectorized.get_samples(group_by_chain=True).items():
+        joined = np.concatenate([first[name], second[name]], 1)
+        np.testing.assert_array_equal(joined, draws)
+    for mine, one_run in zip(
+        jax.tree.leaves(mcmc.last_state._replace(rng_key=0)),
+        jax.tree.leaves(vectorized.last_state._replace(rng_key=0)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, one_run)
+
+
+def test_warmup_and_run_apart_give_the_draws_of_one_run(vectorized):
+    mcmc = runner()
+    mcmc.warmup(jax.random.key(3), Y, collect_warmup=True)
+    assert mcmc.get_samples()["rate"].shape == (2 * 60,)
+    mcmc.run(mcmc.post_warmup_state.rng_key, Y)
+    for name, draws in vectorized.get_samples().items():
+        np.testing.assert_array_equal(mcmc.get_samples()[name], draws)
+
+
+def test_thinning_keeps_every_second_draw(vectorized):
+    mcmc = runner(thinning=2)
+    mcmc.run(jax.random.key(3), Y)
+    for name, draws in vectorized.get_samples(group_by_chain=True).items():
+        thinned = mcmc.get_samples(group_by_chain=True)[name]
+        np.testing.assert_array_equal(thinned, draws[:, 1::2])
+
+
+def test_one_chain_resumes_with_either_kind_of_key():
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        mcmc = runner(num_chains=1, num_samples=5)
+        mcmc.run(key, y=Y)
+        state = mcmc.last_state
+        assert state.rungs.position.shape == (4, 3)
+        mcmc.post_warmup_state = state
+        mcmc.run(state.rng_key, y=Y)
+        assert mcmc.last_state.i == 70
+        assert "round trips" in mcmc.sampler.get_diagnostics_str(mcmc.last_state)
+
+
+def test_kernel_and_run_are_picklable(vectorized):
+    mcmc = pickle.loads(pickle.dumps(vectorized))
+    assert_close(mcmc.get_samples()["rate"], vectorized.get_samples()["rate"])
+    kernel = pickle.loads(pickle.dumps(AnnealedLangevin(ratio, num_temperatures=4)))
+    assert kernel.model is ratio
+    mcmc = runner(kernel=kernel)
+    mcmc.run(jax.random.key(3), Y)
+    for name, draws in vectorized.get_samples().items():
+        np.testing.assert_array_equal(mcmc.get_samples()[name], draws)
+
+
+def test_new_data_are_used_by_the_compiled_sampler():
+    """A conjugate model, so that draws of stale data are far away."""
+
+    def normal(y):
+        z = numpyro.sample("z", dist.Normal(0.0, 5.0))
+        numpyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    mcmc = MCMC(
+        AnnealedLangevin(normal, num_temperatures=6),
+        num_warmup=150,
+        num_samples=100,
+        progress_bar=False,
+        jit_model_args=True,
+    )
+    for y in (-4.0, 4.0):
+        mcmc.run(jax.random.key(0), jnp.array(y))
+        assert np.all(np.abs(mcmc.get_samples()["z"] - y) < 1.0)
+        expected = stats.norm.logpdf(y, mcmc.get_samples()["z"], 0.1)
+        value = mcmc.get_extra_fields()["rung_log_likelihood"][:, -1]
+        assert_close(value, expected, rtol=(1e-3, 1e-9), atol=(1e-3, 1e-9))
+    # New data in the middle of a run: only the likelihoods that are cached lag.
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(mcmc.post_warmup_state.rng_key, jnp.array(3.5))
+    assert np.all(np.abs(mcmc.get_samples()["z"][50:] - 3.5) < 1.0)
+
+
+def test_start_is_where_it_is_told():
+    start = {"rate": jnp.array([0.1, 0.2]), "shift": jnp.ones((2, 2))}
+    mcmc = runner(num_warmup=0, num_samples=1)
+    state = mcmc.sampler.init(jax.random.split(jax.random.key(0)), 0, start, (Y,), {})
+    assert_close(state.rungs.position[:, 2], np.array([[0.1, 1.0, 1.0], [0.2, 1, 1]]))
+    mcmc.run(jax.random.key(0), Y, init_params=start)
+    assert mcmc.get_samples()["rate"].shape == (2,)
+    given = init_to_value(values={"rate": 2.0, "shift": jnp.array([0.5, -0.5])})
+    kernel = AnnealedLangevin(ratio, num_temperatures=3, init_strategy=given)
+    state = kernel.init(jax.random.key(0), 0, None, (Y,), {})
+    expected = np.tile([np.log(2.0), 0.5, -0.5], (3, 1))
+    assert_close(state.rungs.position, expected, rtol=(1e-5, 1e-7))
+
+
+def test_ladder_that_is_given_and_kept():
+    ladder = [0.0, 0.1, 1.0]
+    kernel = AnnealedLangevin(ratio, temperatures=ladder, adapt_ladder=False)
+    mcmc = runner(kernel=kernel)
+    mcmc.run(jax.random.key(0), Y)
+    assert_close(mcmc.last_state.temperatures, np.tile(ladder, (2, 1)))
+
+
+def test_posterior_predictive_draws(vectorized):
+    predictive = Predictive(ratio, vectorized.get_samples())
+    assert predictive(jax.random.key(0), None)["y"].shape == (40, 2)
+
+
+# --- errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_temperatures": 1}, "num_temperatures must be at least 2"),
+        ({"temperatures": [0.0, 0.5, 0.9]}, "temperatures must begin with 0"),
+        ({"temperatures": [0.0, 0.5, 0.4, 1.0]}, "temperatures must be increasing"),
+        ({"temperatures": [1.0]}, "temperatures must have at least 2 rungs"),
+        (
+            {"temperatures": [0.0, 1.0], "num_temperatures": 3},
+            "num_temperatures must be the length of temperatures, 2, got 3",
+        ),
+        ({"power": -1.0}, "power must be a finite number > 0"),
+        ({"num_local_steps": 0}, "num_local_steps must be"),
+        ({"num_local_steps": 1.5}, "num_local_steps must be an integer"),
+        ({"step_size": 0.0}, "step_size must be"),
+        ({"target_accept_prob": 1.5}, "target_accept_prob must be"),
+        ({"local_move": "gibbs"}, "local_move must be one of 'mala'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AnnealedLangevin(ratio, **arguments)
+
+
+def test_model_must_be_a_model():
+    with pytest.raises(TypeError, match="model must be a NumPyro model"):
+        AnnealedLangevin(None)
+
+
+def discrete():
+    k = numpyro.sample("k", dist.Bernoulli(0.3))
+    numpyro.sample("y", dist.Normal(k, 1.0), obs=0.5)
+
+
+def unobserved():
+    numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def no_latent():
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.5)
+
+
+def subsampled():
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("units", 10, subsample_size=5):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=jnp.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (discrete, "discrete"),
+        (unobserved, "observed"),
+        (no_latent, "latent"),
+        (subsampled, "subsample"),
+    ],
+)
+@pytest.mark.parametrize("num_chains", [1, 2])
+def test_models_that_do_not_fit(model, message, num_chains):
+    kernel = AnnealedLangevin(model, num_temperatures=3)
+    with pytest.raises(ValueError, match=message):
+        runner(kernel=kernel, num_chains=num_chains).run(jax.random.key(0))
+
+
+def test_start_that_is_not_finite():
+    def impossible():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("never", jnp.where(z > jnp.inf, 0.0, -jnp.inf))
+
+    for num_chains in (1, 2):
+        mcmc = runner(
+            kernel=AnnealedLangevin(impossible, num_temperatures=3),
+            num_chains=num_chains,
+        )
+        with pytest.raises((ValueError, RuntimeError), match="init"):
+            mcmc.run(jax.random.key(0))
+    with pytest.raises(ValueError, match="init_params"):
+        runner(num_chains=1).run(
+            jax.random.key(0),
+            Y,
+            init_params={"rate": jnp.array(jnp.inf), "shift": jnp.zeros(2)},
+        )

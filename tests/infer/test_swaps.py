@@ -1,0 +1,130 @@
+"""Swaps leave the ladder's law invariant, and replicas are followed on their way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_kaem.infer.swaps import (
+    Travels,
+    even_odd_permutation,
+    ideal_round_trip_rate,
+    swap_probabilities,
+)
+from tests.helpers import assert_close
+
+LADDER = jnp.array([0.0, 0.2, 0.5, 1.0])
+
+
+def test_probability_is_the_ratio_of_the_joint_densities():
+    log_likelihood = np.array([0.3, -4.0, -1.0, -1.5])
+    expected = []
+    for k in range(3):
+        swapped = log_likelihood.copy()
+        swapped[[k, k + 1]] = swapped[[k + 1, k]]
+        ratio = np.exp(LADDER @ swapped - LADDER @ log_likelihood)
+        expected.append(min(1.0, ratio))
+    result = swap_probabilities(LADDER, jnp.asarray(log_likelihood))
+    assert_close(result, np.array(expected))
+    assert 0 < result[1] < 1
+
+
+def test_likelihood_zero_stays_at_the_prior():
+    log_likelihood = jnp.array([-jnp.inf, -3.0, jnp.nan, 1.0])
+    assert swap_probabilities(LADDER, log_likelihood).tolist() == [0.0, 0.0, 0.0]
+    above = jnp.array([1.0, -jnp.inf, 0.0, 0.0])
+    assert swap_probabilities(LADDER, above).tolist()[0] == 1.0
+
+
+@pytest.mark.parametrize("num_rungs", [2, 3, 6])
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_all_pairs_of_one_parity_swap(num_rungs, iteration, key):
+    permutation = even_odd_permutation(key, iteration, jnp.ones(num_rungs - 1))
+    expected = np.arange(num_rungs)
+    for lower in range(iteration, num_rungs - 1, 2):
+        expected[[lower, lower + 1]] = lower + 1, lower
+    np.testing.assert_array_equal(permutation, expected)
+
+
+def test_pairs_swap_as_often_as_they_should(key):
+    probabilities = jnp.array([0.2, 0.9, 0.5, 0.0, 1.0])
+    keys = jax.random.split(key, 20_000)
+    for parity in (0, 1):
+        permutations = jax.vmap(even_odd_permutation, (0, None, None))(
+            keys, parity, probabilities
+        )
+        assert np.all(np.sort(permutations, -1) == np.arange(6))
+        swapped = np.mean(np.asarray(permutations)[:, :-1] == np.arange(1, 6), 0)
+        expected = np.where(np.arange(5) % 2 == parity, probabilities, 0.0)
+        np.testing.assert_allclose(swapped, expected, atol=4 * 0.5 / 20_000**0.5)
+
+
+def test_populations_decide_for_themselves(key):
+    decide = jax.vmap(even_odd_permutation, (0, None, None))
+    permutations = decide(jax.random.split(key, 64), 0, jnp.full(3, 0.5))
+    assert len(np.unique(np.asarray(permutations), axis=0)) == 4
+
+
+def by_hand(permutations, num_rungs):
+    """Round trips counted replica by replica, from the path of each."""
+    at = np.arange(num_rungs)
+    paths = [at]
+    for permutation in permutations:
+        at = at[permutation]
+        paths.append(at)
+    trips = 0
+    for replica in range(num_rungs):
+        rungs = [int(np.flatnonzero(row == replica)[0]) for row in paths]
+        ends = [rung for rung in rungs if rung in (0, num_rungs - 1)]
+        turns = [end for i, end in enumerate(ends) if i == 0 or end != ends[i - 1]]
+        if turns and turns[0] != 0:
+            turns = turns[1:]
+        trips += max(0, (len(turns) - 1) // 2)
+    return trips
+
+
+@pytest.mark.parametrize("num_rungs", [2, 3, 5])
+def test_round_trips_of_all_replicas_are_counted(num_rungs, key):
+    keys = jax.random.split(key, 400)
+    probabilities = jnp.full(num_rungs - 1, 0.7)
+    permutations = jax.vmap(even_odd_permutation, (0, 0, None))(
+        keys, jnp.arange(400), probabilities
+    )
+    travels = Travels.start(num_rungs)
+    follow = jax.jit(Travels.follow)
+    for permutation in permutations:
+        travels = follow(travels, permutation)
+    trips = by_hand(np.asarray(permutations), num_rungs)
+    assert trips > 10
+    assert travels.round_trips == trips
+    assert sorted(travels.replica.tolist()) == list(range(num_rungs))
+
+
+def test_restart_keeps_the_replicas_and_forgets_their_way():
+    travels = Travels.start(3)
+    for permutation in ([1, 0, 2], [0, 2, 1], [1, 0, 2]):
+        travels = travels.follow(jnp.array(permutation))
+    again = travels.restart()
+    assert again.replica.tolist() == travels.replica.tolist()
+    assert again.round_trips == 0
+    assert again.stage[again.replica[0]] == 1
+    assert jnp.sum(again.stage) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("acceptance", [0.6, 0.9])
+def test_ideal_rate_is_that_of_independent_decisions(acceptance, key):
+    """Replicas whose likelihoods are drawn afresh each time decide independently."""
+    num_rungs, num_iterations = 6, 40_000
+    probabilities = jnp.full(num_rungs - 1, acceptance)
+
+    def body(travels, inputs):
+        permutation = even_odd_permutation(*inputs, probabilities)
+        return travels.follow(permutation), None
+
+    inputs = jax.random.split(key, num_iterations), jnp.arange(num_iterations)
+    travels, _ = jax.lax.scan(body, Travels.start(num_rungs), inputs)
+    rate = float(travels.round_trips) / num_iterations
+    np.testing.assert_allclose(
+        rate, ideal_round_trip_rate(1 - probabilities), rtol=0.05
+    )
