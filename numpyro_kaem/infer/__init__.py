@@ -1,1 +1,12 @@
 """Posterior samplers for any NumPyro model with continuous latent values."""
+
+from numpyro_kaem.infer.resampling import Resampled, resample_below, resample_indices
+from numpyro_kaem.infer.smoothing import SmoothedWeights, pareto_smooth
+
+__all__ = [
+    "Resampled",
+    "SmoothedWeights",
+    "pareto_smooth",
+    "resample_below",
+    "resample_indices",
+]
