@@ -17,6 +17,8 @@ __all__ = ["MIN_DRAWS", "SmoothedWeights", "pareto_smooth"]
 MIN_DRAWS = 25
 """Fewest draws for which a tail is fitted: five of them are then in the tail."""
 
+LOG_TINY = np.log(np.finfo(np.float64).tiny)
+
 
 class SmoothedWeights(NamedTuple):
     """Smoothed log weights; made by :func:`pareto_smooth`."""
@@ -35,8 +37,8 @@ def pareto_smooth(log_weights: ArrayLike) -> SmoothedWeights:
     r"""Pareto-smoothed log weights and the shape of their tail.
 
     Replaces the largest :math:`\min(S/5, 3\sqrt S)` of :math:`S` weights by quantiles
-    of a generalised Pareto law fitted to them. Above :math:`\hat k = 0.7` averages under
-    the weights are not reliable.
+    of a generalised Pareto law fitted to them. Above :math:`\hat k = 0.7` averages
+    under the weights are not reliable.
 
     Parameters
     ----------
@@ -53,8 +55,8 @@ def pareto_smooth(log_weights: ArrayLike) -> SmoothedWeights:
 
         - none finite: nothing to normalise, all stay -inf, :math:`\hat k` is NaN;
         - fewer than 25 draws: not smoothed, :math:`\hat k` is NaN;
-        - fewer finite ones than a tail and one more: not smoothed, :math:`\hat k` is
-          inf;
+        - fewer that are above zero (in float64, beside the largest) than a tail and one
+          more: not smoothed, :math:`\hat k` is inf;
         - the whole tail equal, so that the weights are bounded: not smoothed,
           :math:`\hat k` is -inf.
 
@@ -108,16 +110,17 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float, str]:
     """Smooth the weights of one unit, where they have a tail."""
     num_draws = log_weights.size
     raw = normalize(log_weights)
-    num_finite = int(np.isfinite(log_weights).sum())
+    # Weights too small beside the largest to be numbers are zero to every average.
+    num_positive = int(np.sum(raw - max(np.max(raw), -1e300) > LOG_TINY))
     tail = min(num_draws / 5, 3 * num_draws**0.5)
-    if num_finite == 0:
+    if num_positive == 0:
         return raw, np.nan, "no particle carries weight"
     if num_draws < MIN_DRAWS:
         note = f"{num_draws} draws are too few for a Pareto k, which needs {MIN_DRAWS}"
         return raw, np.nan, note
-    if num_finite <= ceil(tail):
+    if num_positive <= ceil(tail):
         note = (
-            f"only {num_finite} of {num_draws} draws carry weight, too few to fit a "
+            f"only {num_positive} of {num_draws} draws carry weight, too few to fit a "
             "tail"
         )
         return raw, np.inf, note
@@ -125,10 +128,12 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float, str]:
     # reached this often have no tail beyond it.
     if np.ptp(np.sort(raw)[-floor(tail) :]) == 0:
         return raw, -np.inf, "the largest weights are all equal: they have no tail"
-    # Weights beyond the smallest positive number give log(0), which is meant.
+    # Zero weights give log(0), which is meant.
     with np.errstate(all="ignore"):
-        smoothed, shape = _arviz_psislw(raw)
-    note = "" if not np.isnan(shape) else "ArviZ could not fit a tail to the weights"
+        smoothed, shape = _arviz_psislw(raw.copy())
+    if np.any(np.isnan(smoothed)):
+        return raw, np.inf, "the weights differ too much to fit a tail"
+    note = "ArviZ could not fit a tail to the weights" if np.isnan(shape) else ""
     return np.asarray(smoothed), float(shape), note
 
 

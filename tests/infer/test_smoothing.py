@@ -50,7 +50,9 @@ def test_equal_to_the_installed_arviz(name, num_draws):
     np.testing.assert_allclose(smoothed.log_weights, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(smoothed.pareto_k, shape, rtol=0, atol=1e-6)
     assert abs(logsumexp(smoothed.log_weights)) < 1e-10
-    assert smoothed.notes == ("",)
+    # With 25 draws ArviZ 1.x finds no quartile of the five in the tail.
+    assert (smoothed.notes == ("",)) is not np.isnan(shape)
+    assert num_draws == 25 or np.isfinite(smoothed.pareto_k)
 
 
 @pytest.mark.arviz
@@ -117,7 +119,7 @@ def test_too_few_with_weight(num_finite):
 
 
 @pytest.mark.arviz
-@pytest.mark.parametrize("scale", [1e-9, 300.0, 1e5])
+@pytest.mark.parametrize("scale", [1e-9, 30.0, 100.0, 300.0, 1e5])
 def test_extreme_weights_give_no_error(scale):
     log_weights = scale * np.random.default_rng(1).normal(size=1000)
     smoothed = pareto_smooth(log_weights)
