@@ -88,7 +88,7 @@ class ImportanceSampling:
     >>> sampler = ImportanceSampling(model, num_samples=4096)
     >>> result = sampler.run(jax.random.key(0), jnp.array([0.2, 1.1, 0.5]))
     >>> print(f"{result.log_evidence.value:.1f}")
-    -3.9
+    -3.8
     >>> result.resample(jax.random.key(1), 1000)["z"].shape
     (1000,)
     """
@@ -152,7 +152,9 @@ class ImportanceSampling:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError
+            If the key is none.
+        ValueError
             As the class says.
         """
         if not is_prng_key(rng_key):

@@ -1,4 +1,4 @@
-"""Terms of a model's log density unit by unit, where a plate makes units independent."""
+"""Terms of a model's log density by unit, where a plate makes units independent."""
 
 from collections.abc import Callable
 from typing import Any
