@@ -179,3 +179,19 @@ def test_two_modes(tmp_path, monkeypatch, capsys):
     north, r_hat = map(float, rows["annealed population"])
     assert abs(north - exact) < 0.05
     assert r_hat < 1.05
+
+
+@pytest.mark.arviz
+def test_importance_dimension(tmp_path, monkeypatch, capsys):
+    printed = run("importance_dimension", tmp_path, monkeypatch, capsys)
+    rows = np.array([line.split() for line in printed.splitlines()[2:6]], float)
+    dimension, pareto_k, ess, true_ess, error, reported = rows.T
+    np.testing.assert_array_equal(dimension, [1, 4, 16, 64])
+    # Right while the weights have a light tail, and told to be wrong when it is heavy.
+    assert pareto_k[0] < 0.5
+    assert np.all(pareto_k[2:] > 0.7)
+    np.testing.assert_allclose(ess[0], true_ess[0], rtol=0.1)
+    assert error[0] < 4 * reported[0]
+    assert np.all(error[2:] > 2 * reported[2:])
+    assert "Not reliable" in printed
+    assert "AnnealedLangevin" in printed

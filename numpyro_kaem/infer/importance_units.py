@@ -1,0 +1,236 @@
+"""Terms of a model's log density by unit, where a plate makes units independent."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+__all__ = [
+    "ShareProposals",
+    "check_units",
+    "frame_of",
+    "log_prob",
+    "relative_gap",
+    "unexpanded",
+    "unit_axis",
+    "unit_sum",
+]
+
+
+def log_prob(name: str, site: dict) -> jax.Array:
+    """Log density of a sample site, scaled as the model says, of its batch shape.
+
+    Raises
+    ------
+    ValueError
+        If its value broadcasts its distribution to another batch shape.
+    """
+    fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
+    if intermediates:
+        value = fn.log_prob(value, intermediates)
+    else:
+        value = fn.log_prob(value)
+    if site["is_observed"] and jnp.shape(value) != fn.batch_shape:
+        raise ValueError(
+            f"observed site {name!r} must have a value of the shape {fn.shape()} of "
+            f"its distribution, got {jnp.shape(site['value'])}, which would broadcast."
+        )
+    return value if site["scale"] is None else site["scale"] * value
+
+
+# --- the plate of units --------------------------------------------------------------
+
+
+def frame_of(site: dict, unit_plate: str) -> Any:
+    """Frame of the plate around a site, or None if it is outside."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.name == unit_plate]
+    return frames[0] if frames else None
+
+
+def unit_axis(site: dict, unit_plate: str) -> int:
+    """Axis of the units in a site's value, counted from the right."""
+    return frame_of(site, unit_plate).dim - site["fn"].event_dim
+
+
+def unit_sum(name: str, site: dict, unit_plate: str) -> jax.Array:
+    """Log density of a site within the plate, summed for each unit."""
+    terms = log_prob(name, site)
+    frame = frame_of(site, unit_plate)
+    units = terms.ndim + frame.dim
+    others = tuple(axis for axis in range(terms.ndim) if axis != units)
+    return jnp.broadcast_to(jnp.sum(terms, axis=others), (frame.size,))
+
+
+def check_units(
+    unit_plate: str, sites: dict[str, dict], trace: dict[str, dict], role: str
+) -> None:
+    """Check that sites lie within the plate of units.
+
+    Parameters
+    ----------
+    unit_plate
+        Name of the plate.
+    sites
+        Sites that are drawn.
+    trace
+        Trace that they are from.
+    role
+        ``"model"`` or ``"guide"``, for the message.
+
+    Raises
+    ------
+    ValueError
+        If there is no such plate, or a site is outside.
+    """
+    plates = [name for name, site in trace.items() if site["type"] == "plate"]
+    if role == "model" and unit_plate not in plates:
+        names = ", ".join(map(repr, plates)) or "none"
+        raise ValueError(
+            f"unit_plate must name a plate of the model, got {unit_plate!r}; its "
+            f"plates are {names}."
+        )
+    outside = [
+        name for name, site in sites.items() if frame_of(site, unit_plate) is None
+    ]
+    if outside and role == "model":
+        raise ValueError(
+            f"model must have all latent sites within the plate {unit_plate!r}, which "
+            "makes units independent, got outside it: "
+            f"{', '.join(map(repr, outside))}. Fix them with numpyro.handlers.condition"
+            ", or leave unit_plate out for one weight per particle."
+        )
+    if outside:
+        raise ValueError(
+            f"guide must draw within the plate {unit_plate!r}, got outside it: "
+            f"{', '.join(map(repr, outside))}. A guide with one site for each latent, "
+            "such as AutoNormal, does."
+        )
+
+
+# --- one proposal for all units ------------------------------------------------------
+
+
+def unexpanded(fn: dist.Distribution, dim: int) -> dist.Distribution | None:
+    """Distribution before its expansion along one batch dimension, of size one there.
+
+    Parameters
+    ----------
+    fn
+        Distribution of a site in a plate.
+    dim
+        Batch dimension of the plate, counted from the right.
+
+    Returns
+    -------
+    Distribution or None
+        None if it is not the plate alone that gives the dimension its size.
+    """
+    batch_shape = fn.batch_shape
+    if len(batch_shape) < -dim or batch_shape[dim] == 1:
+        return fn
+    if isinstance(fn, dist.ExpandedDistribution):
+        base = fn.base_dist
+        if len(base.batch_shape) >= -dim and base.batch_shape[dim] != 1:
+            return None
+        shape = list(batch_shape)
+        shape[dim] = 1
+        return base.expand(tuple(shape))
+    if isinstance(fn, dist.Independent):
+        count = fn.reinterpreted_batch_ndims
+        inner = unexpanded(fn.base_dist, dim - count)
+        return None if inner is None else inner.to_event(count)
+    return None
+
+
+class ShareProposals(Messenger):
+    """Draw latent sites once for all units: NumPyro then broadcasts the likelihood."""
+
+    def __init__(self, fn: Callable, unit_plate: str):
+        self.unit_plate = unit_plate
+        super().__init__(fn)
+
+    def process_message(self, msg: dict) -> None:
+        """Undo the plate's expansion of a latent site's distribution."""
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        frame = frame_of(msg, self.unit_plate)
+        if frame is not None and msg["value"] is None:
+            fn = unexpanded(msg["fn"], frame.dim)
+            if fn is not None:
+                msg["fn"] = fn
+
+
+def can_share(sites: dict[str, dict], unit_plate: str) -> bool:
+    """Whether the latent sites have one prior for all units."""
+    return all(
+        unexpanded(site["fn"], frame_of(site, unit_plate).dim) is not None
+        for site in sites.values()
+    )
+
+
+# --- are the units independent? ------------------------------------------------------
+
+
+def relative_gap(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Largest difference of two arrays, relative where they are large."""
+    equal = (first == second) | (jnp.isnan(first) & jnp.isnan(second))
+    gap = jnp.abs(first - second) / (1 + jnp.abs(first))
+    gap = jnp.where(jnp.isnan(gap), jnp.inf, gap)
+    return jnp.max(jnp.where(equal, 0, gap), initial=0)
+
+
+def independence_gap(
+    terms: Callable[[dict], tuple[jax.Array, jax.Array]],
+    first: dict[str, jax.Array],
+    second: dict[str, jax.Array],
+    axes: dict[str, int],
+) -> jax.Array:
+    """How much a unit's density changes when only the others' latent values change.
+
+    Parameters
+    ----------
+    terms
+        From latent values to the log density of each unit and that outside the plate.
+    first, second
+        Two draws of the latent values of all units.
+    axes
+        Axis of the units in each.
+
+    Returns
+    -------
+    jax.Array
+        Largest relative change, a scalar.
+    """
+
+    def alternate(name: str) -> jax.Array:
+        one, other = first[name], second[name]
+        shape = [1] * one.ndim
+        shape[axes[name]] = one.shape[axes[name]]
+        even = jnp.arange(one.shape[axes[name]]).reshape(shape) % 2 == 0
+        return jnp.where(even, one, other)
+
+    units, outside = terms(first)
+    mixed_units, mixed_outside = terms({name: alternate(name) for name in first})
+    return jnp.maximum(
+        relative_gap(units[::2], mixed_units[::2]),
+        jnp.maximum(
+            relative_gap(outside, mixed_outside),
+            relative_gap(outside, terms(second)[1]),
+        ),
+    )
+
+
+def substituted_trace(
+    model: Callable,
+    rng_key: jax.Array,
+    values: dict[str, jax.Array],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> dict[str, dict]:
+    """Trace of a model with some values given."""
+    run = handlers.seed(handlers.substitute(model, data=values), rng_key)
+    return handlers.trace(run).get_trace(*args, **kwargs)
