@@ -1,0 +1,278 @@
+"""One call for the posterior: the cheapest sampler whose diagnostics hold."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
+
+from numpyro_kaem.infer.annealed import AnnealedLangevin
+from numpyro_kaem.infer.importance import ImportanceSampling
+from numpyro_kaem.infer.importance_result import MAX_PARETO_K, ImportanceResult
+from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
+from numpyro_kaem.infer.resampling import check_count
+from numpyro_kaem.infer.target import check_model, prior_is_exact
+
+__all__ = ["PosteriorSample", "sample_posterior"]
+
+# What is asked of chains since Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021).
+_MAX_R_HAT = 1.01
+_MIN_ESS = 400
+_NUM_CHAINS = 4
+
+
+@dataclass(frozen=True, repr=False)
+class PosteriorSample:
+    """Draws of a posterior, and how they were made; by :func:`sample_posterior`."""
+
+    samples: dict[str, jax.Array]
+    """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
+    sampler: str
+    """Which made them: ``"importance"``, the name of the kernel, or
+    ``"AnnealedLangevin"``."""
+    reliable: bool
+    """Whether the diagnostics of that sampler hold."""
+    report: tuple[str, ...]
+    """What was tried, what came of it and what was done then, in words."""
+    importance: ImportanceResult | None = None
+    """Importance sampling, where it was tried."""
+    mcmc: MCMC | None = None
+    """The run that ``samples`` come from, if it is one of MCMC."""
+    missed_modes: MissedModes | None = None
+    """Comparison of the kernel's run with the annealed one, where it was asked for."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self.report)
+
+
+@dataclass
+class _Journal:
+    """What happened, told as it happens."""
+
+    aloud: bool
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        if self.aloud:
+            print(line)
+
+
+def sample_posterior(
+    model: Callable,
+    rng_key: jax.Array,
+    *model_args: Any,
+    num_samples: int = 1000,
+    num_warmup: int = 1000,
+    num_proposals: int = 4096,
+    num_temperatures: int = 16,
+    kernel: Callable = NUTS,
+    check_modes: bool = False,
+    progress_bar: bool = True,
+    **model_kwargs: Any,
+) -> PosteriorSample:
+    r"""Sample the posterior of a model with the cheapest sampler that is fit for it.
+
+    1. Importance sampling from the prior. It is kept if the Pareto :math:`\hat k` is at
+       most 0.7 and the effective sample size at least 400.
+    2. Otherwise four chains of ``kernel``, started at draws of the prior. They are kept
+       if :math:`\hat R` is at most 1.01 and the effective sample size at least 400 for
+       every component, and less than one draw in a hundred diverged.
+    3. Otherwise, or if ``check_modes`` finds that the chains missed a mode, four
+       populations of :class:`AnnealedLangevin`.
+
+    Parameters
+    ----------
+    model
+        A NumPyro model with continuous latent sites and observed ones.
+    rng_key
+        Random key.
+    *model_args, **model_kwargs
+        Arguments of the model.
+    num_samples
+        Number of draws that are wanted.
+    num_warmup
+        Number of iterations of warm-up of a chain.
+    num_proposals
+        Number of particles of importance sampling.
+    num_temperatures
+        Number of rungs of an annealed population.
+    kernel
+        Makes the kernel of the second step from ``model`` and ``init_strategy``:
+        :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are dear.
+    check_modes
+        Whether to run the annealed population in any case where the chains are used,
+        and compare: chains that have all missed the same mode agree with each other.
+    progress_bar
+        Whether to show the progress of MCMC, and to print what is done and why.
+
+    Returns
+    -------
+    PosteriorSample
+        The draws; its ``report`` says what was done and why.
+
+    Raises
+    ------
+    TypeError
+        If ``kernel`` is not callable.
+    ValueError
+        If a number is not positive; if the model has discrete latent sites, no latent
+        or no observed site, or a subsampled plate.
+
+    Warns
+    -----
+    UserWarning
+        If the diagnostics of the last sampler do not hold either.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> from numpyro_kaem.infer import sample_posterior
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+    ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+    >>> data = jnp.array([0.8, 1.4])
+    >>> result = sample_posterior(model, jax.random.key(0), data, progress_bar=False)
+    >>> result.sampler, result.samples["mean"].shape
+    ('importance', (1000,))
+    """
+    num_samples = check_count("num_samples", num_samples)
+    num_warmup = check_count("num_warmup", num_warmup)
+    num_proposals = check_count("num_proposals", num_proposals)
+    if not callable(kernel):
+        raise TypeError(
+            "kernel must make an MCMCKernel of a model, as numpyro.infer.NUTS does, got "
+            f"{type(kernel).__name__}."
+        )
+    keys = jax.random.split(rng_key, 4)
+    trace = check_model(model, keys[0], model_args, model_kwargs)
+    journal = _Journal(progress_bar)
+    importance = None
+    exact = prior_is_exact(trace)
+    if exact:
+        sampler = ImportanceSampling(model, num_samples=num_proposals)
+        importance = sampler.run(keys[0], *model_args, **model_kwargs)
+        size, tail = float(importance.ess), float(importance.pareto_k)
+        told = (
+            f"Importance sampling with {num_proposals} draws of the prior: Pareto k "
+            f"{tail:.2f}, effective sample size {size:.0f}."
+        )
+        if tail <= MAX_PARETO_K and size >= _MIN_ESS:
+            journal.add(f"{told} Kept.")
+            samples = importance.resample(keys[1], num_samples)
+            return PosteriorSample(
+                samples, "importance", True, tuple(journal.lines), importance
+            )
+        short = f"at most {MAX_PARETO_K} and at least {_MIN_ESS} are needed"
+        journal.add(f"{told} Not enough: {short}.")
+    else:
+        journal.add(
+            "The prior cannot be drawn from exactly, so that importance sampling has "
+            "no proposals."
+        )
+
+    def run(key: jax.Array, chosen: Any) -> MCMC:
+        mcmc = MCMC(
+            chosen,
+            num_warmup=num_warmup,
+            num_samples=max(-(-num_samples // _NUM_CHAINS), _MIN_ESS),
+            num_chains=_NUM_CHAINS,
+            chain_method="vectorized",
+            progress_bar=progress_bar,
+        )
+        fields = ("diverging",) if isinstance(chosen, NUTS) else ()
+        mcmc.run(key, *model_args, extra_fields=fields, **model_kwargs)
+        return mcmc
+
+    start = init_to_sample if exact else init_to_uniform
+    name = getattr(kernel, "__name__", "the kernel")
+    mcmc = run(keys[2], kernel(model, init_strategy=start))
+    holds, told = _diagnose(mcmc, name)
+    journal.add(told)
+    missed = None
+    if holds and not check_modes:
+        journal.add(
+            "Kept. Chains that all miss the same mode look the same: check_modes=True "
+            "compares them with an annealed population."
+        )
+        return _from_mcmc(mcmc, name, True, journal, importance, None, num_samples)
+    annealed = run(
+        keys[3], AnnealedLangevin(model, num_temperatures, init_strategy=start)
+    )
+    annealed_holds, told = _diagnose(annealed, "AnnealedLangevin")
+    journal.add(told)
+    missed = check_missed_modes(mcmc, annealed)
+    journal.add(str(missed))
+    if holds and not missed.found:
+        journal.add(f"The draws of {name} are kept.")
+        return _from_mcmc(mcmc, name, True, journal, importance, missed, num_samples)
+    journal.add("The draws of the annealed population are taken.")
+    if not annealed_holds:
+        journal.add(
+            "They are not reliable either: use a longer warm-up or more temperatures, "
+            "or look for parameters that the data do not tell apart."
+        )
+        warnings.warn("\n".join(journal.lines), UserWarning, stacklevel=2)
+    return _from_mcmc(
+        annealed,
+        "AnnealedLangevin",
+        annealed_holds,
+        journal,
+        importance,
+        missed,
+        num_samples,
+    )
+
+
+def _diagnose(mcmc: MCMC, name: str) -> tuple[bool, str]:
+    """Whether the chains agree and are long enough, and the numbers in words."""
+    worst_r_hat, least_size = 1.0, np.inf
+    for draws in mcmc.get_samples(group_by_chain=True).values():
+        draws = np.asarray(draws, np.float64)
+        draws = draws.reshape(*draws.shape[:2], -1)
+        # A deterministic site may be constant: it has no law to agree upon.
+        draws = draws[..., np.ptp(draws, axis=(0, 1)) > 0]
+        if draws.shape[-1] == 0:
+            continue
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r_hat = np.nan_to_num(split_gelman_rubin(draws), nan=np.inf)
+            size = np.nan_to_num(effective_sample_size(draws), nan=0.0)
+        worst_r_hat = max(worst_r_hat, float(np.max(r_hat)))
+        least_size = min(least_size, float(np.min(size)))
+    divergences = np.mean(mcmc.get_extra_fields().get("diverging", np.zeros(1)))
+    holds = worst_r_hat <= _MAX_R_HAT and least_size >= _MIN_ESS and divergences < 0.01
+    told = (
+        f"{mcmc.num_chains} chains of {name}: largest R-hat {worst_r_hat:.3f}, least "
+        f"effective sample size {least_size:.0f}"
+    )
+    if divergences > 0:
+        told += f", {divergences:.1%} of the draws diverged"
+    if not holds:
+        told += f" (at most {_MAX_R_HAT} and at least {_MIN_ESS} are needed)"
+    return bool(holds), told + "."
+
+
+def _from_mcmc(
+    mcmc: MCMC,
+    name: str,
+    reliable: bool,
+    journal: _Journal,
+    importance: ImportanceResult | None,
+    missed: MissedModes | None,
+    num_samples: int,
+) -> PosteriorSample:
+    """Take the wanted number of draws, evenly spaced over all chains."""
+    samples = mcmc.get_samples()
+    total = len(next(iter(samples.values())))
+    rows = np.linspace(0, total - 1, num_samples).round().astype(int)
+    samples = {site: draws[rows] for site, draws in samples.items()}
+    return PosteriorSample(
+        samples, name, reliable, tuple(journal.lines), importance, mcmc, missed
+    )
