@@ -12,10 +12,12 @@ from numpyro.infer import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem.infer import mala, target
+from numpyro_kaem.infer import auto_mala, mala, pcnl, target, ula
 from numpyro_kaem.infer.annealed_state import AnnealedState
 from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
 from numpyro_kaem.infer.ladder import check_ladder, power_ladder
+from numpyro_kaem.infer.mala import MALA
+from numpyro_kaem.infer.pcnl import PCNL
 from numpyro_kaem.infer.population import (
     Means,
     evaluate,
@@ -36,7 +38,14 @@ class _Move(NamedTuple):
     target_accept_prob: float | None
 
 
-_MOVES = {"mala": _Move(mala.step, mala.TARGET_ACCEPT_PROB)}
+_MOVES = {
+    "mala": _Move(mala.step, MALA.default_target_accept_prob),
+    "pcnl": _Move(pcnl.step, PCNL.default_target_accept_prob),
+    # It chooses its step size anew at every step.
+    "auto_mala": _Move(auto_mala.step, None),
+    # Its step size is a bias that the user answers for.
+    "ula": _Move(ula.step, None),
+}
 
 
 class AnnealedLangevin(MCMCKernel):
@@ -68,13 +77,19 @@ class AnnealedLangevin(MCMCKernel):
     adapt_ladder
         Whether the warm-up moves the ladder to equal rejection.
     local_move
-        Kernel of the steps within a rung: ``"mala"``.
+        Steps within a rung: those of :class:`~numpyro_kaem.infer.MALA` (``"mala"``),
+        :class:`~numpyro_kaem.infer.PCNL` (``"pcnl"``),
+        :class:`~numpyro_kaem.infer.AutoMALA` (``"auto_mala"``) or
+        :class:`~numpyro_kaem.infer.ULA` (``"ula"``, which is biased, and the evidence
+        with it).
     num_local_steps
         Number of Langevin steps for each swap.
     step_size
-        Step size of every rung to start from, in the units of the local moves.
+        Step size of every rung to start from, in units of its scales; with
+        ``"auto_mala"`` and ``"ula"`` it stays.
     target_accept_prob
-        Acceptance of the local moves at which the warm-up aims.
+        Acceptance of the local moves at which the warm-up aims; ``None`` is the
+        kernel's own.
     init_strategy
         Strategy of NumPyro that starts each replica, by default at a draw of the prior.
 
@@ -173,11 +188,13 @@ class AnnealedLangevin(MCMCKernel):
                 f"step_size must be a finite number > 0, got {step_size!r}."
             )
         move = _MOVES[local_move]
-        target_accept_prob = (
-            move.target_accept_prob
-            if target_accept_prob is None
-            else target_accept_prob
-        )
+        if target_accept_prob is None:
+            target_accept_prob = move.target_accept_prob
+        elif move.target_accept_prob is None:
+            raise ValueError(
+                f"target_accept_prob must be left out with {local_move!r}, whose step "
+                f"size does not follow the acceptance, got {target_accept_prob!r}."
+            )
         if target_accept_prob is not None and not 0 < target_accept_prob < 1:
             raise ValueError(
                 f"target_accept_prob must be within (0, 1), got {target_accept_prob!r}."

@@ -36,7 +36,7 @@ class Tuning(NamedTuple):
     ) -> "Tuning":
         """Nothing learned yet."""
         sizes = jnp.full_like(temperatures, step_size)
-        unit = Preconditioner(jnp.zeros_like(position), jnp.ones_like(position))
+        unit = Preconditioner(jnp.ones_like(position))
         averaging = jax.vmap(_start_averaging)(jnp.log(sizes))
         return cls(temperatures, sizes, unit, averaging)
 
@@ -103,7 +103,7 @@ class Rules(NamedTuple):
         ends = jnp.array([window.end for window in windows], int)
         means = jax.lax.cond(
             jnp.any(iteration == ends),
-            lambda m: Means.start(m.position),
+            lambda m: Means.start(m.squared_gradient),
             lambda m: m,
             means,
         )
@@ -126,10 +126,9 @@ class Rules(NamedTuple):
         precision = jnp.where(jnp.isfinite(precision), precision, known)
         log_scale = -0.5 * jnp.log(precision)
         scale = jnp.exp(jax.vmap(at_new, 1, 1)(log_scale))
-        mean = jax.vmap(at_new, 1, 1)(means.position)
         if self.target is None:
             return tuning._replace(
-                temperatures=new, preconditioner=Preconditioner(mean, scale)
+                temperatures=new, preconditioner=Preconditioner(scale)
             )
         # From here again, a little above: too long a step is noticed sooner.
         known_size = tuning.averaging[1]
@@ -138,9 +137,7 @@ class Rules(NamedTuple):
             known_size = known_size.at[0].set(known_size[1])
         log_size = at_new(known_size)
         averaging = jax.vmap(_start_averaging)(log_size + jnp.log(2.0))
-        return Tuning(
-            new, _positive(averaging[4]), Preconditioner(mean, scale), averaging
-        )
+        return Tuning(new, _positive(averaging[4]), Preconditioner(scale), averaging)
 
 
 def _positive(log_size: jax.Array) -> jax.Array:

@@ -43,13 +43,19 @@ def evaluate(split: Split, position: jax.Array) -> Rungs:
     A likelihood that is not a number counts as zero, as in NumPyro's HMC.
     """
 
+    # Each by itself, so that the prior's gradient does not run back through the
+    # likelihood; compiled, the two share what they have in common.
+    def log_prior(flat: jax.Array) -> jax.Array:
+        return split(flat)[0]
+
+    def log_likelihood(flat: jax.Array) -> jax.Array:
+        return split(flat)[1]
+
     def one(flat: jax.Array) -> Rungs:
-        (prior, likelihood), pull_back = jax.vjp(split, flat)
-        one, zero = jnp.ones_like(prior), jnp.zeros_like(prior)
-        (prior_gradient,) = pull_back((one, zero))
-        (likelihood_gradient,) = pull_back((zero, one))
+        prior, prior_gradient = jax.value_and_grad(log_prior)(flat)
+        likelihood, gradient = jax.value_and_grad(log_likelihood)(flat)
         likelihood = jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood)
-        return Rungs(flat, prior, likelihood, prior_gradient, likelihood_gradient)
+        return Rungs(flat, prior, likelihood, prior_gradient, gradient)
 
     return jax.vmap(one)(position)
 
@@ -166,8 +172,6 @@ class Means(NamedTuple):
     """Shape ``(num_temperatures,)``."""
     swap_acceptance: jax.Array
     """Shape ``(num_temperatures - 1,)``."""
-    position: jax.Array
-    """Shape ``(num_temperatures, dim)``."""
     squared_gradient: jax.Array
     """Of the log density at each rung, shape ``(num_temperatures, dim)``."""
 
@@ -175,7 +179,7 @@ class Means(NamedTuple):
     def start(cls, position: jax.Array) -> "Means":
         """No iteration yet."""
         zeros = jnp.zeros_like(position)
-        return cls(jnp.array(0), zeros[:, 0], zeros[1:, 0], zeros, zeros)
+        return cls(jnp.array(0), zeros[:, 0], zeros[1:, 0], zeros)
 
     def update(
         self, rungs: Rungs, temperatures: jax.Array, swap_acceptance: jax.Array
@@ -184,7 +188,6 @@ class Means(NamedTuple):
         values = (
             rungs.log_likelihood,
             swap_acceptance,
-            rungs.position,
             rungs.gradient(temperatures) ** 2,
         )
         count = self.count + 1

@@ -53,9 +53,8 @@ def gaussian_at(t, y):
 def check_gaussian_rungs(model, **kwargs):
     y = np.array([0.5, 3.0])
     fields = ("rungs.position", "temperatures", "rung_log_likelihood")
-    mcmc = annealed(
-        model, y, num_chains=4, num_samples=2000, extra_fields=fields, **kwargs
-    )
+    options = {"num_chains": 4, "num_samples": 2000, **kwargs}
+    mcmc = annealed(model, y, extra_fields=fields, **options)
     extra = mcmc.get_extra_fields(group_by_chain=True)
     for chain in range(4):
         ladder = np.asarray(extra["temperatures"][chain], dtype=float)
@@ -74,8 +73,9 @@ def check_gaussian_rungs(model, **kwargs):
 
 
 @pytest.mark.slow
-def test_gaussian_law_at_every_rung():
-    mcmc = check_gaussian_rungs(gaussian)
+@pytest.mark.parametrize("local_move", ["mala", "pcnl", "auto_mala"])
+def test_gaussian_law_at_every_rung(local_move):
+    mcmc = check_gaussian_rungs(gaussian, local_move=local_move)
     state = mcmc.last_state
     assert np.all(state.accept_prob[:, 0] == 1.0)
     assert_close(mcmc.get_samples(group_by_chain=True)["z"][:, -1], state.z["z"])
@@ -417,12 +417,22 @@ def test_start_is_where_it_is_told():
     assert_close(state.rungs.position, expected, rtol=(1e-5, 1e-7))
 
 
-def test_ladder_that_is_given_and_kept():
+def test_what_is_given_and_kept():
+    """A ladder that is not adapted, and the step size of uncorrected moves."""
     ladder = [0.0, 0.1, 1.0]
-    kernel = AnnealedLangevin(ratio, temperatures=ladder, adapt_ladder=False)
+    kernel = AnnealedLangevin(
+        ratio,
+        temperatures=ladder,
+        adapt_ladder=False,
+        local_move="ula",
+        step_size=0.125,
+    )
     mcmc = runner(kernel=kernel)
     mcmc.run(jax.random.key(0), Y)
-    assert_close(mcmc.last_state.temperatures, np.tile(ladder, (2, 1)))
+    state = mcmc.last_state
+    assert_close(state.temperatures, np.tile(ladder, (2, 1)))
+    assert np.all(state.tuning.step_size == 0.125)
+    assert not np.any(state.tuning.preconditioner.scale[:, 1:] == 1.0)
 
 
 def test_posterior_predictive_draws(vectorized):
@@ -449,7 +459,11 @@ def test_posterior_predictive_draws(vectorized):
         ({"num_local_steps": 1.5}, "num_local_steps must be an integer"),
         ({"step_size": 0.0}, "step_size must be"),
         ({"target_accept_prob": 1.5}, "target_accept_prob must be"),
-        ({"local_move": "gibbs"}, "local_move must be one of 'mala'"),
+        ({"local_move": "gibbs"}, "local_move must be one of 'mala', 'pcnl'"),
+        (
+            {"local_move": "ula", "target_accept_prob": 0.5},
+            "target_accept_prob must be left out with 'ula'",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
