@@ -148,8 +148,8 @@ def sample_posterior(
     num_proposals = check_count("num_proposals", num_proposals)
     if not callable(kernel):
         raise TypeError(
-            "kernel must make an MCMCKernel of a model, as numpyro.infer.NUTS does, got "
-            f"{type(kernel).__name__}."
+            "kernel must make an MCMCKernel of a model, as numpyro.infer.NUTS does, "
+            f"got {type(kernel).__name__}."
         )
     keys = jax.random.split(rng_key, 4)
     trace = check_model(model, keys[0], model_args, model_kwargs)

@@ -99,10 +99,8 @@ def _observed(trace: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def _weigh(
-    run: _Run, rng_key: jax.Array, shared: bool
-) -> tuple[Sites, jax.Array, dict[str, dict]]:
-    """Draw one particle: its latent values, its log weight, the model's trace."""
+def _weigh(run: _Run, rng_key: jax.Array, shared: bool) -> tuple[Sites, jax.Array]:
+    """Draw one particle: its latent values and its log weight."""
     guide_key, model_key = jax.random.split(rng_key)
     guide_sites = run.draw_guide(guide_key)
     values = run.values(guide_sites)
@@ -112,7 +110,7 @@ def _weigh(
     guided = {name: latent[name] for name in values}
     log_weight = run.sum(_observed(trace)) + run.sum(guided) - run.sum(guide_sites)
     samples = {name: site["value"] for name, site in latent.items()}
-    return samples, log_weight, trace
+    return samples, log_weight
 
 
 def _check(run: _Run, rng_key: jax.Array) -> dict[str, dict]:
@@ -158,7 +156,7 @@ def _check(run: _Run, rng_key: jax.Array) -> dict[str, dict]:
     return trace
 
 
-def _shares(options: Options, run: _Run, latent: dict[str, dict]) -> bool:
+def _shares(options: Options, run: _Run, rng_key: jax.Array) -> bool:
     """Whether all units get the same proposals.
 
     Raises
@@ -166,10 +164,24 @@ def _shares(options: Options, run: _Run, latent: dict[str, dict]) -> bool:
     ValueError
         If they should and cannot.
     """
-    if options.unit_plate is None or options.share_proposals is False:
+    unit_plate, wanted = options.unit_plate, options.share_proposals
+    if unit_plate is None or wanted is False:
         return False
-    possible = run.guide is None and units.can_share(latent, options.unit_plate)
-    if options.share_proposals and not possible:
+    possible = run.guide is None
+    if possible:
+        try:
+            latent = latent_sites(run.draw_model(rng_key, {}, shared=True))
+        except Exception as error:
+            error.add_note(
+                "The model ran with one latent value for all units, of size one along "
+                f"the plate {unit_plate!r}; share_proposals=False gives each its own."
+            )
+            raise
+        possible = all(
+            jnp.shape(site["value"])[units.unit_axis(site, unit_plate)] == 1
+            for site in latent.values()
+        )
+    if wanted and not possible:
         raise ValueError(
             "share_proposals=True needs proposals from one prior for all units, got "
             + ("a guide." if run.guide else "a prior with parameters for each unit.")
@@ -178,36 +190,41 @@ def _shares(options: Options, run: _Run, latent: dict[str, dict]) -> bool:
 
 
 def _independence_gap(
-    run: _Run, rng_key: jax.Array, shared: bool, axes: dict[str, int]
+    run: _Run, rng_key: jax.Array, axes: dict[str, int], shared: Particles | None
 ) -> jax.Array:
-    """How far the model is from having independent units."""
-    first_key, second_key, model_key = jax.random.split(rng_key, 3)
+    """How much a unit's density changes when only others' latent values change."""
+    draw_key, model_key = jax.random.split(rng_key)
 
-    def terms(values: Sites) -> tuple[jax.Array, jax.Array]:
+    def terms(values: Sites) -> tuple[jax.Array, jax.Array, jax.Array]:
         trace = run.draw_model(model_key, values)
-        inside = run.sum(_observed(trace)) + run.sum(latent_sites(trace))
+        observed = _observed(trace)
         outside = [
             jnp.sum(units.log_prob(name, site))
-            for name, site in _observed(trace).items()
+            for name, site in observed.items()
             if units.frame_of(site, run.unit_plate) is None
         ]
-        return inside, sum(outside, start=jnp.zeros(()))
+        likelihood = run.sum(observed)
+        prior = run.sum(latent_sites(trace))
+        return prior + likelihood, likelihood, sum(outside, start=jnp.zeros(()))
 
-    first = _weigh(run, first_key, False)[0]
-    second = _weigh(run, second_key, False)[0]
-    gap = units.independence_gap(terms, first, second, axes)
-    if shared:
-        # Code that counts its units itself may not take one proposal for all.
-        samples, log_weight, _ = _weigh(run, first_key, True)
-        full = {
-            name: jnp.broadcast_to(value, first[name].shape)
-            for name, value in samples.items()
-        }
-        full_trace = run.draw_model(model_key, full)
-        gap = jnp.maximum(
-            gap, units.relative_gap(log_weight, run.sum(_observed(full_trace)))
-        )
-    return gap
+    draws = jax.vmap(lambda key: _weigh(run, key, False)[0])(
+        jax.random.split(draw_key, 2)
+    )
+    points = {}
+    for name, (first, second) in draws.items():
+        stack = [first, second, units.alternate(first, second, axes[name])]
+        if shared is not None:
+            stack.append(jnp.broadcast_to(shared.samples[name][0], first.shape))
+        points[name] = jnp.stack(stack)
+    density, likelihood, outside = jax.vmap(terms)(points)
+    gap = jnp.maximum(
+        units.relative_gap(density[0, ::2], density[2, ::2]),
+        units.relative_gap(outside[:1], outside),
+    )
+    if shared is None:
+        return gap
+    # A model that counts its units itself may not take one proposal for all.
+    return jnp.maximum(gap, units.relative_gap(likelihood[3], shared.log_weights[0]))
 
 
 @eqx.filter_jit
@@ -251,21 +268,23 @@ def propose(
     run = _Run(model, guide, params, args, kwargs, options.unit_plate)
     # Checked while tracing: what is only checked is never computed.
     latent = latent_sites(_check(run, rng_key))
-    shared = _shares(options, run, latent)
-    axes, gap = {}, jnp.zeros(())
-    if options.unit_plate is not None:
-        axes = {
-            name: units.unit_axis(site, options.unit_plate)
-            for name, site in latent.items()
-        }
-        gap = _independence_gap(run, jax.random.fold_in(rng_key, 1), shared, axes)
+    shared = _shares(options, run, rng_key)
 
     def weigh(key: jax.Array) -> tuple[Sites, jax.Array]:
-        return _weigh(run, key, shared)[:2]
+        return _weigh(run, key, shared)
 
     keys = jax.random.split(rng_key, num_samples)
     if options.chunk_size >= num_samples:
         samples, log_weights = jax.vmap(weigh)(keys)
     else:
         samples, log_weights = jax.lax.map(weigh, keys, batch_size=options.chunk_size)
-    return Particles(samples, log_weights, axes, gap)
+    particles = Particles(samples, log_weights, {}, jnp.zeros(()))
+    if options.unit_plate is None:
+        return particles
+    axes = {
+        name: units.unit_axis(site, options.unit_plate) for name, site in latent.items()
+    }
+    gap = _independence_gap(
+        run, jax.random.fold_in(rng_key, 1), axes, particles if shared else None
+    )
+    return particles._replace(unit_axes=axes, gap=gap)

@@ -11,10 +11,12 @@ from numpyro.primitives import Messenger
 
 __all__ = [
     "ShareProposals",
+    "alternate",
     "check_units",
     "frame_of",
     "log_prob",
     "relative_gap",
+    "substituted_trace",
     "unexpanded",
     "unit_axis",
     "unit_sum",
@@ -24,22 +26,41 @@ __all__ = [
 def log_prob(name: str, site: dict) -> jax.Array:
     """Log density of a sample site, scaled as the model says, of its batch shape.
 
+    Outside the support of an observed site it is -inf: NumPyro's densities need not be
+    zero there, and warn of it outside ``jit`` only.
+
     Raises
     ------
     ValueError
         If its value broadcasts its distribution to another batch shape.
     """
     fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
-    if intermediates:
-        value = fn.log_prob(value, intermediates)
-    else:
-        value = fn.log_prob(value)
-    if site["is_observed"] and jnp.shape(value) != fn.batch_shape:
-        raise ValueError(
-            f"observed site {name!r} must have a value of the shape {fn.shape()} of "
-            f"its distribution, got {jnp.shape(site['value'])}, which would broadcast."
-        )
-    return value if site["scale"] is None else site["scale"] * value
+    terms = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    if site["is_observed"]:
+        if jnp.shape(terms) != fn.batch_shape:
+            raise ValueError(
+                f"observed site {name!r} must have a value of the shape {fn.shape()} "
+                f"of its distribution, got {jnp.shape(value)}, which would broadcast."
+            )
+        terms = jnp.where(_in_support(fn, value), terms, -jnp.inf)
+    return terms if site["scale"] is None else site["scale"] * terms
+
+
+def _in_support(fn: dist.Distribution, value: jax.Array) -> jax.Array:
+    """Whether a value lies in the support, or is masked."""
+    if isinstance(fn, dist.Unit):  # numpyro.factor
+        return jnp.ones((), bool)
+    if isinstance(fn, dist.MaskedDistribution):
+        # Placeholders of masked values may be anything.
+        return _in_support(fn.base_dist, value) | ~jnp.asarray(fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return _in_support(fn.base_dist, value)
+    if isinstance(fn, dist.Independent):
+        axes = tuple(range(-fn.reinterpreted_batch_ndims, 0))
+        inner = _in_support(fn.base_dist, value)
+        shape = fn.base_dist.batch_shape
+        return jnp.all(jnp.broadcast_to(inner, shape), axis=axes)
+    return fn.support(value)
 
 
 # --- the plate of units --------------------------------------------------------------
@@ -164,14 +185,6 @@ class ShareProposals(Messenger):
                 msg["fn"] = fn
 
 
-def can_share(sites: dict[str, dict], unit_plate: str) -> bool:
-    """Whether the latent sites have one prior for all units."""
-    return all(
-        unexpanded(site["fn"], frame_of(site, unit_plate).dim) is not None
-        for site in sites.values()
-    )
-
-
 # --- are the units independent? ------------------------------------------------------
 
 
@@ -183,45 +196,11 @@ def relative_gap(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(equal, 0, gap), initial=0)
 
 
-def independence_gap(
-    terms: Callable[[dict], tuple[jax.Array, jax.Array]],
-    first: dict[str, jax.Array],
-    second: dict[str, jax.Array],
-    axes: dict[str, int],
-) -> jax.Array:
-    """How much a unit's density changes when only the others' latent values change.
-
-    Parameters
-    ----------
-    terms
-        From latent values to the log density of each unit and that outside the plate.
-    first, second
-        Two draws of the latent values of all units.
-    axes
-        Axis of the units in each.
-
-    Returns
-    -------
-    jax.Array
-        Largest relative change, a scalar.
-    """
-
-    def alternate(name: str) -> jax.Array:
-        one, other = first[name], second[name]
-        shape = [1] * one.ndim
-        shape[axes[name]] = one.shape[axes[name]]
-        even = jnp.arange(one.shape[axes[name]]).reshape(shape) % 2 == 0
-        return jnp.where(even, one, other)
-
-    units, outside = terms(first)
-    mixed_units, mixed_outside = terms({name: alternate(name) for name in first})
-    return jnp.maximum(
-        relative_gap(units[::2], mixed_units[::2]),
-        jnp.maximum(
-            relative_gap(outside, mixed_outside),
-            relative_gap(outside, terms(second)[1]),
-        ),
-    )
+def alternate(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
+    """Values of one array for even units and of another for odd ones."""
+    shape = [1] * first.ndim
+    shape[axis] = first.shape[axis]
+    return jnp.where(jnp.arange(shape[axis]).reshape(shape) % 2 == 0, first, second)
 
 
 def substituted_trace(

@@ -116,7 +116,15 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
 
 
 def _components(mcmc: MCMC, name: str) -> dict[str, np.ndarray]:
-    """Scalar components of all sites, each ``(num_chains, num_draws)``."""
+    """Scalar components of all sites, each ``(num_chains, num_draws)``.
+
+    Raises
+    ------
+    TypeError
+        If it is no MCMC.
+    ValueError
+        If it is not finished.
+    """
     if not isinstance(mcmc, MCMC):
         raise TypeError(
             f"{name} must be a numpyro.infer.MCMC, got {type(mcmc).__name__}."
