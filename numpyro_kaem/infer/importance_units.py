@@ -32,12 +32,13 @@ def log_prob(name: str, site: dict) -> jax.Array:
     Raises
     ------
     ValueError
-        If its value broadcasts its distribution to another batch shape.
+        If the observed value is repeated to the shape of its distribution.
     """
     fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
     terms = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     if site["is_observed"]:
-        if jnp.shape(terms) != fn.batch_shape:
+        shape = jnp.shape(value)[: jnp.ndim(value) - fn.event_dim]
+        if jnp.shape(terms) not in (shape, fn.batch_shape):
             raise ValueError(
                 f"observed site {name!r} must have a value of the shape {fn.shape()} "
                 f"of its distribution, got {jnp.shape(value)}, which would broadcast."
