@@ -1,0 +1,208 @@
+"""The choice of a sampler, and the comparison of runs that may have missed a mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS, init_to_value
+from scipy import stats
+
+from numpyro_kaem.infer import (
+    MALA,
+    AnnealedLangevin,
+    check_missed_modes,
+    sample_posterior,
+)
+
+pytestmark = pytest.mark.arviz
+
+
+def conjugate(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+    numpyro.sample("y", dist.Normal(mean, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+def many(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand(y.shape).to_event(1))
+    numpyro.sample("y", dist.Normal(mean, 0.1).to_event(1), obs=y)
+
+
+def two_modes(y):
+    """Modes near 2 and -2, of which the first has most of the mass."""
+    z = numpyro.sample("z", dist.Normal(0.3, 1.0).expand([3]).to_event(1))
+    numpyro.sample("y", dist.Normal(z**2, 0.05).to_event(1), obs=y)
+
+
+def improper(y):
+    z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+    numpyro.sample("y", dist.Normal(z, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+def test_importance_sampling_is_kept_where_it_is_fit(capsys):
+    y = jnp.array([1.0, 2.0])
+    result = sample_posterior(conjugate, jax.random.key(0), y, num_samples=4000)
+    assert result.sampler == "importance"
+    assert result.reliable
+    assert result.importance.pareto_k <= 0.7
+    assert result.mcmc is None
+    variance = 1 / (1 / 4 + 2)
+    law = stats.norm(3 * variance, np.sqrt(variance))
+    # Resampled draws repeat: fewer of them are independent than there are.
+    distance = stats.kstest(np.asarray(result.samples["mean"]), law.cdf).statistic
+    assert distance < 2.5 / np.sqrt(min(result.importance.ess, 4000))
+    assert "Pareto k" in repr(result)
+    assert "Kept." in repr(result)
+    assert capsys.readouterr().out == repr(result) + "\n"
+
+
+def test_chains_are_taken_where_the_weights_fail(capsys):
+    y = jnp.linspace(-1.0, 1.0, 15)
+    options = {"num_samples": 1000, "num_warmup": 300, "progress_bar": False}
+    result = sample_posterior(many, jax.random.key(0), y, **options)
+    assert result.sampler == "NUTS"
+    assert result.reliable
+    assert result.samples["mean"].shape == (1000, 15)
+    error = np.asarray(result.samples["mean"]).mean(0) - np.asarray(y) / 1.01
+    assert np.all(np.abs(error) < 5 * 0.1 / np.sqrt(400))
+    assert result.report[0].startswith("Importance sampling with 4096 draws")
+    assert "Not enough" in result.report[0]
+    assert result.report[1].startswith("4 chains of NUTS: largest R-hat 1.0")
+    assert "check_modes=True" in result.report[2]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_kernel_may_be_mala():
+    y = jnp.linspace(-1.0, 1.0, 15)
+    options = {"num_samples": 8000, "num_warmup": 500, "progress_bar": False}
+    result = sample_posterior(many, jax.random.key(0), y, kernel=MALA, **options)
+    assert result.sampler == "MALA"
+    assert result.samples["mean"].shape == (8000, 15)
+
+
+@pytest.mark.slow
+def test_the_annealed_population_is_taken_where_chains_disagree():
+    result = sample_posterior(
+        two_modes, jax.random.key(0), jnp.full(3, 4.0), progress_bar=False
+    )
+    assert result.sampler == "AnnealedLangevin"
+    assert result.missed_modes.found
+    assert "R-hat" in result.report[1]
+    assert result.report[-1] == "The draws of the annealed population are taken."
+    # The prior decides between the modes: the density at 2 over that at -2.
+    odds = np.exp(2 * 0.3 * 2.0)
+    positive = (np.asarray(result.samples["z"]) > 0).mean(0)
+    assert np.all(np.abs(positive - odds / (1 + odds)) < 0.12)
+
+
+@pytest.mark.slow
+def test_without_draws_of_the_prior():
+    y = jnp.array([1.0, 2.0])
+    result = sample_posterior(improper, jax.random.key(0), y, progress_bar=False)
+    assert result.sampler == "NUTS"
+    assert result.importance is None
+    assert "no proposals" in result.report[0]
+
+
+@pytest.mark.slow
+def test_a_last_sampler_that_fails_warns():
+    def flat(y):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        # One direction in a thousand times narrower than the other, along a curve.
+        numpyro.sample("y", dist.Normal(z[0] - 30 * z[1] ** 2, 1e-3), obs=y)
+
+    with pytest.warns(UserWarning, match="not reliable either"):
+        result = sample_posterior(
+            flat, jax.random.key(0), 0.5, num_warmup=20, progress_bar=False
+        )
+    assert not result.reliable
+
+
+# --- missed modes --------------------------------------------------------------------
+
+
+def run(kernel, y, num_chains=1, num_samples=1000, key=0):
+    mcmc = MCMC(
+        kernel,
+        num_warmup=500,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(key), y)
+    return mcmc
+
+
+def test_runs_of_the_same_law_agree():
+    y = jnp.linspace(-1.0, 1.0, 3)
+    found = []
+    for key in range(5):
+        runs = [run(NUTS(many), y, 4, 500, key), run(MALA(many), y, 4, 2000, key + 9)]
+        comparison = check_missed_modes(*runs)
+        found.append(comparison.found)
+        assert comparison.mass < 0.15
+    assert not any(found)
+    assert "No sign of a missed mode" in str(comparison)
+
+
+def test_a_missed_mode_is_found_where_r_hat_is_near_one():
+    y = jnp.full(3, 4.0)
+    start = init_to_value(values={"z": jnp.array([2.0, 2.0, 2.0])})
+    nuts = run(NUTS(two_modes, init_strategy=start), y, 4)
+    draws = np.asarray(nuts.get_samples()["z"])
+    assert np.all(draws > 0)
+    comparison = check_missed_modes(nuts, run(AnnealedLangevin(two_modes), y, 4))
+    assert comparison.found
+    # The other mode of a component has the mass 1 / (1 + exp(1.2)).
+    assert abs(comparison.mass - 0.23) < 0.15 or "principal" in comparison.where
+    assert comparison.probability < 1e-3
+    assert "different laws" in str(comparison)
+    assert comparison.where in str(comparison)
+
+
+def test_modes_that_no_single_axis_tells_apart_are_found():
+    """Both runs have the same marginal laws."""
+
+    def model(sign):
+        side = numpyro.sample("side", dist.Uniform(-1.0, 1.0))
+        along = jnp.where(side > 0, 1.0, -1.0)
+        noise = numpyro.sample("noise", dist.Normal(0.0, 0.1).expand([2]).to_event(1))
+        numpyro.deterministic("z", noise + along * jnp.array([1.0, sign]))
+
+    def chains(sign):
+        mcmc = run(MALA(model), sign, 2, 10)
+        rng = np.random.default_rng(int(sign) + 5)
+        along = rng.choice([-1.0, 1.0], size=(2, 500, 1))
+        z = along * np.array([1.0, sign]) + 0.1 * rng.normal(size=(2, 500, 2))
+        mcmc.get_samples = lambda group_by_chain: {"z": z}
+        return mcmc
+
+    comparison = check_missed_modes(chains(1.0), chains(-1.0))
+    assert comparison.found
+    assert comparison.where.startswith("principal component")
+    same = check_missed_modes(chains(1.0), chains(1.0))
+    assert not same.found
+
+
+def test_bad_input():
+    y = jnp.array([1.0])
+    finished = run(MALA(conjugate), y, 1, 10)
+    unfinished = MCMC(MALA(conjugate), num_warmup=1, num_samples=1)
+    with pytest.raises(TypeError, match=r"annealed must be a numpyro.infer.MCMC"):
+        check_missed_modes(finished, finished.get_samples())
+    with pytest.raises(ValueError, match="mcmc must be a finished run"):
+        check_missed_modes(unfinished, finished)
+    with pytest.raises(ValueError, match="must share sites"):
+        check_missed_modes(finished, run(MALA(improper), y, 1, 10))
+    with pytest.raises(TypeError, match="kernel must make an MCMCKernel"):
+        sample_posterior(conjugate, jax.random.key(0), y, kernel="nuts")
+    with pytest.raises(ValueError, match="num_samples"):
+        sample_posterior(conjugate, jax.random.key(0), y, num_samples=0)
+
+    def discrete(y):
+        numpyro.sample("k", dist.Poisson(2.0))
+
+    with pytest.raises(ValueError, match="discrete 'k'"):
+        sample_posterior(discrete, jax.random.key(0), y)
