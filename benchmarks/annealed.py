@@ -66,7 +66,7 @@ def main() -> None:
         f"{'us/step':>9s} {'/chain':>7s}"
     )
     for size, dim in [(100, 5)] if quick else [(100, 5), (1000, 20), (10_000, 20)]:
-        num_steps = 100_000 // (10 * size)
+        num_steps = 200_000 // size
         key_covariates, key_response = jax.random.split(jax.random.key(1))
         covariates = jax.random.normal(key_covariates, (size, dim))
         logits = covariates @ jnp.linspace(-1.0, 1.0, dim)

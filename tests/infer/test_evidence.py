@@ -1,7 +1,5 @@
 """The two estimators of the evidence, their errors, and what they refuse."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,7 +217,7 @@ def test_evidence_over_a_hundred_seeds(case):
         assert abs(estimate.value - truth) < bound
 
 
-def test_evidence_of_two_chains(key):
+def test_evidence_of_two_chains():
     y = np.array([[1.5], [0.3]])
     mcmc = annealed(normal, y, num_temperatures=8)
     evidence = log_evidence(mcmc)
@@ -232,8 +230,6 @@ def test_evidence_of_two_chains(key):
     assert evidence.temperatures.shape == evidence.mean_log_likelihood.shape == (2, 8)
     assert np.all(np.diff(evidence.mean_log_likelihood, axis=1) > 0)
     assert "steppingstone=" in repr(evidence)
-    one = annealed(normal, y, num_temperatures=8, num_chains=1)
-    assert log_evidence(one).temperatures.shape == (1, 8)
 
 
 # --- warnings and errors --------------------------------------------------------------
@@ -254,7 +250,7 @@ def test_likelihood_that_is_zero_somewhere():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.factor("inside", jnp.where(jnp.abs(z) < 1.0, 0.0, -jnp.inf))
 
-    mcmc = annealed(interval, num_temperatures=3, num_samples=2000)
+    mcmc = annealed(interval, num_temperatures=3, num_samples=2000, num_chains=1)
     with pytest.warns(UserWarning, match="likelihood zero"):
         evidence = log_evidence(mcmc)
     assert np.isnan(evidence.thermodynamic.value)
@@ -262,6 +258,7 @@ def test_likelihood_that_is_zero_somewhere():
     estimate = evidence.steppingstone
     assert abs(estimate.value - truth) < 4 * estimate.standard_error
     assert estimate.standard_error < 0.1
+    assert evidence.temperatures.shape == (1, 3)
 
 
 def test_what_is_not_a_run_of_a_population():
@@ -310,11 +307,4 @@ def test_prior_without_an_integral(model, message):
     mcmc = annealed(model, 0.7, num_temperatures=3, num_warmup=20, num_samples=10)
     assert np.all(np.isfinite(mcmc.get_samples()["z"]))
     with pytest.raises(ValueError, match=message):
-        log_evidence(mcmc)
-
-
-def test_no_warning_where_the_two_agree():
-    mcmc = annealed(normal, np.array([[1.5], [0.3]]), num_temperatures=8, seed=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
         log_evidence(mcmc)
