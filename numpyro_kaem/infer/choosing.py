@@ -43,7 +43,8 @@ class PosteriorSample:
     mcmc: MCMC | None = None
     """The run that ``samples`` come from, if it is one of MCMC."""
     missed_modes: MissedModes | None = None
-    """Comparison of the kernel's run with the annealed one, where it was asked for."""
+    """Comparison of the kernel's run with the annealed one, where it was asked for and
+    the kernel's own diagnostics hold."""
 
     def __repr__(self) -> str:
         return "\n".join(self.report)
@@ -178,11 +179,11 @@ def sample_posterior(
             "no proposals."
         )
 
-    def run(key: jax.Array, chosen: Any) -> MCMC:
+    def run(key: jax.Array, chosen: Any, least: int) -> MCMC:
         mcmc = MCMC(
             chosen,
             num_warmup=num_warmup,
-            num_samples=max(-(-num_samples // _NUM_CHAINS), _MIN_ESS),
+            num_samples=max(-(-num_samples // _NUM_CHAINS), least),
             num_chains=_NUM_CHAINS,
             chain_method="vectorized",
             progress_bar=progress_bar,
@@ -193,7 +194,7 @@ def sample_posterior(
 
     start = init_to_sample if exact else init_to_uniform
     name = getattr(kernel, "__name__", "the kernel")
-    mcmc = run(keys[2], kernel(model, init_strategy=start))
+    mcmc = run(keys[2], kernel(model, init_strategy=start), _MIN_ESS)
     holds, told = _diagnose(mcmc, name)
     journal.add(told)
     missed = None
@@ -203,16 +204,19 @@ def sample_posterior(
             "compares them with an annealed population."
         )
         return _from_mcmc(mcmc, name, True, journal, importance, None, num_samples)
-    annealed = run(
-        keys[3], AnnealedLangevin(model, num_temperatures, init_strategy=start)
-    )
+    # Replicas take many iterations to cross the ladder.
+    population = AnnealedLangevin(model, num_temperatures, init_strategy=start)
+    annealed = run(keys[3], population, 10 * _MIN_ESS)
     annealed_holds, told = _diagnose(annealed, "AnnealedLangevin")
     journal.add(told)
-    missed = check_missed_modes(mcmc, annealed)
-    journal.add(str(missed))
-    if holds and not missed.found:
-        journal.add(f"The draws of {name} are kept.")
-        return _from_mcmc(mcmc, name, True, journal, importance, missed, num_samples)
+    if holds:
+        missed = check_missed_modes(mcmc, annealed)
+        journal.add(str(missed))
+        if not missed.found:
+            journal.add(f"The draws of {name} are kept.")
+            return _from_mcmc(
+                mcmc, name, True, journal, importance, missed, num_samples
+            )
     journal.add("The draws of the annealed population are taken.")
     if not annealed_holds:
         journal.add(
