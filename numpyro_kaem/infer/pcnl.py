@@ -52,9 +52,11 @@ def step(
         The next state, and what the step reports.
     """
     key_noise, key_accept = jax.random.split(rng_key)
-    ratio = 1 / jnp.hypot(1.0, step_size)
-    # Both without cancellation for small steps.
-    diffusion = step_size * ratio
+    # Where the target is the reference, warm-up doubles the step size for ever: both
+    # must hold up to the largest number, and without cancellation for small steps.
+    length = jnp.hypot(1.0, step_size)
+    ratio = 1 / length
+    diffusion = step_size / length
     drift = diffusion**2 / (1 + ratio)
     new, log_ratio = propose(
         key_noise, log_density, state, drift, diffusion, preconditioner

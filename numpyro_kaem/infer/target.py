@@ -231,13 +231,25 @@ def _inside(support: constraints.Constraint, value: jax.Array) -> jax.Array:
         support = support.base_constraint
     low = getattr(support, "lower_bound", None)
     high = getattr(support, "upper_bound", None)
+    if support is constraints.simplex:
+        low = 0.0
     if low is not None:
-        low = jnp.asarray(low, value.dtype)
-        value = jnp.maximum(value, jnp.nextafter(low, jnp.full_like(low, jnp.inf)))
+        value = jnp.maximum(value, _next(jnp.asarray(low, value.dtype), jnp.inf))
     if high is not None:
         high = jnp.asarray(high, value.dtype)
-        value = jnp.minimum(value, jnp.nextafter(high, jnp.full_like(high, -jnp.inf)))
+        value = jnp.minimum(value, _next(high, -jnp.inf))
+        if low is not None:
+            # Also seen from the other end, as the change of variables sees it.
+            margin = jnp.finfo(value.dtype).eps * (high - low)
+            value = jnp.minimum(value, high - margin)
     return value
+
+
+def _next(end: jax.Array, direction: float) -> jax.Array:
+    """Next normal number: XLA takes the subnormal ones beside 0 for 0."""
+    step = jnp.copysign(jnp.finfo(end.dtype).tiny, direction)
+    beside = jnp.nextafter(end, jnp.full_like(end, direction))
+    return jnp.where(end == 0, step, beside)
 
 
 class Start(NamedTuple):

@@ -1,5 +1,7 @@
 """The split of models into prior and likelihood, and the models that are refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,16 +97,30 @@ def test_draws_of_the_prior(model):
         assert stats.kstest(scale, stats.halfcauchy(scale=2.0).cdf).pvalue > 1e-4
 
 
-def test_a_draw_at_an_end_of_its_support_is_moved_within():
-    def model():
-        numpyro.sample("u", dist.Uniform(2.0, 3.0), rng_key=None)
-        numpyro.sample("y", dist.Normal(), obs=0.0)
+@pytest.mark.parametrize(
+    ("support", "ends"),
+    [
+        (dist.constraints.interval(2.0, 3.0), [2.0, 3.0]),
+        (dist.constraints.interval(-1.0, 0.0), [-1.0, 0.0]),
+        (dist.constraints.unit_interval, [0.0, 1.0]),
+        (dist.constraints.positive, [0.0]),
+        (dist.constraints.simplex, [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
+    ],
+)
+def test_a_draw_at_an_end_of_its_support_is_moved_within(support, ends):
+    for end in ends:
+        move = partial(target._inside, support)
+        for held in (move(jnp.array(end)), jax.jit(move)(jnp.array(end))):
+            assert np.all(np.isfinite(dist.biject_to(support).inv(held)))
+            assert_close(held, np.asarray(end))
 
-    for end in (2.0, 3.0):
-        held = target._inside(dist.Uniform(2.0, 3.0).support, jnp.array(end))
-        assert 2.0 < held < 3.0
-        unconstrained = dist.biject_to(dist.Uniform(2.0, 3.0).support).inv(held)
-        assert np.isfinite(unconstrained)
+
+def test_draws_that_underflow_are_finite_in_unconstrained_space():
+    def model():
+        numpyro.sample("z", dist.Gamma(0.02, 1.0))
+
+    draw = jax.vmap(lambda key: target.draw_prior(key, model, (), {})["z"])
+    assert np.all(np.isfinite(draw(jax.random.split(jax.random.key(0), 20_000))))
 
 
 def test_priors_that_a_run_does_not_draw_from():

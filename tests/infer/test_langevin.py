@@ -1,0 +1,106 @@
+"""The Langevin steps alone: their acceptance, and the laws that they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from numpyro_kaem.infer import auto_mala, mala, pcnl
+from numpyro_kaem.infer.langevin import Preconditioner, evaluate
+from tests.helpers import assert_close
+
+STEPS = [mala.step, auto_mala.step, pcnl.step]
+SCALE = np.array([0.5, 2.0])
+
+
+def log_gamma(z):
+    """Log density of the logarithms of two Gamma(3) numbers, up to a constant."""
+    return jnp.sum(3.0 * z - jnp.exp(z))
+
+
+def advance(step, position, step_size, keys, log_density=log_gamma):
+    preconditioner = Preconditioner(jnp.asarray(SCALE))
+    state = jax.vmap(lambda z: evaluate(log_density, z))(position)
+
+    def one(key, state, step_size):
+        return step(key, log_density, state, step_size, preconditioner)
+
+    many = jax.jit(jax.vmap(one, (0, 0, None)))
+    for key in keys:
+        state, info = many(jax.random.split(key, len(position)), state, step_size)
+    return state, info
+
+
+def mean_of_mala(z, gradient, step_size):
+    return z + 0.5 * step_size**2 * SCALE**2 * gradient, step_size * SCALE
+
+
+def mean_of_pcnl(z, gradient, step_size):
+    centre, ratio = np.array([0.7, -1.3]), 1 / np.sqrt(1 + step_size**2)
+    slope = (z - centre) / SCALE**2
+    mean = centre + ratio * (z - centre) + (1 - ratio) * SCALE**2 * (gradient + slope)
+    return mean, np.sqrt(1 - ratio**2) * SCALE
+
+
+@pytest.mark.parametrize(
+    ("step", "law"), [(mala.step, mean_of_mala), (pcnl.step, mean_of_pcnl)]
+)
+def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
+    size, count = 0.7, 200
+    start = jnp.asarray(np.random.default_rng(0).normal(0.8, 0.5, (count, 2)))
+    state, info = advance(step, start, size, [jax.random.key(0)])
+    moved = np.any(np.asarray(state.position != start), axis=-1)
+    assert 20 < moved.sum() < count
+    old, new = (np.asarray(z, float)[moved] for z in (start, state.position))
+
+    def log_proposal(end, begin):
+        mean, sd = law(begin, 3.0 - np.exp(begin), size)
+        return stats.norm.logpdf(end, mean, sd).sum(-1)
+
+    log_ratio = np.sum(3 * (new - old) - (np.exp(new) - np.exp(old)), axis=-1)
+    log_ratio += log_proposal(old, new) - log_proposal(new, old)
+    assert np.any(log_ratio < -0.1)
+    expected = np.exp(np.minimum(log_ratio, 0.0))
+    assert_close(info.acceptance[moved], expected, rtol=(1e-3, 1e-9), atol=(1e-4, 1e-9))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_exact_draws_keep_their_law(step):
+    """Each chain starts in the target: its law is exact after any number of steps."""
+    draws = np.random.default_rng(1).gamma(3.0, size=(100_000, 2))
+    keys = jax.random.split(jax.random.key(0), 12)
+    start = jnp.asarray(np.log(draws))
+    state, info = advance(step, start, jnp.array(0.8), keys)
+    position = np.asarray(state.position, float)
+    assert np.mean(position != np.asarray(start, float)) > 0.9
+    assert 0.05 < np.mean(info.acceptance) < 0.95
+    for column in position.T:
+        assert stats.kstest(np.exp(column), stats.gamma(3.0).cdf).pvalue > 1e-3
+    # The two are independent in the target.
+    below = stats.gamma(3.0).cdf(np.exp(position)) < 0.5
+    counts = np.bincount(below @ [1, 2], minlength=4)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("power", [-20, -3, 0, 20, 37, 38])
+def test_crank_nicolson_is_exact_on_its_reference_at_any_step_size(power):
+    def normal(z):
+        return -0.5 * jnp.sum(((z - 1.0) / SCALE) ** 2)
+
+    # 3e38 is next to the largest number in float32.
+    step_size = jnp.array(3.0 * 10.0**power)
+    start = jnp.ones((4, 2)) + 0.3
+    _, info = advance(pcnl.step, start, step_size, [jax.random.key(0)], normal)
+    assert_close(info.acceptance, np.ones(4), rtol=(1e-4, 1e-9))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_points_without_a_density_are_refused(step):
+    def half(z):
+        return jnp.where(jnp.all(z > 0), -jnp.sum(z), jnp.nan)
+
+    start = jnp.full((500, 2), 0.3)
+    state, _ = advance(step, start, jnp.array(1.0), [jax.random.key(0)], half)
+    assert np.all(np.asarray(state.position) > 0)
+    assert np.all(np.isfinite(np.asarray(state.gradient)))
