@@ -1,5 +1,6 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
+from numpyro_kaem import infer
 from numpyro_kaem._version import __version__
 from numpyro_kaem.autoguide import AutoKAEM
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
@@ -47,6 +48,7 @@ __all__ = [
     "fit_density",
     "fit_marginal",
     "fit_mixture",
+    "infer",
     "kart",
     "log_marginal_likelihood",
     "parameter_priors",

@@ -8,9 +8,22 @@ import pytest
 
 import numpyro_kaem as kaem
 
-PUBLIC = sorted(set(kaem.__all__) - {"__version__"})
+PUBLIC = sorted(set(kaem.__all__) - {"__version__", "infer"})
+SAMPLERS = sorted(kaem.infer.__all__)
 # Results, which functions make: their fields and methods say what they are.
-RESULTS = {"MarginalFit", "UnitPosterior"}
+RESULTS = {
+    "Evidence",
+    "EvidenceEstimate",
+    "ImportanceResult",
+    "LogEvidence",
+    "MarginalFit",
+    "MissedModes",
+    "PosteriorSample",
+    "Resampled",
+    "ResampledDraws",
+    "SmoothedWeights",
+    "UnitPosterior",
+}
 
 
 def test_names_are_those_that_are_there():
@@ -47,9 +60,28 @@ def test_names_are_those_that_are_there():
     assert set(PUBLIC) == expected
 
 
-@pytest.mark.parametrize("name", sorted(set(PUBLIC) - RESULTS))
+def test_samplers_are_those_that_are_there():
+    expected = {
+        "ULA",
+        "MALA",
+        "AutoMALA",
+        "PCNL",
+        "AnnealedLangevin",
+        "ImportanceSampling",
+        "check_missed_modes",
+        "log_evidence",
+        "pareto_smooth",
+        "resample_below",
+        "resample_indices",
+        "sample_posterior",
+    }
+    assert set(SAMPLERS) - RESULTS == expected
+    assert all(hasattr(kaem.infer, name) for name in SAMPLERS)
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLIC, *SAMPLERS} - RESULTS))
 def test_docstring_has_parameters_errors_and_an_example(name):
-    thing = getattr(kaem, name)
+    thing = getattr(kaem if name in PUBLIC else kaem.infer, name)
     text = inspect.getdoc(thing)
     for section in ("Parameters\n---", "Raises\n---", "Examples\n---"):
         assert section in text, f"{name} has no section {section.split()[0]}"

@@ -1,4 +1,19 @@
-"""Posterior samplers for any NumPyro model with continuous latent values."""
+"""Posterior samplers for any NumPyro model with continuous latent values.
+
+===========================  ========================================================
+:class:`ImportanceSampling`  a few latent values, or many units with a few each
+:class:`MALA`                one gradient a draw; shapes near a Normal's
+:class:`PCNL`                the same in many dimensions, on a Normal base
+:class:`AutoMALA`            scales that differ from place to place, as in a funnel
+:class:`AnnealedLangevin`    modes that are apart
+:class:`ULA`                 biased; to compare with published work
+:func:`log_evidence`         the evidence, from an annealed population
+:func:`sample_posterior`     tries the cheapest first, and says what it did and why
+:func:`check_missed_modes`   whether a run of NUTS has missed what another found
+===========================  ========================================================
+
+The kernels are run by :class:`numpyro.infer.MCMC`, and collect what NumPyro's do.
+"""
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.auto_mala import AutoMALA

@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.infer.autoguide import AutoGuide
 
+from numpyro_kaem.infer import importance_checks as checks
 from numpyro_kaem.infer import importance_units as units
-from numpyro_kaem.infer.target import check_model, latent_sites, prior_is_exact
+from numpyro_kaem.infer.target import check_model, latent_sites
 
-__all__ = ["Options", "Particles", "propose"]
+__all__ = ["Options", "Particles", "find_dependence", "propose"]
 
 Sites = dict[str, jax.Array]
 
@@ -37,8 +37,6 @@ class Particles(NamedTuple):
     """Shape ``(num_samples,)`` or ``(num_samples, num_units)``."""
     unit_axes: dict[str, int]
     """Axis of the units in each site's value, counted from the right."""
-    gap: jax.Array
-    """How much a unit's density depends on the other units' latent values."""
 
 
 class _Run(NamedTuple):
@@ -51,32 +49,26 @@ class _Run(NamedTuple):
     kwargs: dict[str, Any]
     unit_plate: str | None
 
+    def trace(self, run: Callable) -> dict[str, dict]:
+        """Trace of the model or the guide, seeded."""
+        run = handlers.substitute(run, data=self.params)
+        return handlers.trace(run).get_trace(*self.args, **self.kwargs)
+
     def draw_guide(self, rng_key: jax.Array) -> dict[str, dict]:
-        """Sites that the guide draws, those of its own included."""
+        """Trace of the guide; empty without one."""
         if self.guide is None:
             return {}
-        guide = units.substituted_trace(
-            self.guide, rng_key, self.params, self.args, self.kwargs
-        )
-        return {name: site for name, site in guide.items() if site["type"] == "sample"}
-
-    def values(self, guide_sites: dict[str, dict]) -> Sites:
-        """Those of its draws that are latent values of the model."""
-        return {
-            name: site["value"]
-            for name, site in guide_sites.items()
-            if not site["is_observed"] and not site["infer"].get("is_auxiliary", False)
-        }
+        return self.trace(handlers.seed(self.guide, rng_key))
 
     def draw_model(
         self, rng_key: jax.Array, values: Sites, shared: bool = False
     ) -> dict[str, dict]:
         """Trace of the model, what is not given drawn from its prior."""
-        run = self.model
-        if shared:
-            run = units.ShareProposals(run, self.unit_plate)
-        given = {**self.params, **values}
-        return units.substituted_trace(run, rng_key, given, self.args, self.kwargs)
+        given = handlers.substitute(self.model, data=values)
+        seeded = handlers.seed(given, rng_key)
+        return self.trace(
+            units.DrawProposals(seeded, self.unit_plate if shared else None)
+        )
 
     def sum(self, sites: dict[str, dict]) -> jax.Array:
         """Log density of some sites, one for each unit if there is a plate of them."""
@@ -91,24 +83,35 @@ class _Run(NamedTuple):
         return sum(terms, start=jnp.zeros(()))
 
 
+def _sample_sites(trace: dict[str, dict]) -> dict[str, dict]:
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
 def _observed(trace: dict[str, dict]) -> dict[str, dict]:
+    sites = _sample_sites(trace)
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def _latent_values(guide_trace: dict[str, dict]) -> Sites:
+    """Latent values of the model that a guide drew."""
     return {
-        name: site
-        for name, site in trace.items()
-        if site["type"] == "sample" and site["is_observed"]
+        name: site["value"]
+        for name, site in latent_sites(guide_trace).items()
+        if not site["infer"].get("is_auxiliary", False)
     }
 
 
 def _weigh(run: _Run, rng_key: jax.Array, shared: bool) -> tuple[Sites, jax.Array]:
     """Draw one particle: its latent values and its log weight."""
     guide_key, model_key = jax.random.split(rng_key)
-    guide_sites = run.draw_guide(guide_key)
-    values = run.values(guide_sites)
+    guide_trace = run.draw_guide(guide_key)
+    values = _latent_values(guide_trace)
     trace = run.draw_model(model_key, values, shared)
     # What the guide did not draw came from its own prior, and cancels.
     latent = latent_sites(trace)
     guided = {name: latent[name] for name in values}
-    log_weight = run.sum(_observed(trace)) + run.sum(guided) - run.sum(guide_sites)
+    log_weight = run.sum(_observed(trace)) + run.sum(guided)
+    log_weight = log_weight - run.sum(_sample_sites(guide_trace))
     samples = {name: site["value"] for name, site in latent.items()}
     return samples, log_weight
 
@@ -123,108 +126,69 @@ def _check(run: _Run, rng_key: jax.Array) -> dict[str, dict]:
     """
     given = handlers.substitute(run.model, data=run.params)
     trace = check_model(given, rng_key, run.args, run.kwargs)
-    latent = latent_sites(trace)
-    if run.guide is None:
-        if not prior_is_exact(trace):
-            raise ValueError(
-                "model must have latent sites whose prior can be drawn from, none "
-                "improper (ImproperUniform), scaled (handlers.scale) or masked, or a "
-                f"guide that draws them; its latent sites are {sorted(latent)}."
-            )
-    else:
-        if isinstance(run.guide, AutoGuide) and run.guide.prototype_trace is None:
-            raise ValueError(
-                "guide must have been fitted: run SVI with it, and pass its params."
-            )
-        guide_sites = run.draw_guide(rng_key)
-        for name, value in run.values(guide_sites).items():
-            if name not in latent:
-                raise ValueError(
-                    f"guide must draw latent sites of the model, which are "
-                    f"{sorted(latent)}, got {name!r}."
-                )
-            expected = jnp.shape(latent[name]["value"])
-            if jnp.shape(value) != expected:
-                raise ValueError(
-                    f"guide must draw {name!r} in the shape {expected} that the model "
-                    f"gives it, got {jnp.shape(value)}."
-                )
+    checks.check_params("model", trace, run.params)
+    guided = {}
+    if run.guide is not None:
+        checks.check_fitted(run.guide)
+        guide_trace = run.draw_guide(rng_key)
+        checks.check_params("guide", guide_trace, run.params)
+        guided = _latent_values(guide_trace)
+        checks.check_guide(guide_trace, trace, guided)
         if run.unit_plate is not None:
-            units.check_units(run.unit_plate, guide_sites, trace, "guide")
+            sites = _sample_sites(guide_trace)
+            units.check_units(run.unit_plate, sites, trace, "guide")
     if run.unit_plate is not None:
-        units.check_units(run.unit_plate, latent, trace, "model")
+        units.check_units(run.unit_plate, latent_sites(trace), trace, "model")
+    checks.check_prior(trace, guided)
     return trace
 
 
-def _shares(options: Options, run: _Run, rng_key: jax.Array) -> bool:
-    """Whether all units get the same proposals.
+def _can_share(run: _Run, rng_key: jax.Array) -> bool:
+    """Whether one draw of each latent site serves all units."""
+    if run.guide is not None:
+        return False
+    try:
+        latent = latent_sites(run.draw_model(rng_key, {}, shared=True))
+    except Exception as error:
+        error.add_note(
+            "The model ran with one latent value for all units, of size one along the "
+            f"plate {run.unit_plate!r}; share_proposals=False gives each its own."
+        )
+        raise
+    return all(
+        jnp.shape(site["value"])[units.unit_axis(site, run.unit_plate)] == 1
+        for site in latent.values()
+    )
+
+
+def _plan(
+    run: _Run, rng_key: jax.Array, share_proposals: bool | None
+) -> tuple[bool, dict[str, int]]:
+    """Whether all units get the same proposals, and the axis of units in each site.
 
     Raises
     ------
     ValueError
-        If they should and cannot.
+        As :class:`ImportanceSampling`.
     """
-    unit_plate, wanted = options.unit_plate, options.share_proposals
-    if unit_plate is None or wanted is False:
-        return False
-    possible = run.guide is None
-    if possible:
-        try:
-            latent = latent_sites(run.draw_model(rng_key, {}, shared=True))
-        except Exception as error:
-            error.add_note(
-                "The model ran with one latent value for all units, of size one along "
-                f"the plate {unit_plate!r}; share_proposals=False gives each its own."
-            )
-            raise
-        possible = all(
-            jnp.shape(site["value"])[units.unit_axis(site, unit_plate)] == 1
-            for site in latent.values()
-        )
-    if wanted and not possible:
+    shared, axes = False, {}
+
+    def look(rng_key: jax.Array) -> None:
+        nonlocal shared, axes
+        latent = latent_sites(_check(run, rng_key))
+        if run.unit_plate is None:
+            return
+        axes = {n: units.unit_axis(site, run.unit_plate) for n, site in latent.items()}
+        shared = share_proposals is not False and _can_share(run, rng_key)
+
+    # Nothing is computed, nor is what the model may print or send elsewhere.
+    jax.eval_shape(look, rng_key)
+    if share_proposals and not shared:
         raise ValueError(
             "share_proposals=True needs proposals from one prior for all units, got "
             + ("a guide." if run.guide else "a prior with parameters for each unit.")
         )
-    return possible
-
-
-def _independence_gap(
-    run: _Run, rng_key: jax.Array, axes: dict[str, int], shared: Particles | None
-) -> jax.Array:
-    """How much a unit's density changes when only others' latent values change."""
-    draw_key, model_key = jax.random.split(rng_key)
-
-    def terms(values: Sites) -> tuple[jax.Array, jax.Array, jax.Array]:
-        trace = run.draw_model(model_key, values)
-        observed = _observed(trace)
-        outside = [
-            jnp.sum(units.log_prob(name, site))
-            for name, site in observed.items()
-            if units.frame_of(site, run.unit_plate) is None
-        ]
-        likelihood = run.sum(observed)
-        prior = run.sum(latent_sites(trace))
-        return prior + likelihood, likelihood, sum(outside, start=jnp.zeros(()))
-
-    draws = jax.vmap(lambda key: _weigh(run, key, False)[0])(
-        jax.random.split(draw_key, 2)
-    )
-    points = {}
-    for name, (first, second) in draws.items():
-        stack = [first, second, units.alternate(first, second, axes[name])]
-        if shared is not None:
-            stack.append(jnp.broadcast_to(shared.samples[name][0], first.shape))
-        points[name] = jnp.stack(stack)
-    density, likelihood, outside = jax.vmap(terms)(points)
-    gap = jnp.maximum(
-        units.relative_gap(density[0, ::2], density[2, ::2]),
-        units.relative_gap(outside[:1], outside),
-    )
-    if shared is None:
-        return gap
-    # A model that counts its units itself may not take one proposal for all.
-    return jnp.maximum(gap, units.relative_gap(likelihood[3], shared.log_weights[0]))
+    return shared, axes
 
 
 @eqx.filter_jit
@@ -266,9 +230,7 @@ def propose(
         As :class:`ImportanceSampling`, while it is compiled.
     """
     run = _Run(model, guide, params, args, kwargs, options.unit_plate)
-    # Checked while tracing: what is only checked is never computed.
-    latent = latent_sites(_check(run, rng_key))
-    shared = _shares(options, run, rng_key)
+    shared, axes = _plan(run, rng_key, options.share_proposals)
 
     def weigh(key: jax.Array) -> tuple[Sites, jax.Array]:
         return _weigh(run, key, shared)
@@ -278,13 +240,71 @@ def propose(
         samples, log_weights = jax.vmap(weigh)(keys)
     else:
         samples, log_weights = jax.lax.map(weigh, keys, batch_size=options.chunk_size)
-    particles = Particles(samples, log_weights, {}, jnp.zeros(()))
-    if options.unit_plate is None:
-        return particles
-    axes = {
-        name: units.unit_axis(site, options.unit_plate) for name, site in latent.items()
-    }
-    gap = _independence_gap(
-        run, jax.random.fold_in(rng_key, 1), axes, particles if shared else None
+    return Particles(samples, log_weights, axes)
+
+
+# --- are the units independent? ------------------------------------------------------
+
+
+@eqx.filter_jit
+def find_dependence(
+    model: Callable,
+    guide: Callable | None,
+    params: Sites,
+    options: Options,
+    rng_key: jax.Array,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> jax.Array:
+    """How far a model with a plate of units is from having independent ones.
+
+    Compares a few runs of the model with all units, which shared proposals otherwise
+    avoid: to be called once for a model, not with every data set.
+
+    Parameters
+    ----------
+    model, guide, params, options, rng_key, args, kwargs
+        As of :func:`propose`.
+
+    Returns
+    -------
+    jax.Array
+        Largest relative change of a unit's density when the others' latent values
+        change, a scalar: no more than rounding if they are independent.
+    """
+    run = _Run(model, guide, params, args, kwargs, options.unit_plate)
+    shared, axes = _plan(run, rng_key, options.share_proposals)
+    first_key, second_key = jax.random.split(rng_key)
+    # Whatever else the model draws is the same in all runs.
+    model_key = jax.random.split(first_key)[1]
+
+    def terms(values: Sites) -> tuple[jax.Array, jax.Array, jax.Array]:
+        trace = run.draw_model(model_key, values)
+        observed = _observed(trace)
+        outside = [
+            jnp.sum(units.log_prob(name, site))
+            for name, site in observed.items()
+            if units.frame_of(site, run.unit_plate) is None
+        ]
+        likelihood = run.sum(observed)
+        density = run.sum(latent_sites(trace)) + likelihood
+        return density, likelihood, sum(outside, start=jnp.zeros(()))
+
+    first, second = (_weigh(run, key, False)[0] for key in (first_key, second_key))
+    one = _weigh(run, first_key, True) if shared else None
+    points = {}
+    for name, value in first.items():
+        mixed = units.alternate(value, second[name], axes[name])
+        stack = [value, second[name], mixed]
+        if one is not None:
+            stack.append(jnp.broadcast_to(one[0][name], value.shape))
+        points[name] = jnp.stack(stack)
+    density, likelihood, outside = jax.vmap(terms)(points)
+    gap = jnp.maximum(
+        units.relative_gap(density[0, ::2], density[2, ::2]),
+        units.relative_gap(outside[:1], outside),
     )
-    return particles._replace(unit_axes=axes, gap=gap)
+    if one is None:
+        return gap
+    # A model that counts its units itself may not take one proposal for all.
+    return jnp.maximum(gap, units.relative_gap(likelihood[3], one[1]))

@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from numpyro_kaem.infer.target import inside
+
 __all__ = [
-    "ShareProposals",
+    "DrawProposals",
     "alternate",
     "check_units",
     "frame_of",
     "log_prob",
     "relative_gap",
-    "substituted_trace",
     "unexpanded",
     "unit_axis",
     "unit_sum",
@@ -168,22 +168,28 @@ def unexpanded(fn: dist.Distribution, dim: int) -> dist.Distribution | None:
     return None
 
 
-class ShareProposals(Messenger):
-    """Draw latent sites once for all units: NumPyro then broadcasts the likelihood."""
+class DrawProposals(Messenger):
+    """Draw latent sites from their prior, once for all units if they share proposals.
 
-    def __init__(self, fn: Callable, unit_plate: str):
-        self.unit_plate = unit_plate
+    Belongs outside :class:`numpyro.handlers.seed`, which gives the keys. A draw that
+    rounding has put on an end of its support is moved to the next number within.
+    """
+
+    def __init__(self, fn: Callable, shared_plate: str | None):
+        self.shared_plate = shared_plate
         super().__init__(fn)
 
     def process_message(self, msg: dict) -> None:
-        """Undo the plate's expansion of a latent site's distribution."""
-        if msg["type"] != "sample" or msg["is_observed"]:
+        """Undo the plate's expansion of a latent site's distribution, and draw."""
+        if msg["type"] != "sample" or msg["is_observed"] or msg["value"] is not None:
             return
-        frame = frame_of(msg, self.unit_plate)
-        if frame is not None and msg["value"] is None:
-            fn = unexpanded(msg["fn"], frame.dim)
-            if fn is not None:
-                msg["fn"] = fn
+        if self.shared_plate is not None:
+            frame = frame_of(msg, self.shared_plate)
+            fn = None if frame is None else unexpanded(msg["fn"], frame.dim)
+            # NumPyro broadcasts what is computed from one draw over the plate.
+            msg["fn"] = msg["fn"] if fn is None else fn
+        draw = msg["fn"](*msg["args"], **msg["kwargs"])
+        msg["value"] = inside(msg["fn"].support, draw)
 
 
 # --- are the units independent? ------------------------------------------------------
@@ -202,15 +208,3 @@ def alternate(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
     shape = [1] * first.ndim
     shape[axis] = first.shape[axis]
     return jnp.where(jnp.arange(shape[axis]).reshape(shape) % 2 == 0, first, second)
-
-
-def substituted_trace(
-    model: Callable,
-    rng_key: jax.Array,
-    values: dict[str, jax.Array],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> dict[str, dict]:
-    """Trace of a model with some values given."""
-    run = handlers.seed(handlers.substitute(model, data=values), rng_key)
-    return handlers.trace(run).get_trace(*args, **kwargs)

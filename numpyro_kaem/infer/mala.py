@@ -101,7 +101,8 @@ class MALA(LangevinKernel):
     - **Collect**, as ``extra_fields``: ``accept_prob``, ``step_size``,
       ``potential_energy``.
     - **Chains**: ``sequential``, ``parallel`` and ``vectorized``.
-    - **Resume** from ``mcmc.last_state``: the draws are those of an unbroken run.
+    - **Resume** from ``mcmc.last_state``: the draws are those of an unbroken run. A
+      state belongs to its data: for other data, run again without one.
 
     References
     ----------

@@ -73,7 +73,20 @@ class PCNL(LangevinKernel):
     any other posterior too. Latents with a KAEM prior are best sampled on a Normal base
     (:meth:`numpyro_kaem.KAEMPrior.as_transformed`), where the prior is exactly Normal.
 
-    Parameters, errors, chains, fields and resuming are those of :class:`MALA`.
+    Parameters
+    ----------
+    model
+        A NumPyro model, a callable.
+    step_size
+        Step size to start from: small ones are those of :class:`MALA`, large ones make
+        independent proposals.
+    adapt_step_size, adapt_scale, target_accept_prob, init_strategy
+        As for :class:`MALA`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`MALA`; chains, fields and resuming are its, too.
 
     References
     ----------

@@ -24,6 +24,7 @@ __all__ = [
     "check_model",
     "draw_prior",
     "initialize",
+    "inside",
     "latent_sites",
     "log_prior_and_likelihood",
     "prior_is_exact",
@@ -221,12 +222,13 @@ def draw_prior(
     values = {}
     for name, site in latent_sites(trace).items():
         support = site["fn"].support
-        value = _inside(support, jnp.asarray(site["value"]))
+        value = inside(support, jnp.asarray(site["value"]))
         values[name] = biject_to(support).inv(value)
     return values
 
 
-def _inside(support: constraints.Constraint, value: jax.Array) -> jax.Array:
+def inside(support: constraints.Constraint, value: jax.Array) -> jax.Array:
+    """Values, those on an end of the support moved to the next number within."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     low = getattr(support, "lower_bound", None)

@@ -109,7 +109,7 @@ def test_draws_of_the_prior(model):
 )
 def test_a_draw_at_an_end_of_its_support_is_moved_within(support, ends):
     for end in ends:
-        move = partial(target._inside, support)
+        move = partial(target.inside, support)
         for held in (move(jnp.array(end)), jax.jit(move)(jnp.array(end))):
             assert np.all(np.isfinite(dist.biject_to(support).inv(held)))
             assert_close(held, np.asarray(end))
