@@ -32,22 +32,36 @@ from numpyro_kaem.infer.resampling import Resampled, resample_below, resample_in
 from numpyro_kaem.infer.smoothing import SmoothedWeights, pareto_smooth
 from numpyro_kaem.infer.ula import ULA
 
+# After the samplers, which these are made of.
+from numpyro_kaem.objectives import (
+    AmortisedELBO,
+    Degeneracy,
+    ImportanceMLE,
+    LangevinMLE,
+    ThermodynamicMLE,
+)
+
 __all__ = [
     "MALA",
     "PCNL",
     "ULA",
+    "AmortisedELBO",
     "AnnealedLangevin",
     "AutoMALA",
+    "Degeneracy",
     "Evidence",
     "EvidenceEstimate",
+    "ImportanceMLE",
     "ImportanceResult",
     "ImportanceSampling",
+    "LangevinMLE",
     "LogEvidence",
     "MissedModes",
     "PosteriorSample",
     "Resampled",
     "ResampledDraws",
     "SmoothedWeights",
+    "ThermodynamicMLE",
     "check_missed_modes",
     "log_evidence",
     "pareto_smooth",

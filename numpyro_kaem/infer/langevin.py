@@ -1,4 +1,7 @@
-"""What the Langevin moves share: their state, a proposal, and its correction."""
+"""What the Langevin moves share: their state, a proposal, and its correction.
+
+All of it takes one chain, or many that are independent, with leading axes for these.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,39 +20,41 @@ __all__ = [
 ]
 
 LogDensity = Callable[[jax.Array], jax.Array]
-"""Log density, up to a constant, of a point of shape ``(dim,)``."""
+"""Log density, up to a constant: from ``(*chains, dim)`` to ``(*chains,)``."""
 
 
 class LangevinState(NamedTuple):
     """A point and what a step needs to know of the density there."""
 
     position: jax.Array
-    """Point in unconstrained space, shape ``(dim,)``."""
+    """Points in unconstrained space, shape ``(*chains, dim)``."""
     log_density: jax.Array
-    """Log density there, a scalar."""
+    """Log density there, shape ``(*chains,)``."""
     gradient: jax.Array
-    """Its gradient, shape ``(dim,)``."""
+    """Its gradient, shape ``(*chains, dim)``."""
 
 
 class Preconditioner(NamedTuple):
     """Diagonal scale of the target, learned in warm-up and fixed after it."""
 
     scale: jax.Array
-    """Standard deviations, shape ``(dim,)``."""
+    """Standard deviations, shape ``(dim,)`` or ``(*chains, dim)``."""
 
 
 class LangevinInfo(NamedTuple):
     """What a step reports."""
 
     acceptance: jax.Array
-    """Probability with which the proposal is accepted, a scalar."""
+    """Probability with which the proposal is accepted, shape ``(*chains,)``."""
     step_size: jax.Array
-    """Step size that was used, a scalar."""
+    """Step size that was used, a scalar or of shape ``(*chains,)``."""
 
 
 def evaluate(log_density: LogDensity, position: jax.Array) -> LangevinState:
     """State at a point."""
-    value, gradient = jax.value_and_grad(log_density)(position)
+    value, pull_back = jax.vjp(log_density, position)
+    # The chains are independent, so one sweep gives the gradient of each.
+    (gradient,) = pull_back(jnp.ones_like(value))
     return LangevinState(position, value, gradient)
 
 
@@ -75,11 +80,12 @@ def propose(
     rng_key
         Random key.
     log_density
-        Log density of a point of shape ``(dim,)``, up to a constant.
+        Log density, up to a constant.
     state
         Where the chain is.
     drift, diffusion
-        The factors :math:`a` and :math:`b`, positive scalars.
+        The factors :math:`a` and :math:`b`, positive, scalars or of shape
+        ``(*chains,)``.
     preconditioner
         The scale.
 
@@ -90,6 +96,7 @@ def propose(
     """
     scale = preconditioner.scale
     shape, dtype = state.position.shape, state.position.dtype
+    drift, diffusion = (jnp.asarray(x)[..., None] for x in (drift, diffusion))
     noise = jax.random.normal(rng_key, shape, dtype)
     step = drift * scale * state.gradient + diffusion * noise
     new = evaluate(log_density, state.position + scale * step)
@@ -97,13 +104,19 @@ def propose(
     # difference is wanted, may be large: they are subtracted element by element.
     change = drift / diffusion * scale * (state.gradient + new.gradient)
     log_ratio = new.log_density - state.log_density
-    log_ratio = log_ratio - 0.5 * jnp.sum(change * (2 * noise + change))
+    log_ratio = log_ratio - 0.5 * jnp.sum(change * (2 * noise + change), axis=-1)
     return new, log_ratio
+
+
+def is_finite(state: LangevinState) -> jax.Array:
+    """Whether the density and its gradient are finite."""
+    finite = jnp.all(jnp.isfinite(state.gradient), axis=-1)
+    return finite & jnp.isfinite(state.log_density)
 
 
 def acceptance_of(log_ratio: jax.Array, new: LangevinState) -> jax.Array:
     """Probability of acceptance; none where the density is not finite."""
-    finite = jnp.isfinite(new.log_density) & jnp.all(jnp.isfinite(new.gradient))
+    finite = is_finite(new)
     finite = finite & ~jnp.isnan(log_ratio)
     return jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
 
@@ -112,7 +125,12 @@ def choose(
     accepted: jax.Array, new: LangevinState, old: LangevinState
 ) -> LangevinState:
     """Take the new state where it is accepted."""
-    return jax.tree_util.tree_map(lambda n, o: jnp.where(accepted, n, o), new, old)
+
+    def where(new: jax.Array, old: jax.Array) -> jax.Array:
+        axes = tuple(range(accepted.ndim, new.ndim))
+        return jnp.where(jnp.expand_dims(accepted, axes), new, old)
+
+    return jax.tree.map(where, new, old)
 
 
 def accept_or_stay(
@@ -126,5 +144,6 @@ def accept_or_stay(
         The next state, and the probability.
     """
     acceptance = acceptance_of(log_ratio, new)
-    accepted = jax.random.uniform(rng_key, dtype=acceptance.dtype) < acceptance
+    uniform = jax.random.uniform(rng_key, acceptance.shape, acceptance.dtype)
+    accepted = uniform < acceptance
     return choose(accepted, new, old), acceptance

@@ -43,11 +43,12 @@ def step(
     rng_key
         Random key.
     log_density
-        Log density of a point of shape ``(dim,)``, up to a constant.
+        Log density, up to a constant: from ``(*chains, dim)`` to ``(*chains,)``.
     state
-        Where the chain is.
+        Where the chain is, or the chains are.
     step_size
-        Step size :math:`\varepsilon`, in units of the scale; a positive scalar.
+        Step size :math:`\varepsilon` > 0, in units of the scale; a scalar, or one for
+        each chain.
     preconditioner
         The scale.
 

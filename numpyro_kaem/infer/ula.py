@@ -16,6 +16,7 @@ from numpyro_kaem.infer.langevin import (
     Preconditioner,
     acceptance_of,
     choose,
+    is_finite,
     propose,
 )
 
@@ -38,9 +39,8 @@ def step(
     new, log_ratio = propose(
         rng_key, log_density, state, 0.5 * step_size**2, step_size, preconditioner
     )
-    finite = jnp.isfinite(new.log_density) & jnp.all(jnp.isfinite(new.gradient))
     info = LangevinInfo(acceptance_of(log_ratio, new), jnp.asarray(step_size))
-    return choose(finite, new, state), info
+    return choose(is_finite(new), new, state), info
 
 
 class ULA(LangevinKernel):

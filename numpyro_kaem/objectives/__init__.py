@@ -1,0 +1,14 @@
+"""Maximum likelihood of models with latent values: objectives for NumPyro's ``SVI``."""
+
+from numpyro_kaem.objectives.amortised import AmortisedELBO
+from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
+from numpyro_kaem.objectives.langevin import LangevinMLE
+from numpyro_kaem.objectives.thermodynamic import ThermodynamicMLE
+
+__all__ = [
+    "AmortisedELBO",
+    "Degeneracy",
+    "ImportanceMLE",
+    "LangevinMLE",
+    "ThermodynamicMLE",
+]
