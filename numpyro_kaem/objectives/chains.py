@@ -1,5 +1,6 @@
 """Langevin chains of many units at once, each with its own step size."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ __all__ = ["TARGET_ACCEPT_PROB", "Chains", "advance", "check_move"]
 TARGET_ACCEPT_PROB = 0.6
 """Acceptance at which step sizes aim."""
 
-# How much a log step size follows one acceptance.
-_GAIN = 0.2
+# How much a log step size follows one acceptance, first and at last. A chain whose step
+# size keeps following where it is has a biased law; at a small gain it still follows
+# parameters that are trained.
+_FIRST_GAIN, _LAST_GAIN, _GAIN_POWER = 0.5, 1e-3, 0.6
 
 _STEPS = {"mala": mala.step, "ula": ula.step}
 
@@ -27,6 +30,15 @@ class Chains(NamedTuple):
     """Shape ``(*chains, dim)``."""
     log_step_size: jax.Array
     """Shape ``(*chains,)``."""
+    num_steps: jax.Array
+    """Number of steps made, shape ``(*chains,)``."""
+
+    @classmethod
+    def start(cls, position: jax.Array, step_size: float) -> "Chains":
+        """Chains that have made no step."""
+        shape = position.shape[:-1]
+        log_size = jnp.full(shape, math.log(step_size), position.dtype)
+        return cls(position, log_size, jnp.zeros(shape, int))
 
 
 def check_move(local_move: str) -> str:
@@ -78,15 +90,19 @@ def advance(
     unit_scale = Preconditioner(jnp.ones(chains.position.shape[-1]))
 
     def body(
-        carry: tuple[LangevinState, jax.Array], key: jax.Array
-    ) -> tuple[tuple[LangevinState, jax.Array], jax.Array]:
-        state, log_size = carry
+        carry: tuple[LangevinState, jax.Array, jax.Array], key: jax.Array
+    ) -> tuple[tuple[LangevinState, jax.Array, jax.Array], jax.Array]:
+        state, log_size, count = carry
+        count = count + 1
         state, info = step(key, log_density, state, jnp.exp(log_size), unit_scale)
         if local_move == "mala":
-            log_size = log_size + _GAIN * (info.acceptance - TARGET_ACCEPT_PROB)
-        return (state, log_size), info.acceptance
+            gain = jnp.maximum(
+                _FIRST_GAIN * count.astype(log_size.dtype) ** -_GAIN_POWER, _LAST_GAIN
+            )
+            log_size = log_size + gain * (info.acceptance - TARGET_ACCEPT_PROB)
+        return (state, log_size, count), info.acceptance
 
     keys = jax.random.split(rng_key, num_steps)
-    start = (evaluate(log_density, chains.position), chains.log_step_size)
-    (state, log_size), acceptance = jax.lax.scan(body, start, keys)
-    return Chains(state.position, log_size), acceptance.mean(0)
+    start = (evaluate(log_density, chains.position), *chains[1:])
+    (state, log_size, count), acceptance = jax.lax.scan(body, start, keys)
+    return Chains(state.position, log_size, count), acceptance.mean(0)

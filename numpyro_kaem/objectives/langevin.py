@@ -34,7 +34,7 @@ class LangevinMLE(MaximumLikelihood):
     persistent
         Whether each unit keeps its chains from one step of training to the next. They
         are then near its posterior, which changes slowly, and few steps do; memory is
-        ``num_data * num_chains * (dim + 1)`` numbers. If not, chains start at draws of
+        ``num_data * num_chains * (dim + 2)`` numbers. If not, chains start at draws of
         the prior every time, and need many steps.
     num_chains
         Chains of each unit.
@@ -57,8 +57,8 @@ class LangevinMLE(MaximumLikelihood):
       over the chains, all units counted. It falls in training but is not the
       likelihood; that is what an annealed run or importance sampling with a guide say.
     - **Bias**: that of chains that have not converged.
-    - **Memory** of :meth:`guide`: ``"position"``, ``"log_step_size"`` and the mean
-      ``"acceptance"`` of the last step.
+    - **Memory** of :meth:`guide`: ``"position"``, ``"log_step_size"`` and
+      ``"num_steps"`` of the chains, and the mean ``"acceptance"`` of the last step.
 
     References
     ----------
@@ -111,8 +111,8 @@ class LangevinMLE(MaximumLikelihood):
         memory = {"acceptance": jnp.zeros(())}
         if self.persistent:
             shape = (unit_model.num_data, self.num_chains)
-            memory["position"] = prior_positions(rng_key, unit_model, shape)
-            memory["log_step_size"] = jnp.full(shape, math.log(self.step_size))
+            position = prior_positions(rng_key, unit_model, shape)
+            memory.update(Chains.start(position, self.step_size)._asdict())
         return memory
 
     def estimate(
@@ -126,12 +126,11 @@ class LangevinMLE(MaximumLikelihood):
         key_start, key_steps = jax.random.split(rng_key)
         if self.persistent:
             check_memory(memory, type(self).__name__)
-            chains = Chains(memory["position"], memory["log_step_size"])
-            chains = jax.tree.map(lambda x: x[unit_model.index], chains)
+            chains = Chains(*(memory[n][unit_model.index] for n in Chains._fields))
         else:
             shape = (unit_model.num_units, self.num_chains)
             position = prior_positions(key_start, unit_model, shape)
-            chains = Chains(position, jnp.full(shape, math.log(self.step_size)))
+            chains = Chains.start(position, self.step_size)
 
         def log_density(position: jax.Array) -> jax.Array:
             return sum(jax.vmap(unit_model.log_densities, 1, 1)(position))

@@ -1,6 +1,5 @@
 """Maximum likelihood with annealed populations of each unit's latent values."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,7 +73,7 @@ class ThermodynamicMLE(MaximumLikelihood):
         Name of the plate that makes units independent; it may subsample.
     persistent
         Whether each unit keeps its population from one step of training to the next;
-        memory is ``num_data * num_temperatures * (dim + 1)`` numbers. If not, all
+        memory is ``num_data * num_temperatures * (dim + 2)`` numbers. If not, all
         replicas start at draws of the prior.
     temperatures
         Ladder to use, increasing from 0 to 1, in place of a power law;
@@ -106,9 +105,10 @@ class ThermodynamicMLE(MaximumLikelihood):
     - **Cost** of a step:
       ``num_units * num_temperatures * num_sweeps * (num_local_steps + 2)`` densities
       with gradients.
-    - **Memory** of :meth:`guide`: ``"position"``, ``"log_step_size"``, the ladder
-      ``"temperatures"``, the mean ``"rejection"`` of the swaps, the ``"acceptance"`` of
-      the local moves and the number of the ``"step"``.
+    - **Memory** of :meth:`guide`: ``"position"``, ``"log_step_size"`` and
+      ``"num_steps"`` of the replicas, the ladder ``"temperatures"``, the mean
+      ``"rejection"`` of the swaps, the ``"acceptance"`` of the local moves, and the
+      number of the ``"step"``.
 
     References
     ----------
@@ -193,8 +193,8 @@ class ThermodynamicMLE(MaximumLikelihood):
         }
         if self.persistent:
             shape = (unit_model.num_data, self.num_temperatures)
-            memory["position"] = prior_positions(rng_key, unit_model, shape)
-            memory["log_step_size"] = jnp.full(shape, math.log(self.step_size))
+            position = prior_positions(rng_key, unit_model, shape)
+            memory.update(Chains.start(position, self.step_size)._asdict())
         return memory
 
     def _temperatures(self, memory: Memory | None) -> jax.Array:
@@ -226,12 +226,11 @@ class ThermodynamicMLE(MaximumLikelihood):
         temperatures = self._temperatures(memory)
         if self.persistent:
             check_memory(memory, type(self).__name__)
-            chains = Chains(memory["position"], memory["log_step_size"])
-            chains = jax.tree.map(lambda x: x[unit_model.index], chains)
+            chains = Chains(*(memory[n][unit_model.index] for n in Chains._fields))
         else:
             shape = (unit_model.num_units, self.num_temperatures)
             position = prior_positions(key_start, unit_model, shape)
-            chains = Chains(position, jnp.full(shape, math.log(self.step_size)))
+            chains = Chains.start(position, self.step_size)
         chains = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), chains)
         done = self._sweep(key_sweeps, unit_model, temperatures, chains)
         if memory is not None:
@@ -291,12 +290,12 @@ class ThermodynamicMLE(MaximumLikelihood):
         ) -> tuple[tuple[Chains, jax.Array], tuple]:
             chains, parity = carry
             key_prior, key_move, key_swap = jax.random.split(key, 3)
-            first = unit_model.unconstrain(unit_model.draw_prior(key_prior))
+            drawn = unit_model.unconstrain(unit_model.draw_prior(key_prior))
             others = jax.tree.map(lambda x: x[1:], chains)
             others, acceptance = advance(
                 key_move, tempered, others, self.num_local_steps, self.local_move
             )
-            position = jnp.concatenate([first[None], others.position])
+            position = jnp.concatenate([drawn[None], others.position])
             log_likelihood = densities(position)[1]
             log_likelihood = jnp.where(
                 jnp.isnan(log_likelihood), -jnp.inf, log_likelihood
@@ -311,14 +310,15 @@ class ThermodynamicMLE(MaximumLikelihood):
             position = jnp.take_along_axis(position, permutation[..., None], axis=0)
             log_likelihood = jnp.take_along_axis(log_likelihood, permutation, axis=0)
             # Step sizes belong to the rungs, and stay.
-            log_size = jnp.concatenate([chains.log_step_size[:1], others.log_step_size])
+            first = jax.tree.map(lambda x: x[:1], chains)
+            moved = jax.tree.map(lambda *x: jnp.concatenate(x), first, others)
             found = (
                 position[-1],
                 log_likelihood,
                 1 - probabilities.mean(1),
                 acceptance.mean(),
             )
-            return (Chains(position, log_size), parity + 1), found
+            return (moved._replace(position=position), parity + 1), found
 
         key_parity, key_sweeps = jax.random.split(rng_key)
         # Odd or even first, so that both kinds of pairs are asked over the steps.
