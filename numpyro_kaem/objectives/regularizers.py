@@ -260,7 +260,10 @@ def _as_coefficients(coefficients: ArrayLike) -> jax.Array:
 
 
 def _norms(coefficients: ArrayLike) -> jax.Array:
-    return jnp.mean(jnp.abs(_as_coefficients(coefficients)), axis=-1)
+    coefficients = _as_coefficients(coefficients)
+    # The absolute value, but with a derivative of 0 at 0, where that of jnp.abs is 1.
+    signs = jax.lax.stop_gradient(jnp.sign(coefficients))
+    return jnp.mean(signs * coefficients, axis=-1)
 
 
 def _layers(tree: Any) -> list[jax.Array]:

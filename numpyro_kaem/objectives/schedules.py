@@ -64,7 +64,7 @@ def cyclical_schedule(
     References
     ----------
     Fu, Li, Liu, Gao, Celikyilmaz and Carin (2019), "Cyclical annealing schedule: a
-    simple approach to mitigating KL vanishing", *NAACL-HLT*, equation (6).
+    simple approach to mitigating KL vanishing", *NAACL-HLT*.
 
     Examples
     --------

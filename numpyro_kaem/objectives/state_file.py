@@ -48,8 +48,8 @@ class StateFile(NamedTuple):
     """Contents of a file, before they are matched with a pytree."""
 
     header: dict[str, Any]
-    """Format, versions of the libraries, step, metadata, the data type and shape of
-    each array, the structure of the pytree, and the checksum."""
+    """Format, versions of the libraries, step, metadata, a description of each array,
+    the structure of the pytree, and the checksum."""
     arrays: dict[str, np.ndarray]
     """Arrays by name."""
 
@@ -101,6 +101,7 @@ def write_state(
             f"{type(metadata).__name__}."
         )
     named = name_leaves(tree)
+    described = _describe_arrays(named.leaves)
     arrays = {_ROOT + name: _to_array(name, v) for name, v in named.leaves.items()}
     header = {
         "format": FORMAT_VERSION,
@@ -112,7 +113,7 @@ def write_state(
             "equinox": eqx.__version__,
         },
         "step": step,
-        "arrays": _describe_arrays(named.leaves),
+        "arrays": described,
         "structure": {_ROOT + name: v for name, v in named.structure.items()},
     }
     try:
@@ -213,8 +214,8 @@ def restore_state(path: Path, state: StateFile, like: Any) -> Any:
     Returns
     -------
     Any
-        A pytree of the structure of ``like``, with the kind of array, the weak types
-        and the devices of its leaves.
+        A pytree of the structure of ``like``, with the kinds of array and the devices
+        of its leaves.
 
     Raises
     ------
@@ -224,9 +225,9 @@ def restore_state(path: Path, state: StateFile, like: Any) -> Any:
         If names, shapes, data types or static values differ; the first are listed.
     """
     named = name_leaves(like)
+    descriptions = state.header["arrays"]
     differences = _differences(
-        {k: _show(*v[:2]) for k, v in _describe_arrays(named.leaves).items()},
-        {k: _show(*v[:2]) for k, v in state.header["arrays"].items()},
+        _show(_describe_arrays(named.leaves)), _show(descriptions)
     )
     structure = json.loads(json.dumps(named.structure))
     differences += _differences(
@@ -241,9 +242,7 @@ def restore_state(path: Path, state: StateFile, like: Any) -> Any:
             f"{shown}{f'{chr(10)}  and {more} more' if more > 0 else ''}"
         )
     leaves = [
-        _from_array(
-            state.arrays[_ROOT + name], leaf, state.header["arrays"][_ROOT + name]
-        )
+        _from_array(state.arrays[_ROOT + name], leaf, descriptions[_ROOT + name])
         for name, leaf in named.leaves.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -272,13 +271,13 @@ def _to_array(name: str, leaf: Any) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
 
 
-def _from_array(array: np.ndarray, like: Any, description: list) -> Any:
+def _from_array(array: np.ndarray, like: Any, description: dict[str, Any]) -> Any:
     """Leaf of the kind of ``like``."""
     if isinstance(like, bool | int | float | complex) and not hasattr(like, "dtype"):
         return type(like)(array.item())
     if _is_key(like):
-        implementation = description[2]
-        value = jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
+        key_data = jnp.asarray(array)
+        value = jax.random.wrap_key_data(key_data, impl=description["key"])
     else:
         array = array if array.dtype == like.dtype else array.view(like.dtype)
         if isinstance(like, np.ndarray):
@@ -286,17 +285,26 @@ def _from_array(array: np.ndarray, like: Any, description: list) -> Any:
         if isinstance(like, np.generic):
             return array[()]
         value = jnp.asarray(array)
-        if getattr(like, "weak_type", False):
-            # A counter such as jnp.array(0): a strong type would compile anew, and
-            # could promote what it is combined with.
-            value = jnp.zeros_like(like).at[...].set(value)
+        if description["weak_type"]:
+            value = _as_weak(value)
     if getattr(like, "committed", False):
         return jax.device_put(value, like.sharding)
     return value
 
 
-def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, list]:
-    """Describe each array by data type, shape and, of a random key, implementation.
+def _as_weak(array: jax.Array) -> jax.Array:
+    """Give an array the weak type that a Python number has.
+
+    Counters such as ``jnp.array(0)`` have it. With a strong type a function would be
+    compiled anew, and what a counter is combined with could be promoted.
+    """
+    zero = jnp.asarray(np.zeros((), array.dtype).item())
+    weak = jax.lax.full_like(zero, 0, shape=array.shape).at[...].set(array)
+    return weak if weak.dtype == array.dtype else array
+
+
+def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Describe each array by data type and shape, and a key by its implementation.
 
     Raises
     ------
@@ -315,14 +323,17 @@ def _describe_arrays(leaves: Mapping[str, Any]) -> dict[str, list]:
                 f"got {leaf!r} of type {type(leaf).__name__}; filter modules first, as "
                 "in equinox.filter(module, equinox.is_array)."
             )
-        described[_ROOT + name] = [str(dtype), list(shape)]
-        if _is_key(leaf) and isinstance(leaf, jax.Array):
-            described[_ROOT + name].append(str(jax.random.key_impl(leaf)))
+        description = {"dtype": str(dtype), "shape": list(shape)}
+        if not _is_key(leaf):
+            description["weak_type"] = bool(getattr(leaf, "weak_type", False))
+        elif isinstance(leaf, jax.Array):
+            description["key"] = str(jax.random.key_impl(leaf))
+        described[_ROOT + name] = description
     return described
 
 
-def _show(dtype: str, shape: list[int]) -> str:
-    return f"{dtype}{list(shape)}"
+def _show(descriptions: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: f"{d['dtype']}{d['shape']}" for name, d in descriptions.items()}
 
 
 def _differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
