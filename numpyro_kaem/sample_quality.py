@@ -79,6 +79,9 @@ def sample_quality(
     -----
     - All three depend on the sizes of the sets: compare models at equal sizes, and
       report what held-out data of the same size reach.
+    - The components are those in which the reference varies most. With few data for
+      the number of pixels they follow its noise, and even perfect samples vary less
+      there: precision is then too high, recall too low. Take fewer components.
     - What lies outside of the principal components is not seen: noise in single pixels
       may need more of them.
     - Computed in float64 by NumPy and SciPy. The cost grows with the product of the
