@@ -1,14 +1,28 @@
-"""Maximum likelihood of models with latent values: objectives for NumPyro's ``SVI``."""
+"""Maximum likelihood of models with latent values: objectives, and training."""
 
 from numpyro_kaem.objectives.amortised import AmortisedELBO
+from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
 from numpyro_kaem.objectives.langevin import LangevinMLE
+from numpyro_kaem.objectives.regularizers import (
+    coefficient_differences,
+    entropy,
+    kan_penalty,
+    l1,
+)
+from numpyro_kaem.objectives.schedules import cyclical_schedule
 from numpyro_kaem.objectives.thermodynamic import ThermodynamicMLE
 
 __all__ = [
     "AmortisedELBO",
+    "Checkpoint",
     "Degeneracy",
     "ImportanceMLE",
     "LangevinMLE",
     "ThermodynamicMLE",
+    "coefficient_differences",
+    "cyclical_schedule",
+    "entropy",
+    "kan_penalty",
+    "l1",
 ]

@@ -1,0 +1,181 @@
+"""Sample quality against closed forms and plain loops."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.linalg import sqrtm
+
+from numpyro_kaem import sample_quality as module
+from numpyro_kaem.sample_quality import sample_quality
+
+
+def rows_with_moments(mean, covariance, n, seed):
+    """Rows whose sample mean and sample covariance are exactly the given ones."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, len(mean)))
+    rows -= rows.mean(0)
+    q, _ = np.linalg.qr(rows)
+    return mean + np.sqrt(n - 1) * q @ np.linalg.cholesky(covariance).T
+
+
+def random_covariance(dim, seed):
+    factor = np.random.default_rng(seed).normal(size=(dim, dim + 2))
+    return factor @ factor.T / dim
+
+
+def test_frechet_distance_of_known_gaussians():
+    means = np.array([1.0, -2.0, 0.5]), np.array([0.0, 3.0, 1.0])
+    covariances = random_covariance(3, 1), random_covariance(3, 2)
+    samples = rows_with_moments(means[0], covariances[0], 40, 3)
+    reference = rows_with_moments(means[1], covariances[1], 60, 4)
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    spread = np.trace(covariances[0] + covariances[1] - 2 * root)
+    expected = np.sum((means[0] - means[1]) ** 2) + spread
+    actual = sample_quality(samples, reference).frechet_distance
+    assert_allclose(actual, expected, rtol=1e-10)
+    assert_allclose(sample_quality(reference, samples)[0], expected, rtol=1e-10)
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    scales = np.array([1.0, 2.0, 0.5]), np.array([3.0, 0.5, 1e-9])
+    sets = [
+        rows_with_moments(np.full(3, loc), np.diag(scale**2), 50, seed)
+        for seed, (loc, scale) in enumerate(zip((1.0, -1.0), scales, strict=True))
+    ]
+    expected = 3 * 2.0**2 + np.sum((scales[0] - scales[1]) ** 2)
+    assert_allclose(sample_quality(*sets).frechet_distance, expected, rtol=1e-7)
+
+
+def test_only_the_first_components_of_the_reference_count():
+    scales = np.array([3.0, 2.0, 1.0, 0.5])
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
+    reference = rows_with_moments(np.ones(4), np.diag(scales**2), 50, 1)
+    samples = rows_with_moments(np.zeros(4), np.diag(4 * scales**2), 50, 2)
+    expected = 2 + np.sum(scales[:2] ** 2)
+    actual = sample_quality(samples @ rotation, reference @ rotation, num_components=2)
+    assert_allclose(actual.frechet_distance, expected, rtol=1e-10)
+    everything = sample_quality(samples, reference, num_components=None)
+    assert_allclose(everything[0], 4 + np.sum(scales**2), rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(30, 4), (30, 1), (25, 6, 7), (8, 50)], ids=str)
+def test_equal_sets(shape):
+    images = np.random.default_rng(0).normal(2.0, 3.0, shape)
+    quality = sample_quality(images[::-1], images)
+    assert_allclose(quality.frechet_distance, 0, atol=1e-10)
+    assert quality.frechet_distance >= 0
+    assert (quality.precision, quality.recall) == (1.0, 1.0)
+
+
+def test_constant_sets():
+    same = sample_quality(np.full((9, 3), 2.0), np.full((7, 3), 2.0))
+    assert same == (0.0, 1.0, 1.0)
+
+
+def brute_force(points, rows, k):
+    inside = 0
+    for point in points:
+        for i, row in enumerate(rows):
+            others = [
+                np.sqrt(np.sum((row - other) ** 2))
+                for j, other in enumerate(rows)
+                if j != i
+            ]
+            if np.sqrt(np.sum((point - row) ** 2)) <= sorted(others)[k - 1]:
+                inside += 1
+                break
+    return inside / len(points)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_precision_and_recall_by_brute_force(k, monkeypatch):
+    # Several blocks, the last of them not full.
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
+    rng = np.random.default_rng(0)
+    reference = rng.normal(1.0, 2.0, (40, 3))
+    samples = rng.normal(0.0, 1.5, (35, 3))
+    quality = sample_quality(samples, reference, num_neighbours=k)
+    assert quality.precision == brute_force(samples, reference, k)
+    assert quality.recall == brute_force(reference, samples, k)
+    assert 0.1 < quality.precision != quality.recall < 1
+
+
+def groups(rng, n, missing=None):
+    centers = 8.0 * np.arange(4)[:, None] * np.ones(5)
+    kept = [i for i in range(4) if i != missing]
+    return centers[rng.choice(kept, n)] + rng.normal(size=(n, 5))
+
+
+def test_missing_kinds_lower_recall_and_noise_lowers_precision():
+    rng = np.random.default_rng(1)
+    reference = groups(rng, 300)
+    good = sample_quality(groups(rng, 300), reference)
+    assert good.precision > 0.85
+    assert good.recall > 0.85
+    missing = sample_quality(groups(rng, 300, missing=3), reference)
+    assert missing.precision > 0.85
+    assert abs(missing.recall - 0.75 * good.recall) < 0.08
+    noisy = sample_quality(groups(rng, 300) + rng.normal(0, 3, (300, 5)), reference)
+    assert noisy.precision < 0.4
+    assert noisy.recall > 0.85
+    for worse in (missing, noisy):
+        assert worse.frechet_distance > 3 * good.frechet_distance
+
+
+def test_pixels_are_flattened_and_dtypes_converted():
+    rng = np.random.default_rng(0)
+    samples, reference = rng.integers(0, 255, (2, 30, 4, 3)).astype(np.uint8)
+    images = sample_quality(samples, reference)
+    rows = sample_quality(
+        samples.reshape(30, 12) * 1.0, reference.reshape(30, 12) * 1.0
+    )
+    assert images == rows
+    assert all(isinstance(value, float) for value in images)
+
+
+GOOD = np.random.default_rng(0).normal(size=(10, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"samples": GOOD * 1j}, TypeError, "samples must be real numbers, got dtype"),
+        (
+            {"reference": [["a"]]},
+            TypeError,
+            "reference must be real numbers, got dtype",
+        ),
+        ({"samples": GOOD[:5]}, ValueError, r"samples .* = 5, got shape \(5, 3\)"),
+        ({"reference": GOOD[:, 0]}, ValueError, r"reference .* got shape \(10,\)"),
+        ({"samples": GOOD[:, :0]}, ValueError, r"samples .* got shape \(10, 0\)"),
+        ({"samples": GOOD[:, :2]}, ValueError, r"one shape, got shapes \(10, 2\) and"),
+        (
+            {"reference": GOOD * np.inf},
+            ValueError,
+            "reference must be finite, got 30 of 30",
+        ),
+        (
+            {"num_components": 0},
+            ValueError,
+            "num_components must be a positive integer",
+        ),
+        (
+            {"num_components": 2.0},
+            TypeError,
+            "num_components must be a positive integer",
+        ),
+        (
+            {"num_neighbours": 0},
+            ValueError,
+            "num_neighbours must be a positive integer",
+        ),
+        (
+            {"num_neighbours": 1.5},
+            TypeError,
+            "num_neighbours must be a positive integer",
+        ),
+    ],
+)
+def test_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        sample_quality(**{"samples": GOOD, "reference": GOOD} | arguments)
