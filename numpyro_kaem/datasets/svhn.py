@@ -1,6 +1,7 @@
 """SVHN, the street view house numbers."""
 
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -57,6 +58,7 @@ def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
     ((2, 32, 32, 3), array([0, 3], dtype=int32))
     """
     path = existing_file(path, _EXPECTED)
+    _check_length(path)
     variables = _variables(path)
     missing = [name for name in ("X", "y") if name not in variables]
     if missing:
@@ -93,8 +95,34 @@ def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
     return LabelledImages(to_unit_interval(images) if scale else images, labels)
 
 
-def _variables(path: PathLike) -> dict[str, np.ndarray]:
-    """Variables X and y of a MATLAB file, where they are there, and others' names.
+def _check_length(path: Path) -> None:
+    """Check that a MATLAB file is as long as its variables say.
+
+    Raises
+    ------
+    ValueError
+        If it is shorter.
+    """
+    found, place = path.stat().st_size, 128
+    with path.open("rb") as file:
+        order = {b"IM": "little", b"MI": "big"}.get(file.read(place)[126:])
+        # Each variable starts with its type, matrix or compressed, and its length. What
+        # starts otherwise is not a file of version 5, or damaged, as loadmat will say.
+        while order and place < found:
+            file.seek(place)
+            start = file.read(8)
+            if int.from_bytes(start[:4], order) not in (14, 15):
+                return
+            place += 8 + int.from_bytes(start[4:], order)
+            if place > found:
+                raise ValueError(
+                    f"{path} is truncated: expected at least {place} bytes, found "
+                    f"{found}."
+                )
+
+
+def _variables(path: Path) -> dict[str, np.ndarray]:
+    """Variables of a MATLAB file by name.
 
     Raises
     ------

@@ -1,5 +1,7 @@
 """SVHN files, written here by SciPy."""
 
+import struct
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -48,10 +50,30 @@ def test_one_image_without_its_last_axis(path, file):
 def test_truncated(path, file):
     savemat(path, file, do_compression=True)
     content = path.read_bytes()
-    for stop in [0, 3, 60, 127, 130, 136, 200, len(content) // 2]:
+    for stop in [0, 3, 60, 127]:
         path.write_bytes(content[:stop])
-        with pytest.raises(ValueError, match=r"train_32x32.mat cannot be read as a MA"):
+        with pytest.raises(
+            ValueError, match=r"train_32x32\.mat cannot be read as a MA"
+        ):
             read_svhn(path)
+    for stop in [136, 200, len(content) // 2]:
+        path.write_bytes(content[:stop])
+        # X comes first; its length is in the file.
+        message = rf"expected at least {136 + struct.unpack('<I', content[132:136])[0]}"
+        with pytest.raises(ValueError, match=rf"{message} bytes, found {stop}\."):
+            read_svhn(path)
+    path.write_bytes(content[:-1])
+    message = f"expected at least {len(content)} bytes, found {len(content) - 1}"
+    with pytest.raises(ValueError, match=message):
+        read_svhn(path)
+
+
+def test_truncated_in_big_endian_order(path):
+    # SciPy writes little-endian files only: the header, and the start of a variable.
+    header = b"MATLAB 5.0".ljust(124) + b"\x01\x00MI"
+    path.write_bytes(header + struct.pack(">II", 14, 1000) + bytes(64))
+    with pytest.raises(ValueError, match="expected at least 1136 bytes, found 200"):
+        read_svhn(path)
 
 
 def test_nothing_but_the_header(path, file):
