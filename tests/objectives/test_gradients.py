@@ -1,0 +1,265 @@
+"""Values and gradients of the objectives against a likelihood that is integrated."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpyro.infer import SVI
+from numpyro.optim import Adam
+
+from numpyro_kaem.infer import (
+    AmortisedELBO,
+    ImportanceMLE,
+    LangevinMLE,
+    ThermodynamicMLE,
+)
+from tests.objectives.closed_model import (
+    X,
+    finite_difference_gradient,
+    initial_params,
+    log_likelihood,
+    model,
+)
+
+NUM_BATCHES = 20
+
+
+@pytest.fixture(scope="module")
+def params():
+    return initial_params()
+
+
+@pytest.fixture(scope="module")
+def exact(params):
+    """Mean log likelihood of a unit, and its gradient by finite differences."""
+    # Simpson's rule over float32 values carries 1e-7 or so.
+    step = 1e-2 if jnp.zeros(()).dtype == jnp.float32 else 1e-4
+    return log_likelihood(params).mean(), finite_difference_gradient(params, step)
+
+
+def repeated(objective, params, num_steps, *, burn_in=0, subsample_size=None):
+    """Mean log likelihood and gradient estimated over and over, parameters fixed."""
+    guide = objective.guide(model)
+    svi = SVI(model, guide, Adam(0.1), loss=objective)
+    state = svi.init(jax.random.key(1), X)
+    params = {**svi.get_params(state), **params}
+
+    def loss(params, memory, key):
+        result = objective.loss_with_mutable_state(
+            key, {**params, **memory}, model, guide, X, subsample_size=subsample_size
+        )
+        return -result["loss"] / len(X), result["mutable_state"]
+
+    def body(memory, key):
+        (value, memory), gradient = jax.value_and_grad(loss, has_aux=True)(
+            params, memory, key
+        )
+        known = {name: gradient[name] for name in initial_params()}
+        return memory, (value, ravel_pytree(known)[0])
+
+    keys = jax.random.split(jax.random.key(2), num_steps)
+    memory, kept = jax.jit(lambda m: jax.lax.scan(body, m, keys))(state.mutable_state)
+    value, gradient = (np.asarray(x, np.float64)[burn_in:] for x in kept)
+    return value, gradient, memory
+
+
+def mean_and_error(series):
+    """Mean and its standard error, by means of batches: the series is correlated."""
+    length = len(series) // NUM_BATCHES * NUM_BATCHES
+    batches = series[:length].reshape(NUM_BATCHES, -1, *series.shape[1:]).mean(1)
+    return series.mean(0), batches.std(0, ddof=1) / np.sqrt(NUM_BATCHES)
+
+
+def assert_gradient(gradient, exact, rounding=2e-4):
+    """Every parameter's, within what twenty batch means say at p = 1e-4 or so."""
+    mean, error = mean_and_error(gradient)
+    np.testing.assert_array_less(np.abs(mean - exact), 5 * error + rounding)
+
+
+# --- importance sampling -------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_importance_bias_falls_as_the_number_of_particles_grows(params, exact):
+    _, expected = exact
+    means, errors = [], []
+    for num_particles, num_steps in ((16, 12_000), (64, 6000), (256, 2000)):
+        objective = ImportanceMLE(num_particles)
+        _, gradient, _ = repeated(objective, params, num_steps)
+        mean, error = mean_and_error(gradient)
+        means.append(mean)
+        errors.append(error)
+    bias = np.array(means) - expected
+    # Where the bias of sixteen particles stands out, it falls as their number.
+    large = np.abs(bias[0]) > 20 * errors[0]
+    assert large.sum() >= 3
+    for level, factor in ((1, 4), (2, 16)):
+        share = bias[level, large] * factor / bias[0, large]
+        allowed = 0.35 + 4 * factor * errors[level][large] / np.abs(bias[0, large])
+        np.testing.assert_array_less(np.abs(share - 1), allowed)
+    # Richardson's extrapolation to infinitely many.
+    limit = (4 * means[2] - means[1]) / 3
+    error = np.hypot(4 * errors[2], errors[1]) / 3
+    np.testing.assert_array_less(np.abs(limit - expected), 4 * error + 2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_size": 100},
+        {"share_proposals": False},
+        {"resampling": "systematic", "ess_threshold": 1.0},
+    ],
+    ids=["chunks", "own proposals", "resampled"],
+)
+def test_importance_with_many_particles(params, exact, options):
+    objective = ImportanceMLE(600, **options)
+    value, gradient, memory = repeated(objective, params, 100)
+    # The bias of both falls as one over the number.
+    assert_gradient(gradient, exact[1], rounding=1e-2)
+    mean, error = mean_and_error(value)
+    assert abs(mean - exact[0]) < 5 * error + 1e-2
+    assert 1 < float(memory["objective$memory"]["ess"]) < 600
+
+
+# --- chains --------------------------------------------------------------------------
+
+
+def test_persistent_chains(params, exact):
+    objective = LangevinMLE(5, num_chains=4)
+    _, gradient, memory = repeated(objective, params, 6000, burn_in=1500)
+    assert_gradient(gradient, exact[1])
+    assert memory["objective$memory"]["position"].shape == (3, 4, 1)
+    assert 0.4 < float(memory["objective$memory"]["acceptance"]) < 0.9
+
+
+@pytest.mark.slow
+def test_short_run_chains(params, exact):
+    objective = LangevinMLE(60, num_chains=4, persistent=False, step_size=1.0)
+    _, gradient, _ = repeated(objective, params, 400)
+    assert_gradient(gradient, exact[1], rounding=2e-2)
+
+
+def test_uncorrected_chains_are_biased_and_nearly_right(params, exact):
+    objective = LangevinMLE(5, num_chains=4, local_move="ula", step_size=0.2)
+    _, gradient, memory = repeated(objective, params, 6000, burn_in=1500)
+    mean, _ = mean_and_error(gradient)
+    assert np.abs(mean - exact[1]).max() < 0.1
+    sizes = np.asarray(memory["objective$memory"]["log_step_size"])
+    np.testing.assert_allclose(sizes, np.log(0.2), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["steppingstone", "thermodynamic"])
+def test_populations(params, exact, estimator):
+    objective = ThermodynamicMLE(
+        6, num_sweeps=10, estimator=estimator, adapt_ladder=estimator == "thermodynamic"
+    )
+    value, gradient, memory = repeated(objective, params, 1200, burn_in=400)
+    assert_gradient(gradient, exact[1])
+    mean, error = mean_and_error(value)
+    # Ten sweeps leave the steppingstone's logarithm a bias, six rungs the integral.
+    assert abs(mean - exact[0]) < 5 * error + 0.05
+    memory = memory["objective$memory"]
+    ladder = np.asarray(memory["temperatures"])
+    assert ladder[0] == 0
+    assert ladder[-1] == 1
+    assert np.all(np.diff(ladder) > 0)
+    assert np.all((memory["rejection"] > 0) & (memory["rejection"] < 0.9))
+    if estimator == "thermodynamic":
+        power_law = (np.arange(6) / 5) ** 3
+        assert np.abs(ladder - power_law).max() > 0.01
+        assert np.ptp(np.asarray(memory["rejection"])) < 0.15
+
+
+@pytest.mark.slow
+def test_populations_that_start_anew(params, exact):
+    objective = ThermodynamicMLE(
+        4,
+        num_sweeps=30,
+        num_local_steps=2,
+        persistent=False,
+        step_size=1.0,
+        power=lambda step: 2.0,
+    )
+    _, gradient, _ = repeated(objective, params, 150)
+    assert_gradient(gradient, exact[1], rounding=5e-2)
+
+
+def test_a_schedule_moves_the_ladder(params):
+    objective = ThermodynamicMLE(
+        4, num_sweeps=1, num_local_steps=1, power=lambda step: jnp.where(step < 5, 1, 3)
+    )
+    *_, memory = repeated(objective, params, 6)
+    ladder = memory["objective$memory"]["temperatures"]
+    np.testing.assert_allclose(ladder, (np.arange(4) / 3) ** 3, rtol=1e-5)
+
+
+# --- subsamples ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ImportanceMLE(600), LangevinMLE(10, num_chains=4)],
+    ids=["importance", "persistent chains"],
+)
+def test_a_subsample_counts_for_all_units(params, exact, objective):
+    value, gradient, _ = repeated(objective, params, 800, burn_in=200, subsample_size=2)
+    assert_gradient(gradient, exact[1], rounding=1e-2)
+    if isinstance(objective, ImportanceMLE):
+        mean, error = mean_and_error(value)
+        assert abs(mean - exact[0]) < 5 * error + 1e-2
+
+
+# --- an encoder ----------------------------------------------------------------------
+
+
+class Encoder(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return jax.vmap(self.linear)(x)
+
+
+def test_bound_and_its_gradient(params, exact):
+    """At a fitted encoder the bound is near the likelihood; its gradient is its own."""
+    encoder = Encoder(eqx.nn.Linear(2, 2, key=jax.random.key(3)))
+    objective = AmortisedELBO(encoder, num_particles=20)
+    value, gradient, _ = repeated_bound(objective, params, 400)
+    mean, error = mean_and_error(value)
+    assert mean < exact[0] + 4 * error
+    # Finite differences of the bound itself, at the same keys.
+    flat, unravel = ravel_pytree(params)
+    step = 1e-2
+    for i in (0, 9):
+        ends = [
+            repeated_bound(objective, unravel(flat.at[i].add(s)), 400)[0].mean()
+            for s in (step, -step)
+        ]
+        difference = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(
+            gradient[:, i].mean(), difference, rtol=2e-3, atol=2e-3
+        )
+
+
+def repeated_bound(objective, params, num_steps):
+    guide = objective.guide(model)
+    svi = SVI(model, guide, Adam(0.1), loss=objective)
+    params = {**svi.get_params(svi.init(jax.random.key(1), X)), **params}
+
+    @jax.jit
+    def run(params):
+        def one(key):
+            def value(p):
+                return -objective.loss(key, p, model, guide, X) / len(X)
+
+            value, gradient = jax.value_and_grad(value)(params)
+            known = {name: gradient[name] for name in initial_params()}
+            return value, ravel_pytree(known)[0]
+
+        return jax.lax.map(one, jax.random.split(jax.random.key(2), num_steps))
+
+    value, gradient = (np.asarray(x, np.float64) for x in run(params))
+    return value, gradient, None
