@@ -1,0 +1,186 @@
+"""One step of training, and what goes around it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO
+
+from numpyro_kaem.objectives.base import MaximumLikelihood
+
+__all__ = ["Batches", "Trainer", "TrainingState"]
+
+
+class TrainingState(NamedTuple):
+    """All that a step of training changes."""
+
+    svi: Any
+    """NumPyro's ``SVIState``: optimiser, mutable state and random key."""
+    fixed: dict[str, Any]
+    """Values of parameters that are not trained by gradient, by name."""
+    num_skipped: jax.Array
+    """Number of steps that were not taken because something was not finite."""
+
+
+class Batches:
+    """Which units are in the batch of each step: a new order in every epoch.
+
+    Parameters
+    ----------
+    rng_key
+        Random key.
+    num_data
+        Number of units.
+    batch_size
+        Number of units of a batch; None is all. Units that are left over at the end of
+        an epoch are left out, others in each.
+    """
+
+    def __init__(
+        self, rng_key: jax.Array, num_data: int, batch_size: int | None
+    ) -> None:
+        # A key of the old kind is its own data.
+        is_new = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+        words = jax.random.key_data(rng_key) if is_new else rng_key
+        self._seed = np.asarray(words).tolist()
+        self.num_data, self.batch_size = num_data, batch_size or num_data
+        self._epoch, self._order = -1, np.arange(num_data)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch."""
+        return self.num_data // self.batch_size
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Indices of the batch of a step, shape ``(batch_size,)``."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self.batch_size < self.num_data and epoch != self._epoch:
+            # By the number of the epoch alone, so that a resumed run has the same.
+            rng = np.random.default_rng([*self._seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.num_data)
+        start = place * self.batch_size
+        return self._order[start : start + self.batch_size]
+
+
+class _Penalised(ELBO):
+    """Objective with a penalty of the parameters."""
+
+    def __init__(self, objective: ELBO, penalty: Callable) -> None:
+        super().__init__()
+        self.objective, self.penalty = objective, penalty
+
+    def loss(self, rng_key: jax.Array, param_map: dict, *args: Any, **kw: Any) -> Any:
+        loss = self.objective.loss(rng_key, param_map, *args, **kw)
+        return loss + self.penalty(param_map)
+
+    def loss_with_mutable_state(
+        self, rng_key: jax.Array, param_map: dict, *args: Any, **kw: Any
+    ) -> Any:
+        done = self.objective.loss_with_mutable_state(rng_key, param_map, *args, **kw)
+        return {**done, "loss": done["loss"] + self.penalty(param_map)}
+
+
+class Trainer:
+    """Compiled steps of a model, an objective and an optimiser.
+
+    Parameters
+    ----------
+    model
+        NumPyro model, called as ``model(data)`` and, with batches, as
+        ``model(data, subsample_size=...)``.
+    guide
+        Guide, called alike; None is the objective's own, or an empty one.
+    objective
+        NumPyro ``ELBO``.
+    optimizer
+        Of NumPyro or optax.
+    unit_plate
+        Name of the plate of the data.
+    subsample_size
+        Number of units of a batch; None is all.
+    penalty
+        Function of the parameters by name, added to the loss.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None,
+        objective: ELBO,
+        optimizer: Any,
+        unit_plate: str,
+        subsample_size: int | None,
+        penalty: Callable | None,
+    ) -> None:
+        options = {}
+        if subsample_size is not None:
+            options = {"subsample_size": subsample_size}
+
+        def of_batch(function: Callable) -> Callable:
+            def run(data: Any, index: jax.Array, fixed: dict[str, Any]) -> Any:
+                given = {**fixed, unit_plate: index} if options else fixed
+                with handlers.block(hide_fn=lambda site: site["name"] in fixed):
+                    with handlers.substitute(data=given):
+                        return function(data, **options)
+
+            return run
+
+        self.model = of_batch(model)
+        if guide is not None:
+            guide = of_batch(guide)
+        elif isinstance(objective, MaximumLikelihood):
+            guide = of_batch(objective.guide(model))
+        else:
+
+            def guide(*args: Any) -> None:
+                pass
+
+        loss = objective if penalty is None else _Penalised(objective, penalty)
+        self._svi = SVI(self.model, guide, optimizer, loss=loss)
+        self.step = jax.jit(self._step)
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        data: Any,
+        index: np.ndarray,
+        fixed: dict[str, Any],
+        params: dict[str, Any] | None,
+    ) -> TrainingState:
+        """State before the first step."""
+        index = jnp.asarray(index)
+        svi = self._svi.init(rng_key, data, index, fixed, init_params=params)
+        return TrainingState(svi, fixed, jnp.array(0))
+
+    def params(self, state: TrainingState) -> dict[str, Any]:
+        """Values of all parameters by name."""
+        return {**self._svi.get_params(state.svi), **state.fixed}
+
+    def _step(
+        self, state: TrainingState, data: Any, index: jax.Array
+    ) -> tuple[TrainingState, jax.Array]:
+        new, loss = self._svi.update(state.svi, data, index, state.fixed)
+        changed = (new.optim_state, new.mutable_state)
+        finite = jnp.isfinite(loss) & _all_finite(changed)
+        # The key goes on: the same numbers would fail again.
+        optim_state, mutable_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            changed,
+            (state.svi.optim_state, state.svi.mutable_state),
+        )
+        svi = new._replace(optim_state=optim_state, mutable_state=mutable_state)
+        num_skipped = state.num_skipped + ~finite
+        return TrainingState(svi, state.fixed, num_skipped), loss
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    checks = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
