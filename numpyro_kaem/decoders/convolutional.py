@@ -190,8 +190,10 @@ class ConvDecoder(eqx.Module):
 @jax.jit
 def _decode(decoder: ConvDecoder, z: jax.Array) -> jax.Array:
     (dense, *kernels), (offset, *biases) = decoder.weights, decoder.biases
-    x = z.reshape(-1, z.shape[-1]) @ dense + offset
-    x = x.reshape(-1, *decoder.map_shape)
+    # The size in full, because that of an empty batch cannot be inferred.
+    size = math.prod(z.shape[:-1])
+    x = z.reshape(size, z.shape[-1]) @ dense + offset
+    x = x.reshape(size, *decoder.map_shape)
     for kernel, bias, stride in zip(kernels, biases, decoder.strides, strict=True):
         x = jax.lax.conv_transpose(
             BASE_ACTIVATIONS[decoder.activation](x),

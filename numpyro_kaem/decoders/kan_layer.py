@@ -188,11 +188,7 @@ class KANLayer(eqx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Layer: (*batch, num_inputs) -> (*batch, num_outputs)."""
-        x = as_latents(x, self.num_inputs, self.coefficients.dtype)
-        features = self.basis(x).reshape(*x.shape[:-1], -1)
-        coefficients = self.coefficients.reshape(self.num_outputs, -1)
-        base = BASE_ACTIVATIONS[self.base_activation](x) @ self.base_weight.T
-        return features @ coefficients.T + base
+        return _evaluate(self, as_latents(x, self.num_inputs, self.coefficients.dtype))
 
     def refit(self, basis: AbstractBasis) -> "KANLayer":
         """Transfer to another basis or grid by least squares.
@@ -217,12 +213,11 @@ class KANLayer(eqx.Module):
         ValueError
             If its grid is neither one nor one for each input.
         """
-        if isinstance(basis, AbstractBasis):
-            _check_grid(basis, self.num_inputs)
-        expansion = Energy(self.basis, self.coefficients).refit(basis)
-        return KANLayer(
-            basis, expansion.coefficients, self.base_weight, self.base_activation
-        )
+        if not isinstance(basis, AbstractBasis):
+            raise TypeError(f"basis must be a basis, got {type(basis).__name__}.")
+        _check_grid(basis, self.num_inputs)
+        coefficients = _refit(Energy(self.basis, self.coefficients), basis)
+        return KANLayer(basis, coefficients, self.base_weight, self.base_activation)
 
 
 def _check_grid(basis: AbstractBasis, num_inputs: int) -> None:
@@ -231,6 +226,21 @@ def _check_grid(basis: AbstractBasis, num_inputs: int) -> None:
             f"basis must have one grid, or one for each of the {num_inputs} inputs, "
             f"got grid shape {basis.grid_shape}."
         )
+
+
+@jax.jit
+def _evaluate(layer: KANLayer, x: jax.Array) -> jax.Array:
+    # Sizes in full, because those of an empty batch cannot be inferred.
+    size = layer.num_inputs * layer.basis.num_features
+    features = layer.basis(x).reshape(*x.shape[:-1], size)
+    coefficients = layer.coefficients.reshape(layer.num_outputs, size)
+    base = BASE_ACTIVATIONS[layer.base_activation](x) @ layer.base_weight.T
+    return features @ coefficients.T + base
+
+
+@jax.jit
+def _refit(expansion: Energy, basis: AbstractBasis) -> jax.Array:
+    return expansion.refit(basis).coefficients
 
 
 @partial(jax.jit, static_argnames=("num_inputs", "num_outputs", "base_activation"))

@@ -1,5 +1,6 @@
 """An autoregressive transformer over tokens, given latents."""
 
+import math
 from functools import partial
 
 import equinox as eqx
@@ -166,9 +167,12 @@ class SequenceDecoder(eqx.Module):
         z = as_latents(z, self.num_latents, self.token_embedding.dtype)
         tokens = as_tokens("tokens", tokens, self.length)
         batch = jnp.broadcast_shapes(z.shape[:-1], tokens.shape[:-1])
-        z = jnp.broadcast_to(z, (*batch, z.shape[-1])).reshape(-1, z.shape[-1])
+        z = jnp.broadcast_to(z, (*batch, z.shape[-1]))
         tokens = jnp.broadcast_to(tokens, (*batch, self.length))
-        logits = _logits(self, z, tokens.reshape(-1, self.length))
+        size = math.prod(batch)
+        logits = _logits(
+            self, z.reshape(size, z.shape[-1]), tokens.reshape(size, self.length)
+        )
         return logits.reshape(*batch, self.length, self.num_tokens)
 
 
@@ -201,9 +205,12 @@ class _Block(eqx.Module):
         length, width = x.shape
         projected = jax.vmap(self.query_key_value)(jax.vmap(self.attention_norm)(x))
         heads = projected.reshape(length, 3, self.num_heads, width // self.num_heads)
-        attended = jax.nn.dot_product_attention(
-            heads[:, 0], heads[:, 1], heads[:, 2], is_causal=True
-        )
+        query, key, value = heads[:, 0], heads[:, 1], heads[:, 2]
+        # Not by jax.nn.dot_product_attention: its softmax is in float32 always.
+        scores = jnp.einsum("tnh,snh->nts", query, key) * query.shape[-1] ** -0.5
+        seen = jnp.tril(jnp.ones((length, length), bool))
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        attended = jnp.einsum("nts,snh->tnh", weights, value)
         x = x + jax.vmap(self.attention_output)(attended.reshape(length, width))
         hidden = jax.vmap(self.perceptron_input)(jax.vmap(self.perceptron_norm)(x))
         return x + jax.vmap(self.perceptron_output)(jax.nn.gelu(hidden))
