@@ -3,6 +3,13 @@
 from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.token_sequence import TokenSequence
 from numpyro_kaem.distributions.transform import InverseCDFTransform
 
-__all__ = ["AutoregressiveKAEMPrior", "InverseCDFTransform", "KAEMMixture", "KAEMPrior"]
+__all__ = [
+    "AutoregressiveKAEMPrior",
+    "InverseCDFTransform",
+    "KAEMMixture",
+    "KAEMPrior",
+    "TokenSequence",
+]

@@ -1,0 +1,296 @@
+"""Transposed convolutions from latents to images."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.decoders._checks import (
+    OUTPUT_ACTIVATIONS,
+    as_latents,
+    as_name,
+    as_shape,
+)
+from numpyro_kaem.decoders._scales import mean_square
+from numpyro_kaem.energy import BASE_ACTIVATIONS
+
+__all__ = ["ConvDecoder"]
+
+
+class ConvDecoder(eqx.Module):
+    r"""Dense layer to a small feature map, then transposed convolutions to an image.
+
+    .. math::
+
+        h_0 = W z + b, \qquad
+        h_k = \mathrm{conv}^{\mathsf T}_k(\mathrm{act}(h_{k-1})) + b_k, \qquad
+        x = h_K,
+
+    where the transposed convolution :math:`k` makes the map ``strides[k]`` times
+    larger.
+
+    Parameters
+    ----------
+    key
+        Random key.
+    num_latents
+        Number of latents.
+    output_shape
+        ``(height, width)`` or ``(height, width, channels)`` of the image; channels are
+        last, as in NumPy's images.
+    channels
+        Channels of the maps that enter the transposed convolutions; their number is
+        that of the convolutions. The last one makes the channels of the image.
+    strides
+        Factor by which each transposed convolution enlarges the map, an integer or a
+        pair for height and width. Their product must divide the image. ``None``: the
+        last convolutions enlarge by 2, or else by 3, as long as this divides what is
+        left and leaves at least two pixels.
+    kernel_size
+        Height and width of the kernels; at least every stride.
+    activation
+        Name of the activation of the hidden maps, one of those of :class:`Energy`.
+    output_activation
+        ``None``, ``"sigmoid"``, ``"tanh"`` or ``"softplus"``.
+
+    Raises
+    ------
+    TypeError
+        If a size or a stride is not an integer.
+    ValueError
+        If one is not positive, if ``output_shape`` has not two or three entries,
+        ``channels`` none, ``strides`` another length than ``channels``, if strides do
+        not divide the image or exceed the kernel, or if a name is not known.
+
+    Notes
+    -----
+    - With two convolutions, images of 8, 16, 28, 32 and 64 pixels start from maps of
+      2, 4, 7, 8 and 16. Each further entry of ``channels`` halves an even one.
+    - A kernel whose size is a multiple of the stride gives every pixel the same number
+      of terms.
+    - Weights start Normal, so that for standard Normal latents the maps have mean
+      square one inside; offsets start at zero.
+    - Leaves, in this order: ``weights`` and ``biases``, first those of the dense layer.
+
+    References
+    ----------
+    Dumoulin and Visin (2016), "A guide to convolution arithmetic for deep learning",
+    arXiv:1603.07285, section 4.
+    Odena, Dumoulin and Olah (2016), "Deconvolution and checkerboard artifacts",
+    *Distill*.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from numpyro_kaem.decoders import ConvDecoder
+    >>> decoder = ConvDecoder(jax.random.key(0), num_latents=10, output_shape=(28, 28))
+    >>> decoder.strides
+    ((2, 2), (2, 2))
+    >>> decoder.map_shape
+    (7, 7, 64)
+    >>> decoder(jnp.zeros((5, 10))).shape
+    (5, 28, 28)
+    """
+
+    weights: tuple[jax.Array, ...]
+    """First ``(num_latents, map_size)``, then ``(kernel, kernel, inputs, outputs)``."""
+    biases: tuple[jax.Array, ...]
+    """Offsets, ``(map_size,)`` and then one for each output channel."""
+    output_shape: tuple[int, ...] = eqx.field(static=True)
+    """Shape of the image."""
+    strides: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    """Factors in height and width of each transposed convolution."""
+    activation: str = eqx.field(static=True)
+    """Name of the activation of the hidden maps."""
+    output_activation: str | None = eqx.field(static=True)
+    """Name of the output activation."""
+
+    def __init__(
+        self,
+        key: jax.Array,
+        num_latents: int,
+        output_shape: tuple[int, ...],
+        *,
+        channels: tuple[int, ...] = (64, 32),
+        strides: Sequence[int | tuple[int, int]] | None = None,
+        kernel_size: int = 4,
+        activation: str = "silu",
+        output_activation: str | None = None,
+    ) -> None:
+        num_latents = as_count("num_latents", num_latents)
+        self.output_shape = as_shape("output_shape", output_shape)
+        if len(self.output_shape) not in (2, 3):
+            raise ValueError(
+                "output_shape must be (height, width) or (height, width, channels), "
+                f"got {output_shape!r}."
+            )
+        channels = as_shape("channels", channels)
+        if len(channels) == 0:
+            raise ValueError(
+                "channels must have an entry for each transposed convolution, at least "
+                "one, got ()."
+            )
+        kernel_size = as_count("kernel_size", kernel_size)
+        image = self.output_shape[:2]
+        if strides is None:
+            self.strides = _default_strides(image, len(channels), kernel_size)
+        else:
+            self.strides = _as_strides(strides, image, len(channels), kernel_size)
+        self.activation = as_name("activation", activation, BASE_ACTIVATIONS)
+        self.output_activation = as_name(
+            "output_activation", output_activation, OUTPUT_ACTIVATIONS
+        )
+
+        factors = np.prod(self.strides, axis=0)
+        small = [
+            size // int(factor) for size, factor in zip(image, factors, strict=True)
+        ]
+        map_size = math.prod(small) * channels[0]
+        sizes = (*channels, *(self.output_shape[2:] or (1,)))
+        kernels = [
+            (kernel_size, kernel_size, *pair) for pair in itertools.pairwise(sizes)
+        ]
+        self.weights = _initial(
+            key,
+            ((num_latents, map_size), *kernels),
+            self.strides,
+            self.activation,
+        )
+        self.biases = tuple(jnp.zeros(size) for size in (map_size, *sizes[1:]))
+
+    @property
+    def num_latents(self) -> int:
+        """Number of latents."""
+        return self.weights[0].shape[-2]
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the map that the dense layer makes."""
+        rows, columns = np.prod(self.strides, axis=0)
+        height, width = self.output_shape[:2]
+        channels = self.weights[1].shape[-2]
+        return height // int(rows), width // int(columns), channels
+
+    def __call__(self, z: ArrayLike) -> jax.Array:
+        """Decode: (*batch, num_latents) -> (*batch, *output_shape)."""
+        z = as_latents(z, self.num_latents, self.weights[0].dtype)
+        # A convolution wants one format for all that it takes.
+        return _decode(self, z.astype(jnp.result_type(z, self.weights[0])))
+
+
+@jax.jit
+def _decode(decoder: ConvDecoder, z: jax.Array) -> jax.Array:
+    (dense, *kernels), (offset, *biases) = decoder.weights, decoder.biases
+    # The size in full, because that of an empty batch cannot be inferred.
+    size = math.prod(z.shape[:-1])
+    x = z.reshape(size, z.shape[-1]) @ dense + offset
+    x = x.reshape(size, *decoder.map_shape)
+    for kernel, bias, stride in zip(kernels, biases, decoder.strides, strict=True):
+        x = jax.lax.conv_transpose(
+            BASE_ACTIVATIONS[decoder.activation](x),
+            kernel.astype(x.dtype),
+            stride,
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = x + bias
+    x = x.reshape(*z.shape[:-1], *decoder.output_shape)
+    return OUTPUT_ACTIVATIONS[decoder.output_activation](x)
+
+
+@partial(jax.jit, static_argnames=("shapes", "strides", "activation"))
+def _initial(
+    key: jax.Array,
+    shapes: tuple[tuple[int, ...], ...],
+    strides: tuple[tuple[int, int], ...],
+    activation: str,
+) -> tuple[jax.Array, ...]:
+    """Weights that keep the mean square of standard Normal latents at one."""
+    square = mean_square(BASE_ACTIVATIONS[activation])
+    # An output sees one in `stride` of the entries of a kernel.
+    seen = [math.prod(shape[:-1]) for shape in shapes]
+    for i, stride in enumerate(strides):
+        seen[i + 1] *= square / math.prod(stride)
+    # All numbers in one draw: compiling the generator takes longer than all the rest.
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    return tuple(
+        part.reshape(shape) * terms**-0.5
+        for part, shape, terms in zip(parts, shapes, seen, strict=True)
+    )
+
+
+def _default_strides(
+    image: tuple[int, ...], num_layers: int, kernel_size: int
+) -> tuple[tuple[int, int], ...]:
+    """Factors of 2, else 3, of height and width, the last convolution first."""
+    strides, sizes = [], list(image)
+    for _ in range(num_layers):
+        stride = [1, 1]
+        for axis, size in enumerate(sizes):
+            for factor in (2, 3):
+                if factor <= kernel_size and size % factor == 0 and size > factor:
+                    stride[axis] = factor
+                    break
+            sizes[axis] = size // stride[axis]
+        strides.append((stride[0], stride[1]))
+    return tuple(reversed(strides))
+
+
+def _as_strides(
+    strides: Any, image: tuple[int, ...], num_layers: int, kernel_size: int
+) -> tuple[tuple[int, int], ...]:
+    """Check strides and return them as pairs.
+
+    Raises
+    ------
+    TypeError
+        If one is not an integer or a pair of integers.
+    ValueError
+        If their number is not that of the layers, one exceeds the kernel, or their
+        product does not divide the image.
+    """
+    if not isinstance(strides, Sequence) or isinstance(strides, str):
+        raise TypeError(
+            "strides must be a sequence with an integer or a pair for each of the "
+            f"{num_layers} entries of channels, got {strides!r}."
+        )
+    pairs = []
+    for i, stride in enumerate(strides):
+        pair = as_shape(f"strides[{i}]", stride)
+        pair = pair * 2 if len(pair) == 1 else pair
+        if len(pair) != 2:
+            raise ValueError(
+                f"strides[{i}] must be an integer or a pair for height and width, got "
+                f"{stride!r}."
+            )
+        if max(pair) > kernel_size:
+            raise ValueError(
+                f"strides[{i}] must not exceed kernel_size={kernel_size}, or some "
+                f"pixels see nothing of the map, got {stride!r}."
+            )
+        pairs.append(pair)
+    if len(pairs) != num_layers:
+        raise ValueError(
+            f"strides must have an entry for each of the {num_layers} entries of "
+            f"channels, got {len(pairs)}."
+        )
+    for name, size, factors in zip(
+        ("height", "width"), image, zip(*pairs, strict=True), strict=True
+    ):
+        if size % math.prod(factors) != 0:
+            raise ValueError(
+                f"strides must have a product that divides the {name} {size} of "
+                f"output_shape, got {' x '.join(map(str, factors))} = "
+                f"{math.prod(factors)}."
+            )
+    return tuple(pairs)

@@ -1,0 +1,252 @@
+"""An autoregressive transformer over tokens, given latents."""
+
+import math
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.decoders._checks import as_latents
+from numpyro_kaem.distributions.token_sequence import TokenSequence, as_tokens
+
+__all__ = ["SequenceDecoder"]
+
+
+class SequenceDecoder(eqx.Module):
+    r"""Autoregressive transformer from latents to a law of token sequences.
+
+    .. math:: p(x \mid z) = \prod_{t=1}^{T} p(x_t \mid x_1, \dots, x_{t-1}, z).
+
+    Each position is the sum of the embedding of the token before it, of its place and
+    of the latents; blocks of causal attention and a perceptron follow.
+
+    Parameters
+    ----------
+    key
+        Random key.
+    num_latents
+        Number of latents.
+    num_tokens
+        Size of the vocabulary; tokens are the integers from 0 to ``num_tokens - 1``.
+    length
+        Number :math:`T` of tokens in a sequence.
+    width
+        Size of the embeddings.
+    num_heads
+        Number of heads of attention; it divides ``width``.
+    num_blocks
+        Number of blocks.
+
+    Raises
+    ------
+    TypeError
+        If a size is not an integer.
+    ValueError
+        If one is too small, or ``num_heads`` does not divide ``width``.
+
+    Notes
+    -----
+    - Calling the decoder gives a distribution, so a model reads
+      ``numpyro.sample("x", decoder(z), obs=tokens)``.
+    - Layers are normalised before attention and before the perceptron, as in GPT-2.
+    - Leaves, in this order: ``token_embedding``, ``position_embedding``, those of
+      ``latent_embedding``, ``blocks``, ``norm`` and ``head``.
+
+    References
+    ----------
+    Vaswani et al. (2017), "Attention is all you need", *Advances in Neural Information
+    Processing Systems* 30.
+    Radford et al. (2019), "Language models are unsupervised multitask learners",
+    section 2.3.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from numpyro_kaem.decoders import SequenceDecoder
+    >>> decoder = SequenceDecoder(
+    ...     jax.random.key(0), num_latents=3, num_tokens=5, length=7, width=16
+    ... )
+    >>> law = decoder(jnp.zeros((4, 3)))
+    >>> law.batch_shape, law.event_shape
+    ((4,), (7,))
+    >>> tokens = law.sample(jax.random.key(1))
+    >>> tokens.shape, law.log_prob(tokens).shape
+    ((4, 7), (4,))
+    """
+
+    token_embedding: jax.Array
+    """Embeddings of the tokens, shape ``(num_tokens, width)``."""
+    position_embedding: jax.Array
+    """Embeddings of the positions, shape ``(length, width)``."""
+    latent_embedding: eqx.nn.Linear
+    """Embedding of the latents, from ``num_latents`` to ``width``."""
+    blocks: tuple["_Block", ...]
+    """Blocks of attention and perceptron."""
+    norm: eqx.nn.LayerNorm
+    """Normalisation before the last layer."""
+    head: eqx.nn.Linear
+    """Last layer, from ``width`` to ``num_tokens``."""
+
+    def __init__(
+        self,
+        key: jax.Array,
+        num_latents: int,
+        num_tokens: int,
+        length: int,
+        *,
+        width: int = 64,
+        num_heads: int = 4,
+        num_blocks: int = 1,
+    ) -> None:
+        num_latents = as_count("num_latents", num_latents)
+        num_tokens = as_count("num_tokens", num_tokens, minimum=2)
+        length = as_count("length", length)
+        width = as_count("width", width)
+        num_heads = as_count("num_heads", num_heads)
+        num_blocks = as_count("num_blocks", num_blocks)
+        if width % num_heads != 0:
+            raise ValueError(
+                "num_heads must divide width, got "
+                f"num_heads={num_heads} and width={width}."
+            )
+        (
+            self.token_embedding,
+            self.position_embedding,
+            self.latent_embedding,
+            self.blocks,
+            self.norm,
+            self.head,
+        ) = _initial(key, num_latents, num_tokens, length, width, num_heads, num_blocks)
+
+    @property
+    def num_latents(self) -> int:
+        """Number of latents."""
+        return self.latent_embedding.in_features
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.token_embedding.shape[-2]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in a sequence."""
+        return self.position_embedding.shape[-2]
+
+    def __call__(self, z: ArrayLike) -> TokenSequence:
+        """Law of sequences, batch shape ``z.shape[:-1]``, event shape ``(length,)``."""
+        return TokenSequence(self, z)
+
+    def logits(self, z: ArrayLike, tokens: ArrayLike) -> jax.Array:
+        """Unnormalised log probabilities of each token given those before it.
+
+        Parameters
+        ----------
+        z
+            Latents, shape ``(*batch, num_latents)``.
+        tokens
+            Integers, shape ``(*batch, length)``; batches broadcast.
+
+        Returns
+        -------
+        Array
+            Shape ``(*batch, length, num_tokens)``. Position ``t`` depends on ``z`` and
+            the tokens before ``t`` only.
+
+        Raises
+        ------
+        TypeError
+            If ``tokens`` are not integers.
+        ValueError
+            If a last axis has another size.
+        """
+        z = as_latents(z, self.num_latents, self.token_embedding.dtype)
+        tokens = as_tokens("tokens", tokens, self.length)
+        batch = jnp.broadcast_shapes(z.shape[:-1], tokens.shape[:-1])
+        z = jnp.broadcast_to(z, (*batch, z.shape[-1]))
+        tokens = jnp.broadcast_to(tokens, (*batch, self.length))
+        size = math.prod(batch)
+        logits = _logits(
+            self, z.reshape(size, z.shape[-1]), tokens.reshape(size, self.length)
+        )
+        return logits.reshape(*batch, self.length, self.num_tokens)
+
+
+class _Block(eqx.Module):
+    """Causal attention and a perceptron, each added to its input."""
+
+    attention_norm: eqx.nn.LayerNorm
+    query_key_value: eqx.nn.Linear
+    attention_output: eqx.nn.Linear
+    perceptron_norm: eqx.nn.LayerNorm
+    perceptron_input: eqx.nn.Linear
+    perceptron_output: eqx.nn.Linear
+    num_heads: int = eqx.field(static=True)
+
+    def __init__(self, key: jax.Array, width: int, num_heads: int) -> None:
+        keys = jax.random.split(key, 4)
+        self.attention_norm = eqx.nn.LayerNorm(width)
+        # No offset: the weights of attention would not depend on that of the keys.
+        self.query_key_value = eqx.nn.Linear(
+            width, 3 * width, use_bias=False, key=keys[0]
+        )
+        self.attention_output = eqx.nn.Linear(width, width, key=keys[1])
+        self.perceptron_norm = eqx.nn.LayerNorm(width)
+        self.perceptron_input = eqx.nn.Linear(width, 4 * width, key=keys[2])
+        self.perceptron_output = eqx.nn.Linear(4 * width, width, key=keys[3])
+        self.num_heads = num_heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One sequence: (length, width) -> (length, width)."""
+        length, width = x.shape
+        projected = jax.vmap(self.query_key_value)(jax.vmap(self.attention_norm)(x))
+        heads = projected.reshape(length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = heads[:, 0], heads[:, 1], heads[:, 2]
+        # Not by jax.nn.dot_product_attention: its softmax is in float32 always.
+        scores = jnp.einsum("tnh,snh->nts", query, key) * query.shape[-1] ** -0.5
+        seen = jnp.tril(jnp.ones((length, length), bool))
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        attended = jnp.einsum("nts,snh->tnh", weights, value)
+        x = x + jax.vmap(self.attention_output)(attended.reshape(length, width))
+        hidden = jax.vmap(self.perceptron_input)(jax.vmap(self.perceptron_norm)(x))
+        return x + jax.vmap(self.perceptron_output)(jax.nn.gelu(hidden))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0, 0))
+def _logits(decoder: SequenceDecoder, z: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Logits of each sequence, shape ``(num_sequences, length, num_tokens)``."""
+    # Nothing precedes the first token: its place says that it is the first.
+    before = jnp.take(decoder.token_embedding, tokens[:-1], axis=0, mode="clip")
+    x = decoder.position_embedding + decoder.latent_embedding(z)
+    x = x + jnp.pad(before, ((1, 0), (0, 0)))
+    for block in decoder.blocks:
+        x = block(x)
+    return jax.vmap(decoder.head)(jax.vmap(decoder.norm)(x))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+def _initial(
+    key: jax.Array,
+    num_latents: int,
+    num_tokens: int,
+    length: int,
+    width: int,
+    num_heads: int,
+    num_blocks: int,
+) -> tuple:
+    """Random arrays and modules, in the order of the leaves."""
+    keys = jax.random.split(key, 4 + num_blocks)
+    return (
+        jax.random.normal(keys[0], (num_tokens, width)),
+        jax.random.normal(keys[1], (length, width)),
+        # The positions have an offset already.
+        eqx.nn.Linear(num_latents, width, use_bias=False, key=keys[2]),
+        tuple(_Block(block_key, width, num_heads) for block_key in keys[4:]),
+        eqx.nn.LayerNorm(width),
+        eqx.nn.Linear(width, num_tokens, key=keys[3]),
+    )

@@ -1,0 +1,157 @@
+"""Transposed convolutions against loops; sizes, strides, and how they start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from numpyro_kaem.decoders import ConvDecoder
+from tests.distributions.cases import ACTIVATIONS
+from tests.helpers import assert_close
+
+
+def transposed(x, kernel, stride):
+    """Every pixel of the map adds its kernel to the image, from which the ends are cut.
+
+    Shapes ``(height, width, inputs)`` and ``(kernel, kernel, inputs, outputs)``.
+    """
+    size = kernel.shape[0]
+    height, width = (n * s for n, s in zip(x.shape[:2], stride, strict=True))
+    image = np.zeros((height + 2 * size, width + 2 * size, kernel.shape[3]))
+    flipped = kernel[::-1, ::-1]
+    # Of what a kernel exceeds its stride, half lies before the pixel, at most all.
+    before = [
+        (size - 1) - (size - 1 if s > size - 1 else -(-(size + s - 2) // 2))
+        for s in stride
+    ]
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            row = i * stride[0] - before[0] + size
+            column = j * stride[1] - before[1] + size
+            window = image[row : row + size, column : column + size]
+            window += np.einsum("abio,i->abo", flipped, x[i, j])
+    return image[size : size + height, size : size + width]
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "kernel_size"),
+    [
+        ((6, 4), ((3, 2), 1), 4),
+        ((4, 8, 2), (2, (1, 4)), 4),
+        ((6, 9, 3), (3, 1), 3),
+        ((4, 4), (2, 2), 5),
+    ],
+    ids=str,
+)
+def test_values(key, shape, strides, kernel_size):
+    decoder = ConvDecoder(
+        key,
+        2,
+        shape,
+        channels=(3, 2),
+        strides=strides,
+        kernel_size=kernel_size,
+        activation="gelu",
+    )
+    z = np.array([0.7, -1.3])
+    biases = [
+        jnp.asarray(np.random.default_rng(i).normal(size=bias.shape))
+        for i, bias in enumerate(decoder.biases)
+    ]
+    object.__setattr__(decoder, "biases", tuple(biases))
+    weights = [np.asarray(weight, float) for weight in decoder.weights]
+    x = z @ weights[0] + np.asarray(biases[0], float)
+    x = x.reshape(decoder.map_shape)
+    for weight, bias, stride in zip(
+        weights[1:], biases[1:], decoder.strides, strict=True
+    ):
+        x = transposed(ACTIVATIONS["gelu"](x), weight, stride)
+        x = x + np.asarray(bias, float)
+    expected = x.reshape(shape)
+    assert_close(decoder(z), expected, rtol=(1e-4, 1e-10), atol=(1e-4, 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "strides", "small"),
+    [
+        ((8, 8), (64, 32), ((2, 2), (2, 2)), (2, 2, 64)),
+        ((16, 16), (64, 32), ((2, 2), (2, 2)), (4, 4, 64)),
+        ((28, 28), (64, 32), ((2, 2), (2, 2)), (7, 7, 64)),
+        ((32, 32, 3), (64, 32), ((2, 2), (2, 2)), (8, 8, 64)),
+        ((64, 64), (64, 32, 16), ((2, 2),) * 3, (8, 8, 64)),
+        ((8, 8), (5, 4, 3), ((1, 1), (2, 2), (2, 2)), (2, 2, 5)),
+        ((20, 15), (6, 4), ((2, 1), (2, 3)), (5, 5, 6)),
+        ((7, 1), (6,), ((1, 1),), (7, 1, 6)),
+    ],
+    ids=str,
+)
+def test_default_strides(key, shape, channels, strides, small):
+    decoder = ConvDecoder(key, 3, shape, channels=channels)
+    assert decoder.strides == strides
+    assert decoder.map_shape == small
+    output = jax.eval_shape(decoder, jnp.zeros((2, 3)))
+    assert output.shape == (2, *shape)
+
+
+def test_default_strides_fit_a_small_kernel(key):
+    decoder = ConvDecoder(key, 3, (9, 8), channels=(4, 4), kernel_size=2)
+    assert decoder.strides == ((1, 2), (1, 2))
+    assert ConvDecoder(key, 3, (9, 8), channels=(4,), kernel_size=1).strides == (
+        (1, 1),
+    )
+
+
+def test_start_keeps_the_mean_square(key):
+    """Inside the image: at its border a kernel sees less."""
+    decoder = ConvDecoder(
+        key, 16, (16, 16), channels=(24, 24), activation="relu", strides=(2, 2)
+    )
+    images = decoder(jax.random.normal(jax.random.key(1), (200, 16)))
+    # One set of 24 x 4 x 4 weights for all; its mean square has an error of 7 per cent
+    # a parity of the pixels, and so do those of the layer before.
+    np.testing.assert_allclose(np.mean(images[:, 4:-4, 4:-4] ** 2), 1.0, rtol=0.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"output_shape": 8}, ValueError, r"output_shape must be \(height, width\)"),
+        ({"output_shape": (8, 8, 3, 1)}, ValueError, "output_shape must be"),
+        ({"output_shape": (8, 0)}, ValueError, r"output_shape\[1\] must be a positive"),
+        ({"channels": ()}, ValueError, "channels must have an entry for each"),
+        (
+            {"channels": (4, 2.0)},
+            TypeError,
+            r"channels\[1\] must be a positive integer",
+        ),
+        ({"kernel_size": 0}, ValueError, "kernel_size must be a positive integer"),
+        ({"activation": "sin"}, ValueError, "^activation must be one of 'silu'"),
+        ({"strides": 2}, TypeError, "strides must be a sequence with an integer or"),
+        ({"strides": (2,)}, ValueError, "each of the 2 entries of channels, got 1"),
+        ({"strides": (2, 0)}, ValueError, r"strides\[1\] must be a positive integer"),
+        ({"strides": (2, 1.0)}, TypeError, r"strides\[1\] must be a positive integer"),
+        (
+            {"strides": (2, (1, 1, 1))},
+            ValueError,
+            r"strides\[1\] must be an integer or",
+        ),
+        (
+            {"strides": (1, 8)},
+            ValueError,
+            r"strides\[1\] must not exceed kernel_size=4",
+        ),
+        (
+            {"strides": (2, (3, 2))},
+            ValueError,
+            "divides the height 8 of output_shape, got 2 x 3 = 6",
+        ),
+        (
+            {"output_shape": (8, 6), "strides": (2, 2)},
+            ValueError,
+            "divides the width 6 of output_shape, got 2 x 2 = 4",
+        ),
+    ],
+)
+def test_errors(key, options, error, match):
+    with pytest.raises(error, match=match):
+        ConvDecoder(key, 2, **{"output_shape": (8, 8), **options})

@@ -1,0 +1,171 @@
+"""Sequences of tokens: one law in draws and probabilities, and as a NumPyro law."""
+
+import itertools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_array_equal
+from numpyro import handlers
+from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+from numpyro.infer import Predictive, log_likelihood
+from scipy import stats
+
+from numpyro_kaem.decoders import SequenceDecoder
+from numpyro_kaem.distributions.token_sequence import TokenSequence
+from tests.helpers import assert_close
+
+WORDS = np.array(list(itertools.product(range(3), repeat=4)))
+Z = np.array([[0.5, -1.0], [2.0, 0.3]])
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return SequenceDecoder(jax.random.key(3), 2, 3, 4, width=8, num_heads=2)
+
+
+def test_shapes_and_support(decoder):
+    law = decoder(Z)
+    assert isinstance(law, TokenSequence)
+    assert (law.batch_shape, law.event_shape, law.event_dim) == ((2,), (4,), 1)
+    assert law.support.is_discrete
+    assert law.has_enumerate_support is False
+    assert_array_equal(
+        law.support(np.array([[0, 2, 1, 1], [0, 3, 0, 0]])), [True, False]
+    )
+    assert law.log_prob(WORDS[5]).shape == (2,)
+    assert law.log_prob(WORDS[:2]).shape == (2,)
+    assert law.log_prob(WORDS[:, None]).shape == (81, 2)
+    assert decoder(Z[0]).log_prob(WORDS[:6].reshape(3, 2, 4)).shape == (3, 2)
+    draws = law.sample(jax.random.key(0), (5, 3))
+    assert draws.shape == (5, 3, 2, 4)
+    assert jnp.issubdtype(draws.dtype, jnp.integer)
+    assert "TokenSequence(SequenceDecoder, batch_shape=(2,), length=4, num" in repr(law)
+
+
+def test_probabilities_sum_to_one(decoder):
+    log_probs = decoder(Z).log_prob(WORDS[:, None])
+    assert_close(np.exp(log_probs).sum(0), np.ones(2), rtol=(1e-5, 1e-12))
+    # And they are no trivial law.
+    assert np.std(log_probs[:, 0]) > 0.2
+    assert np.max(np.abs(log_probs[:, 0] - log_probs[:, 1])) > 0.2
+
+
+def test_draws_have_these_probabilities(decoder):
+    law = decoder(Z)
+    draws = np.asarray(law.sample(jax.random.key(1), (20_000,)))
+    expected = np.exp(np.asarray(law.log_prob(WORDS[:, None]), float))
+    for row in range(2):
+        index = draws[:, row] @ 3 ** np.arange(3, -1, -1)
+        counts = np.bincount(index, minlength=81)
+        probabilities = expected[:, row] / expected[:, row].sum()
+        assert stats.chisquare(counts, 20_000 * probabilities).pvalue > 1e-4
+
+
+def test_draws_are_independent(decoder):
+    """Between batch members, and between positions given the law of the first."""
+    same = decoder(jnp.broadcast_to(Z[0], (2, 2)))
+    draws = np.asarray(same.sample(jax.random.key(2), (4000,)))
+    table = np.histogram2d(draws[:, 0, 0], draws[:, 1, 0], bins=3)[0]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_log_prob_is_a_product_of_conditionals(decoder):
+    law, word = decoder(Z), np.array([2, 0, 1, 2])
+    total = np.zeros(2)
+    for t in range(4):
+        before = np.concatenate([word[:t], np.zeros(4 - t, int)])
+        logits = np.asarray(decoder.logits(Z, before), float)[:, t]
+        total += logits[:, word[t]] - np.log(np.exp(logits).sum(-1))
+    assert_close(law.log_prob(word), total, rtol=(1e-4, 1e-10))
+
+
+def test_transformations(decoder):
+    law = decoder(Z)
+    expected = law.log_prob(WORDS[7])
+    leaves, structure = jax.tree.flatten(law)
+    again = jax.tree.unflatten(structure, leaves)
+    assert (again.batch_shape, again.event_shape) == ((2,), (4,))
+    assert_array_equal(again.log_prob(WORDS[7]), expected)
+    assert_close(jax.jit(lambda law: law.log_prob(WORDS[7]))(law), expected)
+    mapped = jax.vmap(lambda z: decoder(z).log_prob(WORDS[7]))(Z)
+    assert_close(mapped, expected, rtol=(1e-4, 1e-10))
+    keys = jax.random.split(jax.random.key(0), 2)
+    draws = jax.vmap(lambda z, key: decoder(z).sample(key, (3,)))(Z, keys)
+    assert_array_equal(draws[1], decoder(Z[1]).sample(keys[1], (3,)))
+    copy = pickle.loads(pickle.dumps(law))
+    assert_array_equal(copy.log_prob(WORDS[7]), expected)
+    gradient = jax.grad(lambda z: decoder(z).log_prob(WORDS[7]).sum())(jnp.asarray(Z))
+    assert np.all(np.isfinite(gradient) & (gradient != 0))
+    assert jax.tree.map(lambda _: 0, law).event_shape == (None,)
+
+
+def test_vmap_that_returns_the_law(decoder):
+    """The decoder is shared, the latents are mapped."""
+    z = jnp.stack([Z, Z[::-1], -Z])
+    axes = vmap_over(decoder(Z), z=0)
+    law = jax.vmap(decoder, out_axes=axes)(z)
+    law = promote_batch_shape(law)
+    assert law.batch_shape == (3, 2)
+    expected = decoder(z).log_prob(WORDS[7])
+    assert_close(law.log_prob(WORDS[7]), expected, rtol=(1e-4, 1e-10))
+    once = jax.vmap(lambda law: law.log_prob(WORDS[7]), in_axes=(axes,))(law)
+    assert_close(once, expected, rtol=(1e-4, 1e-10))
+
+
+def test_expand_mask_and_event(decoder):
+    law = decoder(Z)
+    wide = law.expand([3, 2])
+    assert wide.batch_shape == (3, 2)
+    draws = wide.sample(jax.random.key(0))
+    assert draws.shape == (3, 2, 4)
+    assert not np.array_equal(draws[0], draws[1])
+    assert_close(wide.log_prob(draws), law.log_prob(draws))
+    assert law.to_event(1).log_prob(draws).shape == (3,)
+    masked = law.mask(np.array([True, False])).log_prob(WORDS[7])
+    assert float(masked[1]) == 0.0
+    assert_close(masked[0], law.log_prob(WORDS[7])[0])
+
+
+def test_in_a_model(decoder):
+    words = jnp.asarray(WORDS[[7, 7, 50]])
+
+    def model(words=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with numpyro.plate("words", 3):
+            numpyro.sample("x", decoder(z), obs=words)
+
+    with numpyro.validation_enabled(), handlers.seed(rng_seed=0):
+        trace = handlers.trace(model).get_trace(words)
+    assert trace["x"]["fn"].event_dim == 1
+    samples = {"z": jax.random.normal(jax.random.key(0), (20, 2))}
+    per_word = log_likelihood(model, samples, words)["x"]
+    expected = decoder(samples["z"][:, None]).log_prob(words)
+    assert_close(per_word, expected, rtol=(1e-4, 1e-9))
+    predicted = Predictive(model, samples)(jax.random.key(1))["x"]
+    assert predicted.shape == (20, 3, 4)
+    assert np.all((predicted >= 0) & (predicted < 3))
+
+
+def test_errors(decoder):
+    with pytest.raises(
+        TypeError, match=r"decoder must have num_latents, .*got function"
+    ):
+        TokenSequence(lambda z: z, Z)
+    for z in (np.zeros((2, 3)), 1.0):
+        with pytest.raises(ValueError, match=r"z must have shape \(\*batch, 2\), one"):
+            TokenSequence(decoder, z)
+    law = decoder(Z)
+    with pytest.raises(TypeError, match="value must be integers, got dtype float"):
+        law.log_prob(WORDS * 1.0)
+    with pytest.raises(ValueError, match=r"value must have shape \(\.\.\., 4\), got"):
+        law.log_prob(WORDS[:, :3])
+    with pytest.raises(ValueError, match="z"):
+        TokenSequence(decoder, Z * np.nan, validate_args=True)
+    strict = TokenSequence(decoder, Z, validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        strict.log_prob(np.array([0, 3, 0, 0]))
