@@ -60,7 +60,8 @@ def check_prior(trace: dict[str, dict], guided: dict[str, Any]) -> None:
     if not prior_is_exact(left):
         raise ValueError(
             "model must have latent sites whose prior can be drawn from, none "
-            "improper (ImproperUniform), scaled (handlers.scale) or masked, or a "
+            "improper (ImproperUniform), scaled (handlers.scale), masked or without a "
+            "normaliser (DeepEnergyPrior), or a "
             f"guide that draws them; got {sorted(left)}."
         )
 

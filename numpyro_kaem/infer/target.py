@@ -19,6 +19,8 @@ from numpyro.infer.util import (
 )
 from numpyro.util import is_prng_key, not_jax_tracer
 
+from numpyro_kaem.distributions.deep import DeepEnergyPrior
+
 __all__ = [
     "Start",
     "check_model",
@@ -184,7 +186,8 @@ def prior_is_proper(trace: dict[str, dict]) -> bool:
 def prior_is_exact(trace: dict[str, dict]) -> bool:
     """Whether a run of the model draws its latent sites from the prior's density.
 
-    It does not if a site's density is scaled or masked, or cannot be normalised. A
+    It does not if a site's density is scaled or masked, or cannot be normalised, or if
+    its draws are approximate, as those of a :class:`DeepEnergyPrior`. A
     latent site that depends on an observed one is drawn given the observed value, as
     its density is.
     """
@@ -195,7 +198,8 @@ def prior_is_exact(trace: dict[str, dict]) -> bool:
         if scale is not None and not _is_one(scale):
             return False
         if any(
-            isinstance(part, dist.MaskedDistribution) for part in _parts(site["fn"])
+            isinstance(part, dist.MaskedDistribution | DeepEnergyPrior)
+            for part in _parts(site["fn"])
         ):
             return False
     return True

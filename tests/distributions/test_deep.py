@@ -1,0 +1,150 @@
+"""Deep energies: density up to a constant, approximate draws, contrast."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+from numpyro_kaem.distributions.deep import DeepEnergyPrior
+from tests.helpers import assert_close
+
+
+class Quadratic(eqx.Module):
+    """Energy ``slope * z - z**2 / 2``, summed: a Normal law tilted to a Normal law."""
+
+    slope: jax.Array
+
+    def __call__(self, z):
+        return jnp.sum(self.slope * z - 0.5 * z**2)
+
+
+def quadratic(slope=(1.5, -0.5), **kwargs):
+    return DeepEnergyPrior(Quadratic(jnp.array(slope)), 2, **kwargs)
+
+
+def tilted_moments(slope, scale):
+    """Mean and variance of exp(slope z - z^2 / 2) Normal(z; 0, scale^2)."""
+    variance = 1 / (1 + 1 / np.square(scale))
+    return variance * np.asarray(slope), np.broadcast_to(variance, np.shape(slope))
+
+
+@pytest.mark.parametrize("scale", [2.0, (0.5, 2.0)])
+def test_log_prob_is_energy_plus_reference(scale):
+    prior = quadratic(scale=jnp.array(scale))
+    z = np.random.default_rng(0).normal(size=(3, 4, 2))
+    expected = np.sum(np.array([1.5, -0.5]) * z - 0.5 * z**2, -1)
+    expected += stats.norm.logpdf(z, 0.0, scale).sum(-1)
+    assert_close(prior.log_prob(jnp.asarray(z)), expected, rtol=(1e-5, 1e-12))
+
+
+def test_flat_network_leaves_the_reference(key):
+    prior = DeepEnergyPrior(lambda z: jnp.zeros(1), 3, scale=2.0)
+    z = jnp.array([[0.3, -1.0, 4.0]])
+    assert_close(prior.log_prob(z), stats.norm.logpdf(z, 0.0, 2.0).sum(-1), rtol=1e-5)
+    draws = np.asarray(prior.sample(key, (4000,)), float)
+    # Unadjusted Langevin steps of size 0.4 widen a Normal law by 1 / (1 - 0.04).
+    expected = 2.0 / np.sqrt(1 - 0.2**2)
+    assert_close(draws.std(0), np.full(3, expected), rtol=0.04)
+
+
+def test_draws_are_near_the_density(key):
+    prior = quadratic(scale=2.0, num_steps=300, step_size=0.1)
+    draws = np.asarray(prior.sample(key, (4000,)), float)
+    mean, variance = tilted_moments([1.5, -0.5], 2.0)
+    assert_close(draws.mean(0), mean, rtol=0, atol=0.06)
+    assert_close(draws.var(0), variance, rtol=0.1)
+
+
+def test_contrast_has_the_gradient_of_the_normaliser(key):
+    prior = quadratic(scale=jnp.array(1.5), num_steps=300, step_size=0.1)
+    slope, scale = np.array([1.5, -0.5]), 1.5
+
+    def log_normalizer(slope, scale):
+        # The integral of exp(slope z - z^2 / 2) under Normal(0, scale^2).
+        precision = 1 + 1 / scale**2
+        return np.sum(slope**2 / (2 * precision) - np.log(scale**2 * precision) / 2)
+
+    gradient = jax.jit(jax.grad(lambda p: p.contrast(key, 20_000)))(prior)
+    step = 1e-4
+    for axis, unit in enumerate(np.eye(2)):
+        up, down = (log_normalizer(slope + s * unit, scale) for s in (step, -step))
+        expected = (up - down) / (2 * step)
+        assert abs(float(gradient.network.slope[axis]) - expected) < 0.04
+    up, down = (log_normalizer(slope, scale + s) for s in (step, -step))
+    assert abs(float(gradient.scale) - (up - down) / (2 * step)) < 0.04
+
+
+def test_contrast_is_the_mean_energy_of_draws(key):
+    prior = quadratic()
+    expected = jnp.mean(prior.energy(prior.sample(key, (50,))))
+    assert_close(prior.contrast(key, 50), expected)
+
+
+def test_no_derivative_goes_through_draws(key):
+    gradient = jax.grad(lambda p: jnp.sum(p.sample(key, (5,))))(quadratic())
+    assert all(np.all(g == 0) for g in jax.tree_util.tree_leaves(gradient))
+    assert not quadratic().has_rsample
+
+
+def test_shapes_jit_and_pytree(key):
+    prior = DeepEnergyPrior.init(key, 3, width=8)
+    law = prior.expand((4,)).to_event(1)
+    assert (law.batch_shape, law.event_shape) == ((), (4, 3))
+    z = jax.jit(lambda law, key: law.sample(key, (5,)))(law, key)
+    assert z.shape == (5, 4, 3)
+    assert law.log_prob(z).shape == (5,)
+    assert_close(
+        jax.jit(lambda p, z: p.log_prob(z))(prior, z), prior.log_prob(z), rtol=1e-5
+    )
+    leaves, treedef = jax.tree_util.tree_flatten(prior)
+    assert len(leaves) == 2 * 3 + 1
+    copy = jax.tree_util.tree_unflatten(treedef, leaves)
+    assert_close(copy.log_prob(z), prior.log_prob(z))
+    assert hash(treedef) == hash(jax.tree_util.tree_structure(copy))
+    assert prior.network.layers[0].out_features == 8
+    many = jax.vmap(lambda scale: prior.replace(prior.network, scale).log_prob(z[0, 0]))
+    assert many(jnp.array([1.0, 2.0])).shape == (2,)
+
+
+def test_default_network_is_that_of_the_paper(key):
+    network = DeepEnergyPrior.init(key, 4).network
+    assert [layer.out_features for layer in network.layers] == [200, 200, "scalar"]
+
+
+def test_value_is_validated():
+    prior = quadratic(validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        prior.log_prob(jnp.array([jnp.nan, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"network": 3}, TypeError, "network must be an Equinox module"),
+        ({"dim": 2.0}, TypeError, "dim must be a positive integer"),
+        ({"dim": 0}, ValueError, "dim must be a positive integer"),
+        ({"num_steps": 0}, ValueError, "num_steps must be a positive integer"),
+        ({"step_size": 0.0}, ValueError, "step_size must be positive"),
+        ({"scale": -1.0}, ValueError, "scale must be positive"),
+        ({"scale": np.ones(3)}, ValueError, r"scale must have shape \(\) or \(2,\)"),
+        ({"network": lambda z: z}, ValueError, r"to a number.*got \(2,\)"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    arguments = {"network": jnp.sum, "dim": 2} | arguments
+    with pytest.raises(error, match=match):
+        DeepEnergyPrior(**arguments)
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_bad_number_of_draws(count, error, key):
+    with pytest.raises(error, match="num_samples must be a positive integer"):
+        quadratic().contrast(key, count)
+
+
+def test_as_a_law_of_numpyro(key):
+    assert isinstance(quadratic(), dist.Distribution)
+    assert "num_steps=60" in repr(quadratic())
