@@ -1,16 +1,19 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
-from numpyro_kaem import infer
+from numpyro_kaem import datasets, infer
 from numpyro_kaem._version import __version__
 from numpyro_kaem.autoguide import AutoKAEM
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.conditioner import MaskedConditioner
+from numpyro_kaem.decoders import ConvDecoder, KANDecoder, KANLayer, SequenceDecoder
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
+    DeepEnergyPrior,
     InverseCDFTransform,
     KAEMMixture,
     KAEMPrior,
+    TokenSequence,
 )
 from numpyro_kaem.empirical_bayes import (
     MarginalFit,
@@ -23,38 +26,81 @@ from numpyro_kaem.empirical_bayes import (
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.kart import kart
+from numpyro_kaem.learning import learn_prior, set_parameters
+from numpyro_kaem.likelihoods import (
+    AbstractLikelihood,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    NormalLikelihood,
+)
 from numpyro_kaem.mixture_estimation import fit_mixture
+from numpyro_kaem.models import KAEM
 from numpyro_kaem.modules import parameter_priors, random_walk_energy
+from numpyro_kaem.objectives import (
+    Checkpoint,
+    FitProgress,
+    FitResult,
+    PriorRefit,
+    cyclical_schedule,
+    fit,
+    kan_penalty,
+    refit_prior,
+)
 from numpyro_kaem.plotting import plot_band, plot_prior
+from numpyro_kaem.sample_quality import SampleQuality, sample_quality
 
 __all__ = [
+    "KAEM",
     "RBF",
     "RSWAF",
+    "AbstractLikelihood",
     "AutoKAEM",
     "AutoregressiveKAEMPrior",
     "BSpline",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
     "Chebyshev",
+    "Checkpoint",
+    "ConvDecoder",
+    "DeepEnergyPrior",
     "Energy",
+    "FitProgress",
+    "FitResult",
     "Fourier",
     "InverseCDFTransform",
     "KAEMMixture",
     "KAEMPrior",
+    "KANDecoder",
+    "KANLayer",
     "MarginalFit",
     "MaskedConditioner",
+    "NormalLikelihood",
+    "PriorRefit",
+    "SampleQuality",
+    "SequenceDecoder",
+    "TokenSequence",
     "UnitPosterior",
     "Wavelet",
     "__version__",
+    "cyclical_schedule",
+    "datasets",
+    "fit",
     "fit_autoregressive",
     "fit_density",
     "fit_marginal",
     "fit_mixture",
     "infer",
+    "kan_penalty",
     "kart",
+    "learn_prior",
     "log_marginal_likelihood",
     "parameter_priors",
     "plot_band",
     "plot_prior",
     "random_walk_energy",
+    "refit_prior",
+    "sample_quality",
+    "set_parameters",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -1,6 +1,7 @@
 """Learned densities as NumPyro distributions."""
 
 from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
+from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.token_sequence import TokenSequence
@@ -8,6 +9,7 @@ from numpyro_kaem.distributions.transform import InverseCDFTransform
 
 __all__ = [
     "AutoregressiveKAEMPrior",
+    "DeepEnergyPrior",
     "InverseCDFTransform",
     "KAEMMixture",
     "KAEMPrior",

@@ -2,8 +2,10 @@
 
 from numpyro_kaem.objectives.amortised import AmortisedELBO
 from numpyro_kaem.objectives.checkpoints import Checkpoint
+from numpyro_kaem.objectives.fit import FitProgress, FitResult, fit
 from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
 from numpyro_kaem.objectives.langevin import LangevinMLE
+from numpyro_kaem.objectives.refit import PriorRefit, refit_prior
 from numpyro_kaem.objectives.regularizers import (
     coefficient_differences,
     entropy,
@@ -17,12 +19,17 @@ __all__ = [
     "AmortisedELBO",
     "Checkpoint",
     "Degeneracy",
+    "FitProgress",
+    "FitResult",
     "ImportanceMLE",
     "LangevinMLE",
+    "PriorRefit",
     "ThermodynamicMLE",
     "coefficient_differences",
     "cyclical_schedule",
     "entropy",
+    "fit",
     "kan_penalty",
     "l1",
+    "refit_prior",
 ]

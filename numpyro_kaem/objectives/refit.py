@@ -175,8 +175,7 @@ def _fit_mixture(
         prior = prior.base_dist
     if not isinstance(prior, KAEMPrior):
         raise TypeError(
-            "prior must be a mixture of KAEMPrior, got one of "
-            f"{type(prior).__name__}."
+            f"prior must be a mixture of KAEMPrior, got one of {type(prior).__name__}."
         )
     num_components = law.mixing_distribution.probs.shape[-1]
     fitted = fit_mixture(
