@@ -284,7 +284,7 @@ def test_modules_without_parameters_have_no_site():
 def test_steep_fit_warns():
     prior = kaem.KAEMPrior(kaem.Energy(BASIS, jnp.zeros(6)))
     _, sites = sites_of(prior)
-    steep = jnp.array([0.0, 900.0, 0.0, 900.0, 0.0, 900.0])
+    steep = jnp.array([0.0, 9000.0, 0.0, 9000.0, 0.0, 9000.0])
     params = {
         name: eqx.tree_at(lambda e: e.coefficients, value, steep)
         for name, value in sites.items()
