@@ -348,7 +348,7 @@ def _learn_proportions(name: str, mixing: dist.Distribution) -> dist.Distributio
         jnp.asarray(getattr(mixing, key)),
         constraint=mixing.arg_constraints[key],
     )
-    return type(mixing)(value, validate_args=False)
+    return jax.tree_util.tree_map(lambda _: value, mixing)
 
 
 def _learn_law(name: str, law: dist.Distribution, what: _What) -> dist.Distribution:

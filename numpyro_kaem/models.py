@@ -168,6 +168,17 @@ class KAEM(eqx.Module):
         """Number of latents that the decoder takes."""
         return self.prior.shape()[0]
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """Values of all parameters by the name of their site, as ``SVI`` gives them.
+
+        Samplers that ask for the parameters of a model take them:
+        ``ImportanceSampling(model, params=model.params)``.
+        """
+        with handlers.block(), handlers.trace() as trace:
+            self._learned()
+        return {name: site["value"] for name, site in trace.items()}
+
     # --- the NumPyro model -----------------------------------------------------------
 
     def __call__(
