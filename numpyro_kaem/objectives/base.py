@@ -10,7 +10,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable
 
-from numpyro_kaem.objectives.unit_model import Sites, UnitModel
+from numpyro_kaem.objectives.unit_model import Sites, UnitModel, without_normalizer
 
 __all__ = ["MaximumLikelihood"]
 
@@ -153,14 +153,13 @@ def _contrast(
     rng_key: jax.Array, unit_model: UnitModel, params: dict[str, Any]
 ) -> jax.Array:
     """Scalar with the gradient of the log normalisers that priors do not know."""
-    values = jax.lax.stop_gradient(unit_model.draw_prior(rng_key))
     total = jnp.zeros(())
-    for name in unit_model.latent:
-        law = unit_model.trace_at(values, params)[name]["fn"]
-        while not hasattr(law, "contrast") and hasattr(law, "base_dist"):
-            law = law.base_dist
-        if hasattr(law, "contrast"):
-            total = total + law.contrast(rng_key, unit_model.num_units)
+    if not unit_model.without_normalizer:
+        return total
+    trace = unit_model.trace_at({}, params)
+    for name in unit_model.without_normalizer:
+        law = without_normalizer(trace[name]["fn"])
+        total = total + law.contrast(rng_key, unit_model.num_units)
     return total
 
 

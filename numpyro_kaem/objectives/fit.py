@@ -140,10 +140,11 @@ def fit(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        If a part is not of its kind, or a prior cannot be refitted.
+    ValueError
         If a number is out of its range, the data are empty or do not fit the model, the
-        guide is missing or not wanted, a prior cannot be refitted, or a checkpoint is
-        of another model.
+        guide is missing or not wanted, or a checkpoint is of another model.
 
     Warns
     -----
@@ -305,7 +306,7 @@ class _Run:
             self.losses = list(metadata["losses"])
 
     def result(self, model: Any, stopped: str) -> FitResult:
-        """What came of it."""
+        """Fitted values and losses."""
         losses, skipped = self.fetch(), int(self.state.num_skipped)
         params = self.trainer.params(self.state)
         if skipped:
@@ -333,7 +334,9 @@ def _check_parts(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        As :func:`fit`.
+    ValueError
         As :func:`fit`.
     """
     if not callable(model):
@@ -376,7 +379,7 @@ def _check_parts(
 
 
 def _check_batch_size(data: jax.Array, batch_size: int | None) -> int | None:
-    """Number of data of a batch; None for all.
+    """Return the number of data of a batch; None for all.
 
     Raises
     ------

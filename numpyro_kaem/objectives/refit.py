@@ -1,5 +1,6 @@
 """Priors that are fitted to draws of the posteriors, not by gradient."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,7 +160,10 @@ def _reference(prior: KAEMPrior) -> dist.Distribution | None:
 def _fit_independent(
     prior: KAEMPrior, draws: np.ndarray, options: dict[str, Any]
 ) -> KAEMPrior:
-    fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
+    with warnings.catch_warnings():
+        # That of the user's choice of independent latents.
+        warnings.filterwarnings("ignore", message="only the marginals are kept")
+        fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
     return _with_coefficients(prior, fitted)
 
 

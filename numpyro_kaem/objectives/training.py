@@ -56,7 +56,7 @@ class Batches:
         return self.num_data // self.batch_size
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Indices of the batch of a step, shape ``(batch_size,)``."""
+        """Return the indices of the batch of a step, shape ``(batch_size,)``."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self.batch_size < self.num_data and epoch != self._epoch:
             # By the number of the epoch alone, so that a resumed run has the same.
@@ -123,7 +123,7 @@ class Trainer:
         def of_batch(function: Callable) -> Callable:
             def run(data: Any, index: jax.Array, fixed: dict[str, Any]) -> Any:
                 given = {**fixed, unit_plate: index} if options else fixed
-                with handlers.block(hide_fn=lambda site: site["name"] in fixed):
+                with handlers.block(hide_fn=lambda site: site.get("name") in fixed):
                     with handlers.substitute(data=given):
                         return function(data, **options)
 

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.util import is_prng_key
 
+from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.infer import importance_units as units
 from numpyro_kaem.infer.target import inside, latent_sites, prior_is_exact
 
-__all__ = ["LatentSite", "UnitModel"]
+__all__ = ["LatentSite", "UnitModel", "without_normalizer"]
 
 Sites = dict[str, jax.Array]
 
@@ -94,6 +96,12 @@ class UnitModel:
             if site["type"] == "sample" and site["is_observed"]
         }
         """What was observed of the batch, by site."""
+        self.without_normalizer = [
+            name
+            for name, site in latent_sites(trace).items()
+            if without_normalizer(site["fn"]) is not None
+        ]
+        """Latent sites whose log density lacks a constant."""
         self.latent: dict[str, LatentSite] = {}
         """Latent sites by name, in the order of the model."""
         offset = 0
@@ -214,6 +222,15 @@ class UnitModel:
         return self._trace({**self._params, **params}, values, self._rng_key)
 
 
+def without_normalizer(law: dist.Distribution) -> DeepEnergyPrior | None:
+    """Law within a distribution whose log density lacks a constant, if there is one."""
+    while not isinstance(law, DeepEnergyPrior):
+        if not hasattr(law, "base_dist"):
+            return None
+        law = law.base_dist
+    return law
+
+
 def _check(trace: dict[str, dict], unit_plate: str) -> None:
     """Check that the sites are those of independent units.
 
@@ -247,8 +264,13 @@ def _check(trace: dict[str, dict], unit_plate: str) -> None:
                 f"model must have continuous latent sites, got the discrete {name!r} "
                 f"({type(site['fn']).__name__})."
             )
-    weightless = {name: {**site, "scale": None} for name, site in latent.items()}
-    if not prior_is_exact(weightless):
+    # A scale is taken off, and a prior without normaliser is drawn from nearly enough.
+    exact = {
+        name: {**site, "scale": None}
+        for name, site in latent.items()
+        if without_normalizer(site["fn"]) is None
+    }
+    if not prior_is_exact(exact):
         raise ValueError(
             "model must have latent sites whose prior can be drawn from, none improper "
             f"(ImproperUniform) or masked; its latent sites are {sorted(latent)}."
