@@ -128,6 +128,8 @@ class AutoMALA(LangevinKernel):
         Whether the warm-up sets it to the geometric mean of those that were chosen.
     adapt_scale, init_strategy
         As for :class:`MALA`. The scale is randomised between the learned one and 1.
+    target_accept_prob
+        To be left out: the step size does not follow the acceptance.
 
     Raises
     ------
