@@ -42,6 +42,13 @@ class PriorRefit:
     ------
     TypeError, ValueError
         If a number is not a positive integer.
+
+    Examples
+    --------
+    >>> import numpyro_kaem as kaem
+    >>> refit = kaem.PriorRefit(start=200, every=50, options={"penalty": 0.1})
+    >>> [step for step in range(400) if refit.is_due(step)]
+    [200, 250, 300, 350]
     """
 
     start: int
