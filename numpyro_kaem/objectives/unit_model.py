@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.distributions import biject_to
+from numpyro.infer import init_to_uniform
 from numpyro.util import is_prng_key
 
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
@@ -82,7 +83,10 @@ class UnitModel:
         self._unit_plate = unit_plate
         self._rng_key = rng_key
         self._params = params
-        trace = self._trace(params, {}, rng_key)
+        # Started as NumPyro starts its chains: an improper prior cannot be drawn from.
+        run = handlers.seed(handlers.substitute(model, data=params), rng_key)
+        started = handlers.substitute(run, substitute_fn=init_to_uniform())
+        trace = handlers.trace(started).get_trace(*args, **kwargs)
         _check(trace, unit_plate)
         plate = trace[unit_plate]
         self._params = {**params, unit_plate: plate["value"]}
