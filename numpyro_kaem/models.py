@@ -13,15 +13,13 @@ from numpyro import handlers
 
 from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.data_checks import check_shape, check_values
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.data_laws import event_shape_of, law_of, mean_of
 from numpyro_kaem.kart import kart
-from numpyro_kaem.learning import learn_module, learn_prior, with_values
-from numpyro_kaem.likelihoods import AbstractLikelihood
+from numpyro_kaem.learning import learn_module, learn_prior
+from numpyro_kaem.model_checks import check_parts
+from numpyro_kaem.parameter_values import with_values
 
 __all__ = ["KAEM"]
-
-# A batch of this size tells a decoder's batch axis from others.
-_PROBE = 3
 
 
 class KAEM(eqx.Module):
@@ -125,43 +123,14 @@ class KAEM(eqx.Module):
         learn_proportions: bool = True,
         learn_reference: bool = False,
     ) -> None:
-        if not isinstance(prior, dist.Distribution) or prior.support.is_discrete:
-            raise TypeError(
-                "prior must be a continuous NumPyro distribution, got "
-                f"{type(prior).__name__}."
-            )
-        if not callable(decoder):
-            raise TypeError(
-                "decoder must be an Equinox module or a function of the latents, got "
-                f"{type(decoder).__name__}."
-            )
-        if likelihood is not None and not callable(likelihood):
-            raise TypeError(
-                "likelihood must be such as NormalLikelihood(), a function of what the "
-                f"decoder returns, or None, got {type(likelihood).__name__}."
-            )
-        if joint not in (None, "kart"):
-            raise ValueError(f"joint must be None or 'kart', got {joint!r}.")
-        if joint == "kart" and not isinstance(prior, KAEMPrior):
-            raise TypeError(
-                "prior must be a KAEMPrior of batch shape (2 * P + 1, P) with "
-                f"joint='kart', got {type(prior).__name__}."
-            )
-        shape = prior.shape()
-        is_table = len(shape) == 2 and shape[0] == 2 * shape[1] + 1
-        if len(shape) not in (1, 2) or 0 in shape or (joint and not is_table):
-            expected = "(2 * P + 1, P)" if joint else "(Q,) or (Q, P)"
-            raise ValueError(
-                f"prior must have batch and event shape {expected}, one law for each "
-                f"latent of a datum, got {shape}."
-            )
+        check_parts(prior, decoder, likelihood, joint)
         self.prior = prior
         self.decoder = decoder
         self.likelihood = likelihood
         self.joint = joint
         self.learn_proportions = bool(learn_proportions)
         self.learn_reference = bool(learn_reference)
-        self.event_shape = _event_shape(decoder, likelihood, shape[0])
+        self.event_shape = event_shape_of(decoder, likelihood, self.num_latents)
 
     @property
     def num_latents(self) -> int:
@@ -256,7 +225,7 @@ class KAEM(eqx.Module):
         """Law of the data given latents, or given inner sums where they are a table."""
         if len(self.prior.shape()) == 2:
             z = jnp.sum(z, axis=-1)
-        return _law_of(decoder(z), likelihood, len(self.event_shape))
+        return law_of(decoder(z), likelihood, len(self.event_shape))
 
     def check_data(self, x: ArrayLike) -> ArrayLike:
         """Check data before they are used; the model itself does it on concrete data.
@@ -375,13 +344,7 @@ class KAEM(eqx.Module):
         ValueError
             If the latents have another shape.
         """
-        law = self.conditional(z)
-        base = law
-        while isinstance(base, dist.Independent):
-            base = base.base_dist
-        if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
-            return base.probs
-        return law.mean
+        return mean_of(self.conditional(z))
 
     def with_params(self, params: Mapping[str, Any]) -> "KAEM":
         """Model with fitted values, as one pytree.
@@ -424,73 +387,3 @@ def draw(model: KAEM, rng_key: jax.Array, num_samples: int, site: str) -> jax.Ar
     with handlers.block(), handlers.seed(rng_seed=rng_key), handlers.trace() as trace:
         model(num_data=num_samples)
     return trace[site]["value"]
-
-
-def _law_of(
-    outputs: Any, likelihood: Callable | None, event_ndim: int | None
-) -> dist.Distribution:
-    """Law of the data given what the decoder returns.
-
-    Raises
-    ------
-    TypeError
-        If the likelihood does not return a distribution, or the decoder does not
-        without a likelihood, or does with one.
-    """
-    is_law = isinstance(outputs, dist.Distribution)
-    if likelihood is None:
-        if not is_law:
-            raise TypeError(
-                "decoder must return a NumPyro distribution where likelihood is None, "
-                f"got {type(outputs).__name__}; pass a likelihood such as "
-                "NormalLikelihood()."
-            )
-        return outputs
-    if is_law:
-        raise TypeError(
-            "likelihood must be None where the decoder returns a distribution, got "
-            f"{type(likelihood).__name__}."
-        )
-    if isinstance(likelihood, AbstractLikelihood):
-        return likelihood(outputs, event_ndim)
-    law = likelihood(outputs)
-    if not isinstance(law, dist.Distribution):
-        raise TypeError(
-            f"likelihood must return a NumPyro distribution, got {type(law).__name__}."
-        )
-    return law
-
-
-def _event_shape(
-    decoder: Callable, likelihood: Callable | None, num_latents: int
-) -> tuple[int, ...]:
-    """Shape of one datum, from shapes alone.
-
-    Raises
-    ------
-    ValueError
-        If the decoder does not take the latents, or the law loses the batch axis.
-    """
-    laws = []
-
-    def probe(z: jax.Array) -> None:
-        try:
-            outputs = decoder(z)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"decoder must take latents of shape (*batch, {num_latents}), got an "
-                f"error for {z.shape}: {error}"
-            ) from error
-        laws.append(_law_of(outputs, likelihood, None))
-
-    shape = (_PROBE, num_latents)
-    jax.eval_shape(probe, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
-    law = laws[0]
-    if law.batch_shape != (_PROBE,):
-        raise ValueError(
-            "decoder and likelihood must give a law of batch shape (*batch,) for "
-            f"latents of shape (*batch, {num_latents}), got batch shape "
-            f"{law.batch_shape} and event shape {law.event_shape} for {shape}; use "
-            "to_event for the axes of one datum."
-        )
-    return law.event_shape

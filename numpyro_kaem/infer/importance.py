@@ -34,9 +34,9 @@ class ImportanceSampling:
         latent sites of the model. Latent sites that it leaves out, and all without a
         guide, are proposed from their own prior.
     params
-        Constrained values of the ``param`` sites of model and guide, such as ``params``
-        of a result of :meth:`numpyro.infer.SVI.run`. Those not given keep their
-        initial values.
+        Constrained values of all ``param`` sites of model and guide, such as ``params``
+        of a result of :meth:`numpyro.infer.SVI.run`, or ``model.params`` of a
+        :class:`~numpyro_kaem.KAEM`.
     num_samples
         Number :math:`S` of particles.
     unit_plate

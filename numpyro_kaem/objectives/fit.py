@@ -18,6 +18,7 @@ from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.learning import learn_prior
 from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.objectives.checkpoints import Checkpoint
+from numpyro_kaem.objectives.fit_checks import check_batch_size, check_parts
 from numpyro_kaem.objectives.refit import PriorRefit, refit_prior
 from numpyro_kaem.objectives.training import Batches, Trainer, TrainingState
 from numpyro_kaem.objectives.unit_model import UnitModel
@@ -186,11 +187,11 @@ def fit(
         )
     if patience is not None:
         patience = as_count("patience", patience)
-    _check_parts(model, objective, guide, refit)
+    check_parts(model, objective, guide, refit)
     if hasattr(model, "check_data"):
         data = model.check_data(data)
     data = jnp.asarray(data)
-    batch_size = _check_batch_size(data, batch_size)
+    batch_size = check_batch_size(data, batch_size)
 
     key_init, key_order, key_refit = jax.random.split(rng_key, 3)
     batches = Batches(key_order, len(data), batch_size)
@@ -322,83 +323,6 @@ class _Run:
 
 def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=4)
-
-
-# --- checks --------------------------------------------------------------------------
-
-
-def _check_parts(
-    model: Any, objective: Any, guide: Callable | None, refit: PriorRefit | None
-) -> None:
-    """Check that the parts go together.
-
-    Raises
-    ------
-    TypeError
-        As :func:`fit`.
-    ValueError
-        As :func:`fit`.
-    """
-    if not callable(model):
-        raise TypeError(
-            f"model must be a NumPyro model, a callable, got {type(model).__name__}."
-        )
-    if not isinstance(objective, ELBO):
-        raise TypeError(
-            "objective must be such as numpyro_kaem.infer.LangevinMLE() or an ELBO of "
-            f"NumPyro, got {type(objective).__name__}."
-        )
-    ours = isinstance(objective, MaximumLikelihood)
-    if ours and guide is not None:
-        raise ValueError(
-            f"guide must be left out with {type(objective).__name__}, which makes its "
-            "own."
-        )
-    if not ours and guide is None:
-        raise ValueError(
-            f"guide must be given with {type(objective).__name__}, such as "
-            "numpyro.infer.autoguide.AutoNormal(model)."
-        )
-    if refit is not None:
-        if not (hasattr(model, "prior") and hasattr(model, "with_params")):
-            raise TypeError(
-                "refit needs a numpyro_kaem.KAEM as the model, got "
-                f"{type(model).__name__}."
-            )
-        if getattr(model, "joint", None) is not None:
-            raise ValueError(
-                "refit needs a prior that is the law of the latents, got one with "
-                f"joint={model.joint!r}: train it by gradient."
-            )
-        if not getattr(objective, "persistent", False):
-            raise ValueError(
-                "refit needs an objective that keeps chains, LangevinMLE or "
-                f"ThermodynamicMLE with persistent=True, got {type(objective).__name__}"
-                "."
-            )
-
-
-def _check_batch_size(data: jax.Array, batch_size: int | None) -> int | None:
-    """Return the number of data of a batch; None for all.
-
-    Raises
-    ------
-    ValueError
-        If there are no data, or fewer than a batch.
-    """
-    if data.ndim == 0 or len(data) == 0:
-        raise ValueError(
-            f"data must have shape (num_data, ...) and not be empty, got {data.shape}."
-        )
-    if batch_size is None:
-        return None
-    batch_size = as_count("batch_size", batch_size)
-    if batch_size > len(data):
-        raise ValueError(
-            f"batch_size must be at most the number of data, {len(data)}, got "
-            f"{batch_size}."
-        )
-    return batch_size if batch_size < len(data) else None
 
 
 # --- refits --------------------------------------------------------------------------
