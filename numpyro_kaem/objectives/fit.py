@@ -19,9 +19,8 @@ from numpyro_kaem.learning import learn_prior
 from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.fit_checks import check_batch_size, check_parts
-from numpyro_kaem.objectives.refit import PriorRefit, refit_prior
+from numpyro_kaem.objectives.refit import PriorRefit
 from numpyro_kaem.objectives.training import Batches, Trainer, TrainingState
-from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["FitProgress", "FitResult", "fit"]
 
@@ -211,7 +210,7 @@ def fit(
         while (step := len(run.losses)) < num_steps:
             if refit is not None and refit.is_due(step):
                 key = jax.random.fold_in(key_refit, step)
-                prior = _refitted(model, data, run, objective, refit, key, unit_plate)
+                prior = _refitted(model, data, run, objective, refit, key)
                 run.state = run.state._replace(fixed=_prior_values(model, prior))
             run.advance(data)
             bar.update()
@@ -351,16 +350,13 @@ def _refitted(
     objective: Any,
     refit: PriorRefit,
     rng_key: jax.Array,
-    unit_plate: str,
 ) -> Any:
     """Prior that is fitted to the last state of every unit's chains."""
     position = run.memory["position"]
     if hasattr(objective, "num_temperatures"):
         # The chain of the posterior.
         position = position[:, -1:]
-    whole = UnitModel(
-        rng_key, run.trainer.params(run.state), model, (data,), {}, unit_plate
-    )
-    draws = jax.vmap(lambda p: whole.constrain(p)[0]["z"], 1)(position)
-    draws = np.asarray(draws).reshape(-1, *draws.shape[2:])
-    return refit_prior(model.prior, draws, rng_key=rng_key, **refit.options)
+    params = run.trainer.params(run.state)
+    draws = np.asarray(run.trainer.latents(params, position, data)["z"])
+    draws = np.moveaxis(draws, -1, 0).reshape(-1, *draws.shape[1:-1])
+    return refit.fit(model.prior, draws, rng_key)

@@ -19,6 +19,8 @@ from numpyro_kaem.mixture_estimation import fit_mixture
 
 __all__ = ["PriorRefit", "refit_prior"]
 
+_MIXTURE_STEPS = 20
+
 
 @dataclass(frozen=True)
 class PriorRefit:
@@ -36,7 +38,8 @@ class PriorRefit:
     stop
         Step after which there is none; None goes on to the end.
     options
-        For the function that fits: ``penalty``, and those of :func:`refit_prior`.
+        For the function that fits, see :func:`refit_prior`. A mixture takes 20
+        iterations, unless ``max_steps`` says otherwise.
 
     Raises
     ------
@@ -71,6 +74,18 @@ class PriorRefit:
         after = step - self.start
         ended = self.stop is not None and step > self.stop
         return after >= 0 and after % self.every == 0 and not ended
+
+    def fit(
+        self, prior: dist.Distribution, draws: np.ndarray, rng_key: jax.Array
+    ) -> dist.Distribution:
+        """Refit a prior: :func:`refit_prior` with the options."""
+        options = dict(self.options)
+        if isinstance(prior, dist.MixtureSameFamily):
+            options.setdefault("max_steps", _MIXTURE_STEPS)
+        with warnings.catch_warnings():
+            # The next refit goes on.
+            warnings.filterwarnings("ignore", message="the fit stopped after max_steps")
+            return refit_prior(prior, draws, rng_key=rng_key, **options)
 
 
 def refit_prior(

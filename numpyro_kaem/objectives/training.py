@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem.objectives.base import MaximumLikelihood
+from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["Batches", "Trainer", "TrainingState"]
 
@@ -141,7 +142,9 @@ class Trainer:
 
         loss = objective if penalty is None else _Penalised(objective, penalty)
         self._svi = SVI(self.model, guide, optimizer, loss=loss)
+        self._whole, self._unit_plate = model, unit_plate
         self.step = jax.jit(self._step)
+        self.latents = jax.jit(self._latents)
 
     def init(
         self,
@@ -152,9 +155,22 @@ class Trainer:
         params: dict[str, Any] | None,
     ) -> TrainingState:
         """State before the first step."""
-        index = jnp.asarray(index)
-        svi = self._svi.init(rng_key, data, index, fixed, init_params=params)
+
+        def start(rng_key: jax.Array, data: Any, index: jax.Array, params: Any) -> Any:
+            return self._svi.init(rng_key, data, index, fixed, init_params=params)
+
+        # Compiled as a whole: one operation at a time, it is several times slower.
+        svi = jax.jit(start)(rng_key, data, jnp.asarray(index), params)
         return TrainingState(svi, fixed, jnp.array(0))
+
+    def _latents(
+        self, params: dict[str, Any], position: jax.Array, data: Any
+    ) -> dict[str, jax.Array]:
+        """Values of the latent sites of all chains, which become the last axis."""
+        whole = UnitModel(
+            jax.random.key(0), params, self._whole, (data,), {}, self._unit_plate
+        )
+        return jax.vmap(lambda p: whole.constrain(p)[0], 1, -1)(position)
 
     def params(self, state: TrainingState) -> dict[str, Any]:
         """Values of all parameters by name."""
