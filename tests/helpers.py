@@ -4,6 +4,7 @@ Import with ``from tests.helpers import assert_close, assert_within_mcse``. And 
 with random parameters that need no compiled random generators.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +122,10 @@ def random_leaves(make, *, scale=1.0, seed=0):
     """
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype),
-        jax.eval_shape(make, jax.random.key(0)),
+        lambda leaf: (
+            jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
+        eqx.filter_eval_shape(make, jax.random.key(0)),
     )
