@@ -58,9 +58,10 @@ def simple(*shape, reference=None, num_basis=6):
     return kaem.KAEMPrior(kaem.Energy(basis, coefficients), reference)
 
 
-def linear_model(**kwargs):
+@pytest.fixture(scope="module")
+def linear():
     prior = simple(1, reference=dist.Normal(0.5, 1.0))
-    return KAEM(prior, Linear(jnp.array(1.5)), NormalLikelihood(0.4), **kwargs)
+    return KAEM(prior, Linear(jnp.array(1.5)), NormalLikelihood(0.4))
 
 
 def exact_posterior(model, x):
@@ -80,6 +81,13 @@ X = np.array([0.2, 1.1, 2.4])
 def trace_of(model, *args, **kwargs):
     seeded = handlers.seed(model, jax.random.key(0))
     return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def shapes_of(model, *args, **kwargs):
+    """Trace of a run that is not compiled: its values have shapes only."""
+    traces = []
+    jax.eval_shape(lambda: traces.append(trace_of(model, *args, **kwargs)))
+    return traces[0]
 
 
 # Prior, shape of the latent site, and names of sites of parameters of the prior.
@@ -121,7 +129,7 @@ def test_sites(name):
     make, shape, sites = PRIORS[name]
     model = KAEM(make(), Decoder(2, (3, 4)), NormalLikelihood(learn_scale=True))
     assert (model.num_latents, model.event_shape) == (2, (3, 4))
-    trace = trace_of(model, num_data=5)
+    trace = shapes_of(model, num_data=5)
     assert trace["z"]["value"].shape == (5, *shape)
     assert trace["z"]["fn"].batch_shape == (5,)
     assert trace["x"]["value"].shape == (5, 3, 4)
@@ -131,11 +139,11 @@ def test_sites(name):
     assert sorted(model.params) == params
 
 
-def test_data_are_observed():
-    sites = trace_of(linear_model(), X)
+def test_data_are_observed(linear):
+    sites = trace_of(handlers.substitute(linear, {"z": jnp.zeros((3, 1))}), X)
     assert sites["x"]["is_observed"]
     assert_close(sites["x"]["value"], X)
-    assert trace_of(linear_model())["x"]["value"].shape == (1,)
+    assert shapes_of(linear)["x"]["value"].shape == (1,)
 
 
 def test_inner_sums():
@@ -143,25 +151,33 @@ def test_inner_sums():
     prior = simple(5, 2)
     for joint, site in ((None, "z"), ("kart", "z_base")):
         model = KAEM(prior, decoder, NormalLikelihood(), joint=joint)
-        trace = trace_of(model, num_data=4)
-        z = trace["z"]["value"]
+        assert shapes_of(model, num_data=4)[site]["type"] == "sample"
+
+        @jax.jit
+        def run(model=model):
+            trace = trace_of(model, num_data=4)
+            loc = trace["x"]["fn"].base_dist.loc
+            return trace["z"]["value"], loc, trace.get("z_base", {}).get("value")
+
+        z, loc, base = run()
         assert z.shape == (4, 5, 2)
-        assert trace[site]["type"] == "sample"
-        assert_close(trace["x"]["fn"].base_dist.loc, decoder(z.sum(-1)), rtol=1e-5)
+        assert_close(loc, decoder(z.sum(-1)), rtol=1e-5)
         assert_close(model.decode(z), decoder(z.sum(-1)), rtol=1e-5)
     # Kolmogorov and Arnold's form: all rows at one quantile, one for each column.
-    assert trace["z_base"]["value"].shape == (4, 2)
-    u = prior.cdf(z)
+    assert base.shape == (4, 2)
+    u = jax.jit(prior.cdf)(z)
     assert_close(u, jnp.broadcast_to(u[:, :1], u.shape), rtol=0, atol=1e-4)
-    assert model.latents(jax.random.key(1), 6).shape == (6, 5, 2)
+    latents = jax.eval_shape(lambda key: model.latents(key, 6), jax.random.key(1))
+    assert latents.shape == (6, 5, 2)
 
 
 def test_decoder_that_returns_a_law(key):
     model = KAEM(simple(2), lambda z: dist.Poisson(jnp.exp(z)).to_event(1))
     assert model.event_shape == (2,)
-    x = model.sample(key, 4)
+    x = jax.eval_shape(lambda key: model.sample(key, 4), key)
+    assert x.shape == (4, 2)
     assert jnp.issubdtype(x.dtype, jnp.integer)
-    z = model.latents(key, 4)
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
     assert_close(model.decode(z), jnp.exp(z))
 
 
@@ -177,8 +193,8 @@ def test_likelihood_that_is_a_function():
     assert_close(value, expected, rtol=1e-5)
 
 
-def test_log_density_and_subsample():
-    model = linear_model()
+def test_log_density_and_subsample(linear):
+    model = linear
     z = jnp.array([[0.1], [0.5], [1.2]])
     terms = model.prior.log_prob(z)[:, 0] + stats.norm.logpdf(
         X, 1.5 * np.asarray(z[:, 0]) + 0.3, 0.4
@@ -252,8 +268,8 @@ def test_gradient_of_the_log_marginal(x64):
 
 
 @pytest.mark.slow
-def test_nuts_finds_latents_of_data(key):
-    model = linear_model()
+def test_nuts_finds_latents_of_data(linear, key):
+    model = linear
     kernel = NUTS(model)
     mcmc = MCMC(kernel, num_warmup=200, num_samples=500, progress_bar=False)
     mcmc.run(key, X)
@@ -268,8 +284,8 @@ def test_nuts_finds_latents_of_data(key):
     assert predictive["x"].shape == (500, 3)
 
 
-def test_importance_sampling(key):
-    model = linear_model()
+def test_importance_sampling(linear, key):
+    model = linear
     sampler = kaem.infer.ImportanceSampling(
         model, params=model.params, num_samples=4000, unit_plate="data"
     )
@@ -280,8 +296,8 @@ def test_importance_sampling(key):
 
 
 @pytest.mark.slow
-def test_annealed_langevin(key):
-    model = linear_model()
+def test_annealed_langevin(linear, key):
+    model = linear
     kernel = kaem.infer.AnnealedLangevin(model, num_temperatures=3)
     mcmc = MCMC(kernel, num_warmup=100, num_samples=400, progress_bar=False)
     mcmc.run(key, X[:2])
@@ -309,7 +325,8 @@ def fitted():
     rng = np.random.default_rng(0)
     x = np.array([1.0, -1.0, 2.0]) + 0.2 * rng.normal(size=(40, 3))
     svi = SVI(model, AutoNormal(model), optax.adam(0.02), Trace_ELBO())
-    return model, x, svi.run(jax.random.key(1), 150, x, progress_bar=False)
+    run = jax.jit(lambda key: svi.run(key, 150, x, progress_bar=False))
+    return model, x, run(jax.random.key(1))
 
 
 @pytest.mark.slow
@@ -327,18 +344,23 @@ def test_svi_learns_all_parts(fitted):
 def test_fitted_model_is_one_pytree(fitted, key):
     model, x, result = fitted
     learned = model.with_params(result.params)
-    z = 0.3 + 0.2 * jax.random.normal(key, (40, 2))
-    within, _ = log_density(
-        handlers.substitute(model, result.params), (x,), {}, {"z": z}
-    )
-    alone, _ = log_density(learned, (x,), {}, {"z": z})
+    z = jnp.asarray(0.3 + 0.2 * np.random.default_rng(1).normal(size=(40, 2)))
+
+    @eqx.filter_jit
+    def densities(learned, params):
+        substituted = handlers.substitute(model, params)
+        return [
+            log_density(one, (x,), {}, {"z": z})[0] for one in (substituted, learned)
+        ]
+
+    within, alone = densities(learned, result.params)
     assert float(alone) == pytest.approx(float(within), rel=1e-6)
     # Draws are those of the fitted model.
     x_drawn = learned.sample(key, 2000)
     assert np.max(np.abs(np.mean(x_drawn, 0) - np.mean(x, 0))) < 0.4
     leaves, treedef = jax.tree_util.tree_flatten(learned)
     again = jax.tree_util.tree_unflatten(treedef, leaves)
-    assert_close(again.sample(key, 5), learned.sample(key, 5))
+    assert_close(again.sample(key, 2000), x_drawn)
 
 
 @pytest.mark.slow
@@ -355,11 +377,11 @@ def test_params_that_do_not_fit(fitted):
 # --- draws ---------------------------------------------------------------------------
 
 
-def test_draws_follow_the_model(key):
-    model = linear_model()
+def test_draws_follow_the_model(linear, key):
+    model = linear
     x, z = model.sample(key, 4000), model.latents(key, 4000)
     assert (x.shape, z.shape) == ((4000,), (4000, 1))
-    u = np.asarray(model.prior.cdf(z)[:, 0], float)
+    u = np.asarray(jax.jit(model.prior.cdf)(z)[:, 0], float)
     assert stats.kstest(u, "uniform").pvalue > 1e-4
     # With one key, data and latents belong together.
     noise = (np.asarray(x, float) - 1.5 * np.asarray(z[:, 0], float) - 0.3) / 0.4
@@ -403,8 +425,8 @@ def test_one_compiled_pass_for_all_draws(key):
 
 
 @pytest.mark.parametrize("count", [0, 2.5])
-def test_bad_number_of_draws(count, key):
-    for method in (linear_model().sample, linear_model().latents):
+def test_bad_number_of_draws(linear, count, key):
+    for method in (linear.sample, linear.latents):
         with pytest.raises((ValueError, TypeError), match="num_samples must be"):
             method(key, count)
 
@@ -438,8 +460,8 @@ def test_decode(key):
         (["a"], TypeError, "x must be an array of numbers"),
     ],
 )
-def test_bad_data(x, error, match):
-    model = linear_model()
+def test_bad_data(linear, x, error, match):
+    model = linear
     with pytest.raises(error, match=match):
         trace_of(model, x)
     with pytest.raises(error, match=match):
@@ -464,8 +486,8 @@ def test_data_outside_of_the_support():
         binary.check_data(np.array([0, 1, 1]))
 
 
-def test_traced_data_have_their_shape_checked():
-    model = linear_model()
+def test_traced_data_have_their_shape_checked(linear):
+    model = linear
     nan = jnp.array([jnp.nan])
     assert jax.jit(lambda x: model.check_data(x))(nan).shape == (1,)
     with pytest.raises(ValueError, match=r"got \(3, 1\)"):
@@ -482,9 +504,9 @@ def test_traced_data_have_their_shape_checked():
         ({"subsample_size": 0}, ValueError, "subsample_size must be a positive"),
     ],
 )
-def test_bad_counts(kwargs, error, match):
+def test_bad_counts(linear, kwargs, error, match):
     with pytest.raises(error, match=match):
-        trace_of(linear_model(), X, **kwargs)
+        trace_of(linear, X, **kwargs)
 
 
 @pytest.mark.parametrize(
