@@ -1,9 +1,12 @@
 """The two ways in which a test may say "equal": up to rounding, up to sampling error.
 
-Import with ``from tests.helpers import assert_close, assert_within_mcse``.
+Import with ``from tests.helpers import assert_close, assert_within_mcse``. And modules
+with random parameters that need no compiled random generators.
 """
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
 
@@ -97,4 +100,32 @@ def assert_within_mcse(
     assert np.all(deviation <= num_errors * error), (
         f"mean {mean} is not within {num_errors:g} standard errors ({error}) of "
         f"{truth}; effective sample size {num_effective}. {err_msg}"
+    )
+
+
+def random_leaves(make, *, scale=1.0, seed=0):
+    """Module with Normal parameters of NumPy, where its own start is not tested.
+
+    Parameters
+    ----------
+    make
+        Function from a random key to the module; it is traced, and never compiled.
+    scale
+        Standard deviation of the parameters.
+    seed
+        Seed of NumPy's generator.
+
+    Returns
+    -------
+    Module
+        With arrays of the default float dtype.
+    """
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
+        eqx.filter_eval_shape(make, jax.random.key(0)),
     )

@@ -1,11 +1,12 @@
 """Sample quality against closed forms and plain loops."""
 
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.linalg import sqrtm
 
-from numpyro_kaem import sample_quality as module
 from numpyro_kaem.sample_quality import sample_quality
 
 
@@ -90,6 +91,7 @@ def brute_force(points, rows, k):
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_by_brute_force(k, monkeypatch):
     # Several blocks, the last of them not full.
+    module = sys.modules["numpyro_kaem.sample_quality"]
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
     rng = np.random.default_rng(0)
     reference = rng.normal(1.0, 2.0, (40, 3))

@@ -14,7 +14,7 @@ from scipy import special
 
 from numpyro_kaem.decoders import SequenceDecoder
 from tests.distributions.cases import ACTIVATIONS
-from tests.helpers import assert_close
+from tests.helpers import assert_close, random_leaves
 
 Z = np.array([0.4, -1.2])
 TOKENS = np.array([4, 0, 2, 2, 1, 3])
@@ -22,14 +22,11 @@ TOKENS = np.array([4, 0, 2, 2, 1, 3])
 
 @pytest.fixture(scope="module")
 def decoder():
-    return SequenceDecoder(
-        jax.random.key(0),
-        2,
-        num_tokens=5,
-        length=6,
-        width=12,
-        num_heads=3,
-        num_blocks=2,
+    return random_leaves(
+        lambda key: SequenceDecoder(
+            key, 2, num_tokens=5, length=6, width=12, num_heads=3, num_blocks=2
+        ),
+        scale=0.4,
     )
 
 
@@ -104,8 +101,8 @@ def test_broadcasting(decoder):
 def test_sizes(decoder):
     assert (decoder.num_latents, decoder.num_tokens, decoder.length) == (2, 5, 6)
     assert len(decoder.blocks) == 2
-    short = SequenceDecoder(
-        jax.random.key(0), 1, num_tokens=2, length=1, width=4, num_heads=1
+    short = random_leaves(
+        lambda key: SequenceDecoder(key, 1, 2, length=1, width=4, num_heads=1)
     )
     assert short.logits(jnp.zeros((3, 1)), np.array([1])).shape == (3, 1, 2)
 
@@ -154,7 +151,7 @@ def test_svi_learns_sequences(key):
             numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     svi = SVI(model, guide, optax.adam(0.03), Trace_ELBO())
-    result = svi.run(jax.random.key(1), 200, words, progress_bar=False)
+    result = jax.jit(lambda key: svi.run(key, 200, words, progress_bar=False))(key)
     # A word carries log 3 nats, and at random it would cost 4 log 3.
     loss = np.mean(result.losses[-20:]) / len(words)
     assert loss < 1.6 * np.log(3)

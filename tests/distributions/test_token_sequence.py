@@ -17,7 +17,7 @@ from scipy import stats
 
 from numpyro_kaem.decoders import SequenceDecoder
 from numpyro_kaem.distributions.token_sequence import TokenSequence
-from tests.helpers import assert_close
+from tests.helpers import assert_close, random_leaves
 
 WORDS = np.array(list(itertools.product(range(3), repeat=4)))
 Z = np.array([[0.5, -1.0], [2.0, 0.3]])
@@ -25,7 +25,9 @@ Z = np.array([[0.5, -1.0], [2.0, 0.3]])
 
 @pytest.fixture(scope="module")
 def decoder():
-    return SequenceDecoder(jax.random.key(3), 2, 3, 4, width=8, num_heads=2)
+    return random_leaves(
+        lambda key: SequenceDecoder(key, 2, 3, 4, width=8, num_heads=2), scale=0.6
+    )
 
 
 def test_shapes_and_support(decoder):
@@ -37,11 +39,14 @@ def test_shapes_and_support(decoder):
     assert_array_equal(
         law.support(np.array([[0, 2, 1, 1], [0, 3, 0, 0]])), [True, False]
     )
-    assert law.log_prob(WORDS[5]).shape == (2,)
-    assert law.log_prob(WORDS[:2]).shape == (2,)
-    assert law.log_prob(WORDS[:, None]).shape == (81, 2)
-    assert decoder(Z[0]).log_prob(WORDS[:6].reshape(3, 2, 4)).shape == (3, 2)
-    draws = law.sample(jax.random.key(0), (5, 3))
+    for one, value, shape in (
+        (law, WORDS[5], (2,)),
+        (law, WORDS[:2], (2,)),
+        (law, WORDS[:, None], (81, 2)),
+        (decoder(Z[0]), WORDS[:6].reshape(3, 2, 4), (3, 2)),
+    ):
+        assert jax.eval_shape(one.log_prob, value).shape == shape
+    draws = jax.eval_shape(lambda key: law.sample(key, (5, 3)), jax.random.key(0))
     assert draws.shape == (5, 3, 2, 4)
     assert jnp.issubdtype(draws.dtype, jnp.integer)
     assert "TokenSequence(SequenceDecoder, batch_shape=(2,), length=4, num" in repr(law)
@@ -69,7 +74,7 @@ def test_draws_have_these_probabilities(decoder):
 def test_draws_are_independent(decoder):
     """Between batch members, and between positions given the law of the first."""
     same = decoder(jnp.broadcast_to(Z[0], (2, 2)))
-    draws = np.asarray(same.sample(jax.random.key(2), (4000,)))
+    draws = np.asarray(same.sample(jax.random.key(2), (20_000,)))
     table = np.histogram2d(draws[:, 0, 0], draws[:, 1, 0], bins=3)[0]
     assert stats.chi2_contingency(table).pvalue > 1e-4
 
@@ -94,9 +99,9 @@ def test_transformations(decoder):
     assert_close(jax.jit(lambda law: law.log_prob(WORDS[7]))(law), expected)
     mapped = jax.vmap(lambda z: decoder(z).log_prob(WORDS[7]))(Z)
     assert_close(mapped, expected, rtol=(1e-4, 1e-10))
-    keys = jax.random.split(jax.random.key(0), 2)
-    draws = jax.vmap(lambda z, key: decoder(z).sample(key, (3,)))(Z, keys)
-    assert_array_equal(draws[1], decoder(Z[1]).sample(keys[1], (3,)))
+    keys, z = jax.random.split(jax.random.key(0), 2), jnp.stack([Z, Z[::-1]])
+    draws = jax.vmap(lambda z, key: decoder(z).sample(key, (3,)))(z, keys)
+    assert_array_equal(draws[1], decoder(z[1]).sample(keys[1], (3,)))
     copy = pickle.loads(pickle.dumps(law))
     assert_array_equal(copy.log_prob(WORDS[7]), expected)
     gradient = jax.grad(lambda z: decoder(z).log_prob(WORDS[7]).sum())(jnp.asarray(Z))
@@ -139,10 +144,10 @@ def test_in_a_model(decoder):
         with numpyro.plate("words", 3):
             numpyro.sample("x", decoder(z), obs=words)
 
-    with numpyro.validation_enabled(), handlers.seed(rng_seed=0):
+    samples = {"z": jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)))}
+    with numpyro.validation_enabled(), handlers.substitute(data={"z": Z[0]}):
         trace = handlers.trace(model).get_trace(words)
     assert trace["x"]["fn"].event_dim == 1
-    samples = {"z": jax.random.normal(jax.random.key(0), (20, 2))}
     per_word = log_likelihood(model, samples, words)["x"]
     expected = decoder(samples["z"][:, None]).log_prob(words)
     assert_close(per_word, expected, rtol=(1e-4, 1e-9))

@@ -46,7 +46,7 @@ def make_energy(low=-1.0, scale=1.0):
     return Energy(BSpline(low, 3.0, 6), scale * jnp.arange(12.0).reshape(2, 6))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tree():
     rng = np.random.default_rng(0)
     special = np.array([-0.0, 0.0, np.inf, -np.inf, np.nan, 1e-45, 3e38], np.float32)
@@ -258,7 +258,6 @@ PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist
 from numpyro.contrib.module import eqx_module
-from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.optim import Adam
 import numpyro_kaem as kaem
@@ -278,7 +277,7 @@ def guide():
     numpyro.sample("offset", dist.Normal(numpyro.param("loc", 0.0), 0.5))
 
 svi = SVI(model, guide, Adam(0.01), Trace_ELBO())
-start = state = svi.init(jax.random.key(1))
+start = state = jax.jit(svi.init)(jax.random.key(1))
 update = jax.jit(svi.update)
 checkpoint = Checkpoint(folder)
 for step in range(5):
@@ -334,7 +333,7 @@ def test_restored_state_goes_on_and_does_not_compile_anew(tmp_path, optimizer):
         traces.append(1)
         return svi.update(state)[0]
 
-    start = svi.init(jax.random.PRNGKey(0))
+    start = jax.jit(svi.init)(jax.random.PRNGKey(0))
     state = update(update(start))
     Checkpoint(tmp_path).save(2, state)
     restored = Checkpoint(tmp_path).latest(start)[1]

@@ -1,0 +1,221 @@
+"""The ready model: its draws, and what it refuses."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+from numpyro_kaem.distributions.deep import DeepEnergyPrior
+from numpyro_kaem.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    NormalLikelihood,
+)
+from numpyro_kaem.models import KAEM, draw
+from tests.helpers import assert_close
+from tests.model_cases import (
+    Decoder,
+    X,
+    linear_model,
+    simple,
+    trace_of,
+)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return linear_model()
+
+
+# --- draws ---------------------------------------------------------------------------
+
+
+def test_draws_follow_the_model(linear, key):
+    model = linear
+    x, z = model.sample(key, 4000), model.latents(key, 4000)
+    assert (x.shape, z.shape) == ((4000,), (4000, 1))
+    u = np.asarray(jax.jit(model.prior.cdf)(z)[:, 0], float)
+    assert stats.kstest(u, "uniform").pvalue > 1e-4
+    # With one key, data and latents belong together.
+    noise = (np.asarray(x, float) - 1.5 * np.asarray(z[:, 0], float) - 0.3) / 0.4
+    assert stats.kstest(noise, "norm").pvalue > 1e-4
+
+
+def functions_with_loops(text):
+    name, found = None, set()
+    for line in text.splitlines():
+        start = re.match(r"\s*func\.func \w+ @(\w+)", line)
+        name = start.group(1) if start else name
+        if "stablehlo.while" in line:
+            found.add(re.sub(r"_\d+$", "", name))
+    return found
+
+
+def test_draws_have_no_loop(key):
+    """Beyond those of random bits: inversion takes a fixed number of steps."""
+    model = KAEM(simple(4), Decoder(4, (3,)), NormalLikelihood())
+    text = draw.lower(model, key, 10, "x").lowered.as_text()
+    assert functions_with_loops(text) <= {"threefry2x32"}
+    # The test sees loops where there are some.
+    deep = DeepEnergyPrior.init(key, 4, width=4)
+    model = KAEM(deep, Decoder(4, (3,)), NormalLikelihood())
+    text = draw.lower(model, key, 10, "x").lowered.as_text()
+    assert not functions_with_loops(text) <= {"threefry2x32"}
+
+
+def test_one_compiled_pass_for_all_draws(key):
+    num_runs = []
+
+    def decoder(z):
+        num_runs.append(z.shape)
+        return z
+
+    model = KAEM(simple(2), decoder, NormalLikelihood())
+    num_runs.clear()
+    for seed in range(3):
+        assert model.sample(jax.random.key(seed), 7).shape == (7, 2)
+    assert num_runs == [(7, 2)]
+
+
+@pytest.mark.parametrize("count", [0, 2.5])
+def test_bad_number_of_draws(linear, count, key):
+    for method in (linear.sample, linear.latents):
+        with pytest.raises((ValueError, TypeError), match="num_samples must be"):
+            method(key, count)
+
+
+def test_decode(key):
+    z = jnp.ones((2, 3, 2))
+    categorical = KAEM(simple(2), Decoder(2, (3, 4)), CategoricalLikelihood())
+    probabilities = categorical.decode(z)
+    assert probabilities.shape == (2, 3, 3, 4)
+    assert_close(probabilities.sum(-1), np.ones((2, 3, 3)), rtol=1e-5)
+    binary = KAEM(simple(2), Decoder(2, (3, 4)), BernoulliLikelihood())
+    expected = jax.nn.sigmoid(binary.decoder(z))
+    assert_close(binary.decode(z), expected, rtol=1e-5)
+    law = binary.conditional(z)
+    assert (law.batch_shape, law.event_shape) == ((2, 3), (3, 4))
+    with pytest.raises(ValueError, match=r"z must have shape \(..., 2\), got \(2, 3\)"):
+        binary.decode(jnp.ones((2, 3)))
+
+
+# --- errors --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "match"),
+    [
+        (np.zeros((5, 1)), ValueError, r"x must have shape \(num_data,\).*\(5, 1\)"),
+        (np.zeros(()), ValueError, r"x must have shape \(num_data,\).*got \(\)"),
+        (np.zeros(0), ValueError, "x must have at least one datum"),
+        ([0.0, np.nan], ValueError, r"x must be finite, got nan at index \(1,\)"),
+        ([np.inf], ValueError, "x must be finite, got inf"),
+        (["a"], TypeError, "x must be an array of numbers"),
+    ],
+)
+def test_bad_data(linear, x, error, match):
+    model = linear
+    with pytest.raises(error, match=match):
+        trace_of(model, x)
+    with pytest.raises(error, match=match):
+        model.check_data(x)
+
+
+def test_data_outside_of_the_support():
+    binary = KAEM(simple(2), Decoder(2, (3,)), BernoulliLikelihood())
+    binary.check_data(np.array([[0, 1, 1]]))
+    binary.check_data(np.array([[True, False, True]]))
+    match = r"x must lie in the support of BernoulliLogits.*got 0.5 at index \(0, 1\)"
+    with pytest.raises(ValueError, match=match):
+        binary.check_data(np.array([[0, 0.5, 1]]))
+    categorical = KAEM(simple(2), Decoder(2, (3, 4)), CategoricalLikelihood())
+    assert categorical.event_shape == (3,)
+    categorical.check_data(np.array([[0, 3, 1]]))
+    with pytest.raises(ValueError, match=r"CategoricalLogits.*got 4 at index \(0, 1\)"):
+        categorical.check_data(np.array([[0, 4, 1]]))
+    with pytest.raises(TypeError, match="x must be integers, the classes of Categ"):
+        categorical.check_data(np.array([[0.0, 1.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"For a single datum pass x\[None\]"):
+        binary.check_data(np.array([0, 1, 1]))
+
+
+def test_traced_data_have_their_shape_checked(linear):
+    model = linear
+    nan = jnp.array([jnp.nan])
+    assert jax.jit(lambda x: model.check_data(x))(nan).shape == (1,)
+    with pytest.raises(ValueError, match=r"got \(3, 1\)"):
+        jax.jit(lambda x: model.check_data(x))(jnp.zeros((3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"num_data": 4}, ValueError, "num_data must be the number of data, 3, got 4"),
+        ({"num_data": 0}, ValueError, "num_data must be a positive integer"),
+        ({"num_data": 1.5}, TypeError, "num_data must be a positive integer"),
+        ({"subsample_size": 4}, ValueError, "subsample_size must be at most.*3, got 4"),
+        ({"subsample_size": 0}, ValueError, "subsample_size must be a positive"),
+    ],
+)
+def test_bad_counts(linear, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        trace_of(linear, X, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "match"),
+    [
+        ((3, jnp.tanh), {}, TypeError, "prior must be a continuous NumPyro"),
+        ((dist.Poisson(1.0), jnp.tanh), {}, TypeError, "got Poisson"),
+        ((simple(2), 3), {}, TypeError, "decoder must be an Equinox module"),
+        ((simple(2), jnp.tanh, 3), {}, TypeError, "likelihood must be such as"),
+        ((simple(), jnp.tanh), {}, ValueError, r"shape \(Q,\) or \(Q, P\).*got \(\)"),
+        ((simple(1, 1, 2), jnp.tanh), {}, ValueError, r"got \(1, 1, 2\)"),
+        ((simple(2), jnp.tanh), {"joint": "a"}, ValueError, "None or 'kart', got 'a'"),
+        (
+            (simple(5, 3), jnp.tanh),
+            {"joint": "kart"},
+            ValueError,
+            r"shape \(2 \* P \+ 1, P\), .*got \(5, 3\)",
+        ),
+        (
+            (dist.Normal(jnp.zeros((3, 1)), 1.0), jnp.tanh),
+            {"joint": "kart"},
+            TypeError,
+            "with joint='kart', got Normal",
+        ),
+        ((simple(2), jnp.tanh), {}, TypeError, "decoder must return a NumPyro distrib"),
+        (
+            (simple(2), lambda z: dist.Normal(z, 1.0).to_event(1), NormalLikelihood()),
+            {},
+            TypeError,
+            "likelihood must be None where the decoder",
+        ),
+        ((simple(2), jnp.tanh, jnp.tanh), {}, TypeError, "likelihood must return"),
+        (
+            (simple(2), lambda z: dist.Normal(z, 1.0)),
+            {},
+            ValueError,
+            r"got batch shape \(3, 2\).*use to_event",
+        ),
+        (
+            (simple(2), jnp.sum, lambda total: dist.Normal(total, 1.0)),
+            {},
+            ValueError,
+            r"got batch shape \(\)",
+        ),
+        (
+            (simple(2), Decoder(3, (4,)), NormalLikelihood()),
+            {},
+            ValueError,
+            r"decoder must take latents of shape \(\*batch, 2\)",
+        ),
+    ],
+)
+def test_bad_parts(args, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        KAEM(*args, **kwargs)
