@@ -1,8 +1,22 @@
 """Settings of the whole test run, made before JAX starts its backend."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Compiled code is forgotten after each file (below), and much of it is needed again. A
+# folder for each worker: two that write the same file at once would damage it.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(
+        Path(__file__).parents[1]
+        / ".pytest_cache/jax"
+        / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    ),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import matplotlib

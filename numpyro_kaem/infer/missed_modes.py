@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
-from scipy.stats import kstwobign
+from scipy.special import kolmogorov
 
 __all__ = ["MissedModes", "check_missed_modes"]
 
@@ -107,7 +107,7 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
     )
     size = 1 / (1 / sizes[0] + 1 / sizes[1])
     # Each of the directions could have been the most different one.
-    probability = np.minimum(kstwobign.sf(distances * np.sqrt(size)) * len(names), 1)
+    probability = np.minimum(kolmogorov(distances * np.sqrt(size)) * len(names), 1)
     worst = int(np.lexsort((-distances, probability))[0])
     found = bool(probability[worst] < _MAX_PROBABILITY and distances[worst] > _MIN_MASS)
     return MissedModes(
