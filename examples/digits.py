@@ -32,7 +32,7 @@ from numpyro.infer import MCMC
 
 import numpyro_kaem as kaem
 
-NUM_LATENTS = 8
+NUM_LATENTS, NUM_COMPONENTS = 8, 10
 NUM_HELD_OUT = 397
 NAMES = ("normal", "independent", "mixture")
 
@@ -46,9 +46,10 @@ def make_model(name: str, seed: int) -> kaem.KAEM:
         flat = kaem.Energy(basis, jnp.zeros((NUM_LATENTS, 20)))
         prior = kaem.KAEMPrior(flat, reference).to_event(1)
     else:
-        flat = kaem.Energy(basis, jnp.zeros((20, NUM_LATENTS, 20)))
-        component = kaem.KAEMPrior(flat, reference).to_event(1)
-        mixing = dist.Categorical(logits=jnp.zeros(20))
+        flat = kaem.Energy(basis, jnp.zeros((NUM_COMPONENTS, NUM_LATENTS, 20)))
+        # Components may become narrow: finer panels for their normaliser.
+        component = kaem.KAEMPrior(flat, reference, refinement=4).to_event(1)
+        mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
         prior = dist.MixtureSameFamily(mixing, component)
     key = jax.random.key(seed)
     decoder = kaem.KANDecoder(key, NUM_LATENTS, (8, 8), hidden=(64,))
@@ -58,7 +59,10 @@ def make_model(name: str, seed: int) -> kaem.KAEM:
 
 def train(name: str, images: np.ndarray, num_steps: int, seed: int) -> kaem.FitResult:
     """Train with one of the priors."""
-    refit = kaem.PriorRefit(start=num_steps // 4, every=max(num_steps // 16, 1))
+    # A penalty that is given costs a refit a fraction of one that is chosen each time.
+    refit = kaem.PriorRefit(
+        start=num_steps // 3, every=num_steps // 15, options={"penalty": 1.0}
+    )
     return kaem.fit(
         make_model(name, seed),
         images,
@@ -135,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     matplotlib.use("Agg")
     args.output.mkdir(parents=True, exist_ok=True)
-    num_steps = 60 if args.quick else 1500
+    num_steps = 100 if args.quick else 1500
     num_draws = 500 if args.quick else 2000
 
     data = kaem.datasets.load_digits(test_size=NUM_HELD_OUT)

@@ -195,3 +195,19 @@ def test_importance_dimension(tmp_path, monkeypatch, capsys):
     assert np.all(error[2:] > 2 * reported[2:])
     assert "Not reliable" in printed
     assert "AnnealedLangevin" in printed
+
+
+@pytest.mark.slow
+def test_digits(tmp_path, monkeypatch, capsys):
+    printed = run("digits", tmp_path, monkeypatch, capsys)
+    rows = {line.split()[0]: line.split()[1:4] for line in printed.splitlines()[1:4]}
+    assert list(rows) == ["held-out", "normal", "mixture"]
+    distance = {name: float(row[0]) for name, row in rows.items()}
+    # Hardly trained, the learned prior is nearer the images already.
+    assert distance["held-out"] < distance["mixture"] < distance["normal"]
+    errors = [float(x) for x in re.findall(r"filled in to ([\d.]+)", printed)]
+    assert len(errors) == 2
+    # The standard deviation of a pixel is 0.38.
+    assert max(errors) < 0.38
+    for name in ("draws", "prior", "filled_in"):
+        assert (tmp_path / f"digits_{name}.png").stat().st_size > 10_000

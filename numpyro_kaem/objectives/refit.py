@@ -203,7 +203,8 @@ def _fit_mixture(
         raise TypeError(
             f"prior must be a mixture of KAEMPrior, got one of {type(prior).__name__}."
         )
-    num_components = law.mixing_distribution.probs.shape[-1]
+    mixing = law.mixing_distribution
+    num_components = mixing.probs.shape[-1]
     fitted = fit_mixture(
         draws,
         num_components,
@@ -213,10 +214,12 @@ def _fit_mixture(
         **options,
     )
     new = _with_coefficients(prior, fitted.component_distribution.base_dist)
-    logits = fitted.mixing_distribution.logits
-    return dist.MixtureSameFamily(
-        dist.CategoricalLogits(logits), new.to_event(component.event_dim)
-    )
+    # Of the same class, so that its parameter keeps its name.
+    if isinstance(mixing, dist.CategoricalProbs):
+        mixing = dist.CategoricalProbs(fitted.mixing_distribution.probs)
+    else:
+        mixing = dist.CategoricalLogits(fitted.mixing_distribution.logits)
+    return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
 
 
 def _fit_autoregressive(

@@ -144,7 +144,9 @@ def test_the_prior_of_a_ready_model_finds_two_modes(how):
     np.testing.assert_allclose(draws.std(0), np.std(x, axis=0), rtol=0.15)
 
 
-@pytest.mark.parametrize("form", ["independent", "mixture", "autoregressive"])
+@pytest.mark.parametrize(
+    "form", ["independent", "mixture", "mixture by probs", "autoregressive"]
+)
 def test_refit_of_each_form(form):
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(800, 2))
@@ -152,10 +154,12 @@ def test_refit_of_each_form(form):
     draws[:, 0] = 1.5 * np.sign(draws[:, 0]) + 0.3 * draws[:, 1]
     basis, reference = kaem.BSpline(-4.0, 4.0, 12), dist.Normal(0.0, 1.0)
     options = {}
-    if form == "mixture":
+    if form.startswith("mixture"):
         energy = kaem.Energy(basis, jnp.zeros((3, 2, 12)))
         component = kaem.KAEMPrior(energy, reference).to_event(1)
         mixing = dist.Categorical(logits=jnp.zeros(3))
+        if form == "mixture by probs":
+            mixing = dist.Categorical(probs=jnp.full(3, 1 / 3))
         prior = dist.MixtureSameFamily(mixing, component)
     elif form == "autoregressive":
         conditioner = kaem.MaskedConditioner(jax.random.key(0), 2, 12, width=8, depth=1)
