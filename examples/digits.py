@@ -32,21 +32,21 @@ from numpyro.infer import MCMC
 
 import numpyro_kaem as kaem
 
-NUM_LATENTS, NUM_COMPONENTS = 8, 10
+NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS = 8, 10, 24
 NUM_HELD_OUT = 397
 NAMES = ("normal", "independent", "mixture")
 
 
 def make_model(name: str, seed: int) -> kaem.KAEM:
     """Model with one of the priors; learned ones start as their reference."""
-    basis, reference = kaem.BSpline(-4.0, 4.0, 20), dist.Normal(0.0, 1.0)
+    basis, reference = kaem.BSpline(-6.0, 6.0, NUM_BASIS), dist.Normal(0.0, 1.0)
     if name == "normal":
         prior = reference.expand([NUM_LATENTS]).to_event(1)
     elif name == "independent":
-        flat = kaem.Energy(basis, jnp.zeros((NUM_LATENTS, 20)))
+        flat = kaem.Energy(basis, jnp.zeros((NUM_LATENTS, NUM_BASIS)))
         prior = kaem.KAEMPrior(flat, reference).to_event(1)
     else:
-        flat = kaem.Energy(basis, jnp.zeros((NUM_COMPONENTS, NUM_LATENTS, 20)))
+        flat = kaem.Energy(basis, jnp.zeros((NUM_COMPONENTS, NUM_LATENTS, NUM_BASIS)))
         # Components may become narrow: finer panels for their normaliser.
         component = kaem.KAEMPrior(flat, reference, refinement=4).to_event(1)
         mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
@@ -59,9 +59,10 @@ def make_model(name: str, seed: int) -> kaem.KAEM:
 
 def train(name: str, images: np.ndarray, num_steps: int, seed: int) -> kaem.FitResult:
     """Train with one of the priors."""
-    # A penalty that is given costs a refit a fraction of one that is chosen each time.
+    # Chains must follow a refit before the next one. A penalty that is given costs a
+    # fraction of one that is chosen each time.
     refit = kaem.PriorRefit(
-        start=num_steps // 3, every=num_steps // 15, options={"penalty": 1.0}
+        start=num_steps // 3, every=num_steps // 6, options={"penalty": 1.0}
     )
     return kaem.fit(
         make_model(name, seed),
@@ -114,7 +115,7 @@ def draw_images(rows: dict[str, np.ndarray]) -> plt.Figure:
 def draw_prior(model: kaem.KAEM, output: Path) -> None:
     """Marginal density of each latent under the mixture."""
     law = model.prior
-    z = jnp.linspace(-4.0, 4.0, 401)[:, None, None]
+    z = jnp.linspace(-6.0, 6.0, 401)[:, None, None]
     densities = jnp.exp(law.component_distribution.base_dist.log_prob(z))
     marginal = jnp.einsum("k,nkd->nd", law.mixing_distribution.probs, densities)
     fig, axes = plt.subplots(2, 4, figsize=(9.0, 3.8), layout="constrained")
@@ -139,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     matplotlib.use("Agg")
     args.output.mkdir(parents=True, exist_ok=True)
-    num_steps = 100 if args.quick else 1500
+    num_steps = 120 if args.quick else 1500
     num_draws = 500 if args.quick else 2000
 
     data = kaem.datasets.load_digits(test_size=NUM_HELD_OUT)
