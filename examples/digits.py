@@ -117,7 +117,7 @@ def draw_prior(model: kaem.KAEM, output: Path) -> None:
     law = model.prior
     z = jnp.linspace(-6.0, 6.0, 401)[:, None, None]
     densities = jnp.exp(law.component_distribution.base_dist.log_prob(z))
-    marginal = jnp.einsum("k,nkd->nd", law.mixing_distribution.probs, densities)
+    marginal = jnp.einsum("k,nkl->nl", law.mixing_distribution.probs, densities)
     fig, axes = plt.subplots(2, 4, figsize=(9.0, 3.8), layout="constrained")
     for latent, ax in enumerate(axes.flat):
         normal = jnp.exp(dist.Normal(0.0, 1.0).log_prob(z[:, 0, 0]))
@@ -126,7 +126,8 @@ def draw_prior(model: kaem.KAEM, output: Path) -> None:
         ax.set_xlabel(f"latent {latent + 1}")
     for ax in axes[:, 0]:
         ax.set_ylabel("density")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside upper right", ncols=2, frameon=False)
     fig.savefig(output / "digits_prior.png", dpi=150)
     plt.close(fig)
 

@@ -106,6 +106,8 @@ def test_every_truncation_is_found(write):
         (b"\x1f\x8b\x08\0" + bytes(6) + b"\xff" * 9, "has damaged gzip data: "),
         (gzip.compress(b"\1" + IMAGES), "is not an IDX file"),
     ],
+    # Compressed bytes hold the time.
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,
 )
 def test_errors(write, content, message):
     with pytest.raises(ValueError, match=message):
