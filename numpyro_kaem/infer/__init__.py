@@ -13,6 +13,7 @@
 ===========================  ========================================================
 
 The kernels are run by :class:`numpyro.infer.MCMC`, and collect what NumPyro's do.
+:func:`log_marginal_likelihood` measures a trained model on held-out data.
 """
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
@@ -38,7 +39,9 @@ from numpyro_kaem.objectives import (
     Degeneracy,
     ImportanceMLE,
     LangevinMLE,
+    MarginalLogLikelihood,
     ThermodynamicMLE,
+    log_marginal_likelihood,
 )
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "ImportanceSampling",
     "LangevinMLE",
     "LogEvidence",
+    "MarginalLogLikelihood",
     "MissedModes",
     "PosteriorSample",
     "Resampled",
@@ -64,6 +68,7 @@ __all__ = [
     "ThermodynamicMLE",
     "check_missed_modes",
     "log_evidence",
+    "log_marginal_likelihood",
     "pareto_smooth",
     "resample_below",
     "resample_indices",

@@ -5,6 +5,10 @@ from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.fit import FitProgress, FitResult, fit
 from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
 from numpyro_kaem.objectives.langevin import LangevinMLE
+from numpyro_kaem.objectives.marginal_likelihood import (
+    MarginalLogLikelihood,
+    log_marginal_likelihood,
+)
 from numpyro_kaem.objectives.refit import PriorRefit, refit_prior
 from numpyro_kaem.objectives.regularizers import (
     coefficient_differences,
@@ -23,6 +27,7 @@ __all__ = [
     "FitResult",
     "ImportanceMLE",
     "LangevinMLE",
+    "MarginalLogLikelihood",
     "PriorRefit",
     "ThermodynamicMLE",
     "coefficient_differences",
@@ -31,5 +36,6 @@ __all__ = [
     "fit",
     "kan_penalty",
     "l1",
+    "log_marginal_likelihood",
     "refit_prior",
 ]

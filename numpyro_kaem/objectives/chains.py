@@ -63,6 +63,8 @@ def advance(
     chains: Chains,
     num_steps: int,
     local_move: str = "mala",
+    *,
+    adapts: bool | jax.Array = True,
 ) -> tuple[Chains, jax.Array]:
     """Make Langevin steps in all chains.
 
@@ -78,6 +80,8 @@ def advance(
         How many steps.
     local_move
         ``"mala"``, whose step sizes follow the acceptance, or ``"ula"``, whose stay.
+    adapts
+        Whether they do; if not, they stay, and the steps are exact.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def advance(
             gain = jnp.maximum(
                 _FIRST_GAIN * count.astype(log_size.dtype) ** -_GAIN_POWER, _LAST_GAIN
             )
-            log_size = log_size + gain * (info.acceptance - TARGET_ACCEPT_PROB)
+            log_size = log_size + adapts * gain * (info.acceptance - TARGET_ACCEPT_PROB)
         return (state, log_size, count), info.acceptance
 
     keys = jax.random.split(rng_key, num_steps)
