@@ -20,6 +20,9 @@ IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/distributions/test_known_laws.py \
 	tests/distributions/test_derivatives.py \
 	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
+# A worker begins with neighbouring files, which share compiled code, and takes tests of
+# another only when it has none left.
+IN_PARALLEL := -n auto --dist worksteal
 ON_CPU := JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}"
 # A default PYTHON may be replaced by a newer interpreter, one that was asked for may not.
 ifeq ($(origin PYTHON),file)
@@ -37,9 +40,9 @@ help: ## list the targets
 
 test: $(VENV)/.installed ## run all tests in float32, the numerical ones in float64
 	@echo "== 1/2: tests and docstring examples in float32"
-	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest -n auto $(PYTEST_FLAGS)
+	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
 	@echo "== 2/2: the numerical tests in float64, the slow ones left out"
-	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n auto -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
 
 demo: $(VENV)/.installed ## run examples/quickstart.py
 	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)

@@ -44,11 +44,30 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(left_out)]
 
 
+# A process may have 65530 areas of memory by Linux's default, and a file of tests adds
+# up to ten thousand.
+MAX_MEMORY_MAPS = 20_000
+
+
+def num_memory_maps():
+    """How many areas of memory this process has; more than enough where unknown."""
+    try:
+        with Path("/proc/self/maps").open("rb") as maps:
+            return sum(1 for _ in maps)
+    except OSError:
+        return MAX_MEMORY_MAPS + 1
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_code():
-    """Forget compiled code after each file: that of all files fills the memory."""
+    """Forget compiled code after a file once there is much of it.
+
+    Every compiled function holds some areas of memory, and a process that has no more
+    of them left dies. What is forgotten is traced and compiled again.
+    """
     yield
-    jax.clear_caches()
+    if num_memory_maps() > MAX_MEMORY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
