@@ -261,6 +261,7 @@ def _problem(
     )
 
 
+@jax.jit
 def _features(basis: AbstractBasis, design: Design, nodes: jax.Array) -> jax.Array:
     centred = basis(nodes) - jnp.asarray(design.centre, nodes.dtype)
     transform = jnp.asarray(design.transform, nodes.dtype)

@@ -52,6 +52,7 @@ class UnitQuadrature(NamedTuple):
     of all panels, then at the outer edges, for the tails beyond."""
 
 
+@jax.jit
 def node_positions(panels: Panels) -> jax.Array:
     """Nodes of all panels, then both outer edges, shape ``(num_positions,)``."""
     edges = panels.edges

@@ -20,8 +20,8 @@ import numpyro_kaem as kaem
 
 NUM_REPLICATES = 256
 # Thinned to nearly independent draws, which the ranks need.
-NUM_DRAWS, THINNING, NUM_WARMUP = 99, 4, 300
-NUM_BINS = 20
+NUM_DRAWS, THINNING, NUM_WARMUP = 49, 4, 200
+NUM_BINS = 10
 BASIS = kaem.BSpline(0.0, 1.0, num_basis=6)
 POINTS = np.array([0.15, 0.5, 0.9])
 TRIALS = np.array([3, 5, 8, 8, 9, 10, 11, 12, 12, 13, 15, 16, 18, 20, 21, 21, 22, 24])
