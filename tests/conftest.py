@@ -44,9 +44,9 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(left_out)]
 
 
-# A process may have 65530 areas of memory by Linux's default, and a file of tests adds
-# up to ten thousand.
-MAX_MEMORY_MAPS = 20_000
+# By Linux's default a process may have 65530 areas of memory. With this many, compiled
+# code takes two or three gigabytes.
+MAX_MEMORY_MAPS = 6000
 
 
 def num_memory_maps():

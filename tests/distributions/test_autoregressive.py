@@ -38,7 +38,11 @@ LAWS = {
 }
 
 
-# One object for the module: its compiled functions are used again.
+# One object for the module, and one number of points where any would do: compiled
+# functions are used again.
+NUM_POINTS = 200
+
+
 @pytest.fixture(scope="module", params=LAWS)
 def prior(request):
     return kaem.AutoregressiveKAEMPrior(BASIS, network(), LAWS[request.param]())
@@ -122,10 +126,10 @@ def test_draws_follow_the_density(prior, key):
 
 
 def test_log_prob_is_the_sum_of_the_conditionals(prior, key):
-    z = prior.sample(key, (7,))
+    z = prior.sample(key, (NUM_POINTS,))
     first = prior.conditional(0, z[:, :0])
     second = prior.conditional(1, z[:, :1])
-    assert first.batch_shape == second.batch_shape == (7,)
+    assert first.batch_shape == second.batch_shape == (NUM_POINTS,)
     total = first.log_prob(z[:, 0]) + second.log_prob(z[:, 1])
     assert_close(prior.log_prob(z), total, rtol=(1e-4, 1e-9), atol=(1e-5, 1e-9))
     assert prior.conditional(1, z[0, :1]).batch_shape == ()
@@ -134,7 +138,7 @@ def test_log_prob_is_the_sum_of_the_conditionals(prior, key):
 
 
 def test_transport_is_rosenblatts(prior, key, x64):
-    z = prior.sample(key, (200,))
+    z = prior.sample(key, (NUM_POINTS,))
     u = prior.to_unit(z)
     second = prior.conditional(1, z[:, :1])
     assert_close(u[:, 1], second.cdf(z[:, 1]), rtol=1e-4, atol=1e-5)
@@ -169,7 +173,7 @@ def test_outside_the_support():
 def test_many_points_are_the_same_in_chunks(prior, key):
     z = prior.sample(key, (9000,))
     log_prob = prior.log_prob(z)
-    for part in (slice(0, 3), slice(-3, None)):
+    for part in (slice(NUM_POINTS), slice(-NUM_POINTS, None)):
         assert_close(log_prob[part], prior.log_prob(z[part]), rtol=1e-4, atol=1e-5)
     shaped = prior.log_prob(z.reshape(3, 3000, 2))
     assert_close(shaped.ravel(), np.asarray(log_prob), rtol=1e-4, atol=1e-5)
@@ -236,7 +240,7 @@ def test_derivatives_in_float64():
 
 
 def test_pytree_jit_and_vmap(prior, key):
-    z = prior.sample(key, (4,))
+    z = prior.sample(key, (NUM_POINTS,))
     expected = np.asarray(prior.log_prob(z))
     leaves, treedef = jax.tree_util.tree_flatten(prior)
     copy = jax.tree_util.tree_unflatten(treedef, leaves)

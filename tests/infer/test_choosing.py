@@ -18,8 +18,6 @@ from numpyro_kaem.infer import (
     sample_posterior,
 )
 
-pytestmark = pytest.mark.arviz
-
 
 def conjugate(y):
     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
@@ -42,6 +40,7 @@ def improper(y):
     numpyro.sample("y", dist.Normal(z, 1.0).expand(y.shape).to_event(1), obs=y)
 
 
+@pytest.mark.arviz
 def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     y = jnp.array([1.0, 2.0])
     result = sample_posterior(conjugate, jax.random.key(0), y, num_samples=4000)
@@ -59,6 +58,7 @@ def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     assert capsys.readouterr().out == repr(result) + "\n"
 
 
+@pytest.mark.arviz
 def test_chains_are_taken_where_the_weights_fail(capsys):
     y = jnp.linspace(-1.0, 1.0, 15)
     options = {"num_samples": 1000, "num_warmup": 300, "progress_bar": False}
