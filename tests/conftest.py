@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(left_out)]
 
 
-# By Linux's default a process may have 65530 areas of memory, and one file that compiles
-# much adds tens of thousands. With this many, a process takes about 1.5 gigabytes.
+# A process may have 65530 areas of memory by Linux's default, and one file may add tens
+# of thousands. With this many, a process takes about 1.5 gigabytes.
 MAX_MEMORY_MAPS = 12_000
 
 
