@@ -146,7 +146,7 @@ def find_interval(
     """
     # Padded to a power of two with keys that are never reached, so that no index needs
     # to be checked.
-    step = length = 1 << max(num_intervals - 1, 0).bit_length()
+    length = 1 << max(num_intervals - 1, 0).bit_length()
     keys = jnp.pad(
         keys[:, :num_intervals],
         ((0, 0), (0, length - num_intervals)),
@@ -155,11 +155,15 @@ def find_interval(
     flat = keys.reshape(-1)
     first = jnp.broadcast_to(column, jnp.broadcast_shapes(w.shape, column.shape))
     first = (first * length).astype(jnp.int32)
-    index = first
-    while step > 1:
-        step //= 2
-        key = flat.at[index + step].get(mode="promise_in_bounds")
-        index = jnp.where(w >= key, index + step, index)
+
+    def halve(i: jax.Array, index: jax.Array) -> jax.Array:
+        middle = index + (length >> (i + 1))
+        key = flat.at[middle].get(mode="promise_in_bounds")
+        return jnp.where(w >= key, middle, index)
+
+    # A loop, which the compiler keeps apart: unrolled, it would fuse all gathers with
+    # what follows, compute them more than once and not with vector instructions.
+    index = jax.lax.fori_loop(0, length.bit_length() - 1, halve, first)
     return index - first
 
 
