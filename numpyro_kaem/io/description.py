@@ -198,6 +198,8 @@ def build(
     if type(node) is not dict or node.keys() != {"kind", "parts"}:
         raise ValueError(f"{name} is not a description of a value")
     kind, parts = node["kind"], node["parts"]
+    if type(kind) is not str:
+        raise ValueError(f"{name} is not a description of a value")
 
     def part(node: Any, name: str) -> Any:
         return build(node, name, arrays, registry, depth + 1)
@@ -216,7 +218,7 @@ def build(
     named = {"float": _FLOATS, "constant": CONSTANTS}
     if kind in named and type(parts) is str and parts in named[kind]:
         return named[kind][parts]
-    found = registry.named(kind) if type(kind) is str else None
+    found = registry.named(kind)
     if found is None or type(parts) is not dict:
         raise ValueError(
             f"{name} is of a class that this version cannot load, {kind!r}{_hint(kind)}"
@@ -229,9 +231,9 @@ def build(
         raise ValueError(f"{name} has parts that do not fit: {error}") from error
 
 
-def _hint(kind: Any) -> str:
-    if type(kind) is str and kind.startswith("user."):
+def _hint(kind: str) -> str:
+    if kind.startswith("user."):
         return f"; pass classes=[{kind.removeprefix('user.')}] to load"
-    if type(kind) is str and kind.startswith("optax."):
+    if kind.startswith("optax."):
         return "; it needs optax"
     return ""

@@ -114,6 +114,9 @@ def law_kind(cls: type, name: str) -> Kind:
 
     def describe(law: dist.Distribution) -> dict[str, Any]:
         parts = arguments_of(law, cls.__name__)
+        if parts.keys() & {"scale_tril", "correlation_cholesky"}:
+            # The constructor takes one form of a matrix only.
+            parts = {k: v for k, v in parts.items() if not k.endswith("_matrix")}
         if "_validate_args" in vars(law):
             parts["validate_args"] = law._validate_args
         try:

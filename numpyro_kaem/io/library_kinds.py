@@ -128,11 +128,16 @@ def _describe_optimizer(state: OptimizerState) -> dict[str, Any]:
     rows, structure, subtrees = state
     if len(set(subtrees)) > 1:
         raise TypeError("the optimiser has different moments for different parameters")
-    if not subtrees:
-        return {"trees": (structure.unflatten([]),), "moments": 0}
-    count = subtrees[0].num_leaves
+    # Both change in the first step under jit.
+    containers = [type(rows).__name__, type([*rows, ()][0]).__name__]
+    moments = subtrees[0] if subtrees else jax.tree.structure(0)
+    count = moments.num_leaves
     trees = tuple(structure.unflatten([row[i] for row in rows]) for i in range(count))
-    return {"trees": trees, "moments": subtrees[0].unflatten(range(count))}
+    return {
+        "trees": trees,
+        "moments": moments.unflatten(range(count)),
+        "containers": containers,
+    }
 
 
 def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
@@ -147,8 +152,10 @@ def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
     structures = [jax.tree.structure(tree) for tree in trees]
     if len(trees) != moments.num_leaves or len(set(structures)) != 1:
         raise ValueError("expected equal pytrees of the parameters and their moments")
-    rows = list(zip(*(jax.tree.leaves(tree) for tree in trees), strict=True))
-    return OptimizerState(tuple(rows), structures[0], tuple([moments] * len(rows)))
+    outer, inner = ({"list": list, "tuple": tuple}[c] for c in parts["containers"])
+    leaves = [jax.tree.leaves(tree) for tree in trees]
+    rows = outer(inner(row) for row in zip(*leaves, strict=True))
+    return OptimizerState(rows, structures[0], (moments,) * len(rows))
 
 
 @functools.cache

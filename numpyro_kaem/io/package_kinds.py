@@ -160,6 +160,8 @@ def _build_autoregressive(parts: dict[str, Any]) -> AutoregressiveKAEMPrior:
     basis, conditioner = parts.pop("basis"), parts.pop("conditioner")
     if not isinstance(basis, AbstractBasis) or not isinstance(conditioner, eqx.Module):
         raise TypeError("expected a basis and a conditioner")
+    if isinstance(conditioner, MaskedConditioner):
+        _check_conditioner(conditioner)
     AutoregressiveKAEMPrior(basis, conditioner)
     return _unflatten(AutoregressiveKAEMPrior, (basis, conditioner), **parts)
 
@@ -218,9 +220,9 @@ def _build_unit_posterior(parts: dict[str, Any]) -> UnitPosterior:
     prior, units = parts["prior"], parts["units"]
     if not isinstance(prior, KAEMPrior) or not isinstance(units, UnitQuadrature):
         raise TypeError("expected a prior and the likelihood of its units")
-    posterior = UnitPosterior(prior, units)
-    jax.eval_shape(lambda: posterior.mean)
-    return posterior
+    # In an object of its own, which keeps what is traced.
+    jax.eval_shape(lambda: UnitPosterior(prior, units).mean)
+    return UnitPosterior(prior, units)
 
 
 def _module(cls: type, check: Any = None) -> tuple[type, Kind]:

@@ -25,7 +25,8 @@ def save(path: str | os.PathLike, tree: Any, *, classes: Iterable[type] = ()) ->
     Parameters
     ----------
     path
-        Where to write; an existing file is replaced when the new one is complete.
+        Where to write; folders are made, and an existing file is replaced when the new
+        one is complete.
     tree
         A prior, energy, basis, decoder, likelihood, :class:`KAEM`, :class:`FitResult`,
         :class:`UnitPosterior`, a distribution of NumPyro, the parameters or the state
