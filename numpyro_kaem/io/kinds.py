@@ -125,7 +125,8 @@ def law_kind(cls: type, name: str) -> Kind:
             same = False
         if not same:
             raise TypeError(
-                f"a {cls.__name__} does not keep the arguments that it was made from"
+                f"a {cls.__name__} does not keep the numbers that it was made from, "
+                f"to the last bit; save its parameters, or a {cls.__base__.__name__}"
             )
         return parts
 

@@ -38,8 +38,9 @@ def save(path: str | os.PathLike, tree: Any, *, classes: Iterable[type] = ()) ->
     Raises
     ------
     TypeError
-        If something in ``tree`` is of another class, such as a function: its place is
-        named. If something is traced, ``path`` is not a path, or ``classes`` are not
+        If something in ``tree`` is of another class, such as a function, or is a
+        distribution that does not keep its arguments: its place is named. If something
+        is traced, ``path`` is not a path, or ``classes`` are not
         classes of Equinox modules.
     ValueError
         If something could not be loaded again, such as a distribution whose parameters

@@ -78,6 +78,11 @@ Other.__qualname__ = "Scale"
             TypeError,
             "tree cannot be saved: SineBivariateVonMises must keep its parameter",
         ),
+        (
+            lambda: [dist.BetaProportion(jnp.linspace(0.1, 0.9, 50), 2.7)],
+            TypeError,
+            r"tree\[0\] .* the numbers that it was made from, .* or a Beta\.",
+        ),
         (looped, ValueError, r"tree must be nested at most 100 deep, got more at tree"),
         (
             lambda: prior().tree_unflatten((0, False), (energy(), None)),
@@ -87,7 +92,16 @@ Other.__qualname__ = "Scale"
     ],
     ids=[
         *("function", "partial", "lambda-in-model", "module", "keys", "ordered"),
-        *("complex", "text", "objects", "law", "lost-parameter", "loop", "unloadable"),
+        *(
+            "complex",
+            "text",
+            "objects",
+            "law",
+            "lost-parameter",
+            "inexact",
+            "loop",
+            "unloadable",
+        ),
     ],
 )
 def test_what_cannot_be_saved(path, make, error, message):

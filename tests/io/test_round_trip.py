@@ -127,7 +127,7 @@ def test_univariate_laws_of_numpyro(path):
     location += [dist.SoftLaplace, dist.LogNormal, dist.VonMises, dist.Levy]
     scale = [dist.HalfNormal, dist.HalfCauchy, dist.Exponential, dist.Chi2]
     two = [dist.Gamma, dist.InverseGamma, dist.Weibull, dist.Beta, dist.Kumaraswamy]
-    two += [dist.Pareto, dist.Gompertz, dist.BetaProportion]
+    two += [dist.Pareto, dist.Gompertz]
     laws = [cls(jnp.array([0.1, 0.7]), 1.3) for cls in location]
     laws += [cls(0.37) for cls in scale]
     laws += [cls(0.37, jnp.array([[1.3], [0.9]])) for cls in two]
