@@ -25,6 +25,7 @@ from numpyro_kaem.empirical_bayes import (
 )
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
+from numpyro_kaem.io import load, save
 from numpyro_kaem.kart import kart
 from numpyro_kaem.learning import learn_prior, set_parameters
 from numpyro_kaem.likelihoods import (
@@ -93,6 +94,7 @@ __all__ = [
     "kan_penalty",
     "kart",
     "learn_prior",
+    "load",
     "log_marginal_likelihood",
     "parameter_priors",
     "plot_band",
@@ -100,6 +102,7 @@ __all__ = [
     "random_walk_energy",
     "refit_prior",
     "sample_quality",
+    "save",
     "set_parameters",
     "unit_log_likelihood",
     "unit_posterior",

@@ -113,7 +113,8 @@ class DeepEnergyPrior(dist.Distribution):
         if not (np.isfinite(step_size) and step_size > 0):
             raise ValueError(f"step_size must be positive and finite, got {step_size}.")
         self.step_size = float(step_size)
-        shape = jax.eval_shape(network, jnp.zeros(self.dim)).shape
+        latents = jax.ShapeDtypeStruct((self.dim,), jnp.result_type(float))
+        shape = jax.eval_shape(network, latents).shape
         if shape not in ((), (1,)):
             raise ValueError(
                 f"network must map shape ({self.dim},) to a number, of shape () or "

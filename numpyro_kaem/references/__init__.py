@@ -3,6 +3,7 @@
 from numpyro_kaem.references.checks import check_reference
 from numpyro_kaem.references.parameters import (
     ReferenceParameters,
+    arguments_of,
     concretely,
     is_concrete,
 )
@@ -22,6 +23,7 @@ from numpyro_kaem.references.tails import tail_mass, tail_nodes
 
 __all__ = [
     "ReferenceParameters",
+    "arguments_of",
     "check_reference",
     "concretely",
     "density_breaks",

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 
 __all__ = [
     "ReferenceParameters",
+    "arguments_of",
     "concretely",
     "is_concrete",
 ]
@@ -31,6 +32,46 @@ def concretely() -> AbstractContextManager:
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         return jax.ensure_compile_time_eval()
     return nullcontext()
+
+
+# Arguments that are kept under another name.
+_ATTRIBUTES = {"base_distribution": "base_dist", "mask": "_mask"}
+
+
+def arguments_of(law: Any, name: str) -> dict[str, Any]:
+    """Arguments from which a distribution or transform can be made again.
+
+    Parameters
+    ----------
+    law
+        Distribution or transform that keeps its arguments as attributes.
+    name
+        What it is, for messages.
+
+    Returns
+    -------
+    dict
+        Values by name, in the order of the names, without ``validate_args``.
+
+    Raises
+    ------
+    TypeError
+        If it does not keep an argument.
+    """
+    values = {}
+    parameters = inspect.signature(type(law).__init__).parameters
+    for argument in sorted(parameters.keys() - {"self", "validate_args"}):
+        parameter = parameters[argument]
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        attribute = _ATTRIBUTES.get(argument, argument)
+        if not hasattr(law, attribute):
+            raise TypeError(
+                f"{name} must keep its parameter {argument!r} as an attribute, which "
+                f"{type(law).__name__} does not."
+            )
+        values[argument] = getattr(law, attribute)
+    return values
 
 
 @jax.tree_util.register_pytree_node_class
@@ -61,27 +102,11 @@ class ReferenceParameters:
                 f"expanded {type(reference.base_dist).__name__}; pass arrays of the "
                 "full shape."
             )
-        law = type(reference)
-        names = [
-            name
-            for name, parameter in inspect.signature(law.__init__).parameters.items()
-            if name not in ("self", "validate_args")
-            and parameter.kind
-            in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
-        values = {}
-        for name in sorted(names):
-            attribute = "base_dist" if name == "base_distribution" else name
-            if not hasattr(reference, attribute):
-                raise TypeError(
-                    f"reference must keep its parameter {name!r} as an attribute, "
-                    f"which {law.__name__} does not."
-                )
-            value = getattr(reference, attribute)
-            if isinstance(value, dist.Distribution):
-                value = cls.of(value)
-            values[name] = value
-        return cls(law, values)
+        values = {
+            name: cls.of(value) if isinstance(value, dist.Distribution) else value
+            for name, value in arguments_of(reference, "reference").items()
+        }
+        return cls(type(reference), values)
 
     def build(self) -> dist.Distribution:
         """Distribution with these parameters."""

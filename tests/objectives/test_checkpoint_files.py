@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_kaem import RBF, BSpline, Energy
+from numpyro_kaem import RBF, BSpline, Energy, array_file
 from numpyro_kaem.objectives import Checkpoint, state_file
 
 
@@ -181,7 +181,7 @@ def test_all_damaged(tmp_path):
 
 
 def test_newer_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(state_file, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(array_file, "FORMAT_VERSION", 2)
     Checkpoint(tmp_path).save(1, jnp.ones(2))
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"has format 2, and this version .* up to 1"):
@@ -266,7 +266,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match=r"cannot write the checkpoint, No space left"):
+    with pytest.raises(OSError, match=r"cannot write the file, No space left"):
         checkpoint.save(2, jnp.ones(2))
     assert files(tmp_path) == ["step-00000001.npz"]
 
@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write the checkpoint, Not a directory"):
+    with pytest.raises(OSError, match=r"cannot write the file, Not a directory"):
         Checkpoint(tmp_path / "file" / "folder").save(2, jnp.ones(2))
 
 
