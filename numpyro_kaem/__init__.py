@@ -48,6 +48,13 @@ from numpyro_kaem.objectives import (
 )
 from numpyro_kaem.plotting import plot_band, plot_prior
 from numpyro_kaem.sample_quality import SampleQuality, sample_quality
+from numpyro_kaem.symbolic import (
+    PriorSummary,
+    SymbolicResult,
+    SymbolicResults,
+    summarize_prior,
+    symbolic,
+)
 
 __all__ = [
     "KAEM",
@@ -76,8 +83,11 @@ __all__ = [
     "MaskedConditioner",
     "NormalLikelihood",
     "PriorRefit",
+    "PriorSummary",
     "SampleQuality",
     "SequenceDecoder",
+    "SymbolicResult",
+    "SymbolicResults",
     "TokenSequence",
     "UnitPosterior",
     "Wavelet",
@@ -101,6 +111,8 @@ __all__ = [
     "refit_prior",
     "sample_quality",
     "set_parameters",
+    "summarize_prior",
+    "symbolic",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -8,7 +8,13 @@ import numpy as np
 from numpyro_kaem.symbolic.nodes import Component
 from numpyro_kaem.symbolic.terms import TermBasis, terms_for
 
-__all__ = ["EnergyFit", "Features", "fit_energies", "make_features"]
+__all__ = [
+    "EnergyFit",
+    "Features",
+    "fit_energies",
+    "make_features",
+    "tilted_divergence",
+]
 
 # Candidates of each length whose divergence is minimised.
 _NUM_REFINED = 8
@@ -104,13 +110,13 @@ def fit_energies(
                 centred[:, terms], masses, features.log_reference, solved[i]
             )
             coefficients = found / size[list(terms)]
-            value = divergence(component, features, terms, coefficients)
+            value = tilted_divergence(component, features, terms, coefficients)
             fits.append(EnergyFit(terms, coefficients, value))
         best.append(min(fits, key=lambda fit: fit.divergence))
     return best
 
 
-def divergence(
+def tilted_divergence(
     component: Component,
     features: Features,
     terms: tuple[int, ...],

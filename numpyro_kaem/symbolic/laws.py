@@ -142,7 +142,7 @@ def _log_normal(z: np.ndarray, unit: Unit, loc: Any, scale: Any) -> np.ndarray:
 
 
 def _asymmetric_laplace(
-    z: np.ndarray, unit: Unit, loc: Any, scale: Any, asymmetry: Any
+    z: np.ndarray, unit: Unit, loc: Any, scale: Any, asymmetry: Any = 1.0
 ) -> np.ndarray:
     y = (z - loc) / scale
     slope = np.where(y < 0, 1 / asymmetry, -asymmetry)
@@ -229,7 +229,8 @@ LAWS: tuple[NamedLaw, ...] = (
         None,
     ),
     _real("Normal", "norm"),
-    _real("Laplace", "laplace"),
+    # SciPy's log density is the logarithm of a density that vanishes far out.
+    NamedLaw("Laplace", (_LOC, _SCALE), _asymmetric_laplace, _plainly(dist.Laplace)),
     _real("Logistic", "logistic"),
     _real("Cauchy", "cauchy"),
     _real("Gumbel", "gumbel_r"),

@@ -74,8 +74,8 @@ def marginals_of(prior: dist.Distribution, name: str) -> KAEMPrior:
     Parameters
     ----------
     prior
-        A :class:`KAEMPrior`, :class:`KAEMMixture`, or NumPyro's ``MixtureSameFamily`` of
-        one, any of them with ``to_event``, expanded or masked.
+        A :class:`KAEMPrior`, :class:`KAEMMixture`, or a ``MixtureSameFamily`` of
+        :class:`KAEMPrior`, any of them with ``to_event``, expanded or masked.
     name
         Name of the function that the user called.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem.symbolic.text import number
+from numpyro_kaem.symbolic.text import as_table, number
 
 __all__ = ["NO_SHORT_FORM", "Candidate", "SymbolicResult", "SymbolicResults"]
 
@@ -124,13 +124,3 @@ class SymbolicResults:
                 )
             )
         return as_table(rows)
-
-
-def as_table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text, the first of them the head, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)

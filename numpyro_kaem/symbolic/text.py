@@ -8,7 +8,7 @@ from numpyro_kaem.references import ReferenceParameters
 from numpyro_kaem.symbolic.energy_fit import Features
 from numpyro_kaem.symbolic.laws import NamedLaw, Unit
 
-__all__ = ["describe_energy", "describe_law", "number"]
+__all__ = ["as_table", "describe_energy", "describe_law", "number"]
 
 
 def number(value: float, digits: int = 6) -> str:
@@ -105,10 +105,7 @@ def describe_energy(
     plain = scaled if location == 0 else f"({scaled})"
     law = _reference_text(parameters, low, high)
     grid = f"[{number(low, 4)}, {number(high, 4)}]"
-    text = (
-        f"{law} * exp({text}), t = {plain} / {number(scale)}, "
-        f"z cut to {grid} in t"
-    )
+    text = f"{law} * exp({text}), t = {plain} / {number(scale)}, z cut to {grid} in t"
     latex = (
         rf"\mathrm{{{law.split('(')[0]}}}(z)\,\exp({latex}),"
         rf"\quad t = {plain} / {_latex_number(scale)}"
@@ -139,3 +136,13 @@ def _is_number(value: Any) -> bool:
     return np.shape(value) == () and isinstance(
         np.asarray(value).item() if hasattr(value, "dtype") else value, int | float
     )
+
+
+def as_table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text, the first of them the head, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
