@@ -126,4 +126,5 @@ class SkewNormal(dist.Distribution):
     @property
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``."""
-        return jnp.square(self.scale) * (1 - 2 / np.pi * jnp.square(self._share))
+        variance = jnp.square(self.scale) * (1 - 2 / np.pi * jnp.square(self._share))
+        return jnp.broadcast_to(variance, self.batch_shape)

@@ -63,8 +63,8 @@ def divergence_of(
     """Kullback-Leibler divergence of a law from a density, in nats."""
     with np.errstate(all="ignore"):
         log_density = law.log_density(component.nodes, component.unit, **values)
-        value = component.masses @ (component.log_density - log_density)
-    return max(float(value), 0.0) if value < _HUGE else _HUGE
+    value = component.divergence(log_density)
+    return value if value < _HUGE else _HUGE
 
 
 def _starts(component: Component, law: NamedLaw) -> list[np.ndarray]:

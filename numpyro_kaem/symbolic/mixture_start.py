@@ -10,7 +10,7 @@ _CUTS = (0.1, 0.25, 0.4, 0.6, 0.75, 0.9)
 _WIDTHS = 3.0
 _NUM_STEPS = 60
 # Of the weights, and of the scales in units of the density's.
-_FLOOR = 1e-3
+_FLOOR = 1e-2
 
 
 def best_normal_mixture(

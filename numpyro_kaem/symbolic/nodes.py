@@ -56,6 +56,22 @@ class Component(NamedTuple):
         """The reference, or ``None``."""
         return None if self.parameters is None else self.parameters.build()
 
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights of the quadrature, in units of the nodes."""
+        return np.exp(self.log_masses - self.log_density)
+
+    def divergence(self, log_density: np.ndarray) -> float:
+        """Divergence of a law, whose log density at the nodes is given, from this one.
+
+        A law that is narrower than the nodes are apart could seem to be nearer than the
+        density itself. It then has more mass than 1 at the nodes, which is added.
+        """
+        with np.errstate(all="ignore"):
+            value = float(self.masses @ (self.log_density - log_density))
+            excess = float(self.weights @ np.exp(log_density)) - 1
+        return max(value + max(excess, 0.0), 0.0)
+
     def used(self) -> "Component":
         """Return the nodes that matter."""
         keep = self.masses > _NO_MASS
@@ -204,5 +220,5 @@ def distance(component: Component, law: dist.Distribution) -> tuple[float, float
     own = isinstance(law, KAEMPrior)
     values = (law.log_prob(z), law.cdf(z)) if own else _evaluate(law, z)
     log_density, cdf = (np.asarray(value, float)[:count] for value in values)
-    divergence = component.masses @ (component.log_density - log_density)
-    return max(float(divergence), 0.0), float(np.max(np.abs(component.cdf - cdf)))
+    cdf_error = float(np.max(np.abs(component.cdf - cdf)))
+    return component.divergence(log_density), cdf_error

@@ -105,10 +105,10 @@ def symbolic(
       reference of an energy is the prior's, and is printed with four digits.
     - **How sure it is.** A density fitted to samples carries their error, about half a
       nat a degree of freedom over their number, and a bias where its reference and its
-      smoothness do not fit, such as at the sharp end of an exponential law. The default
-      :math:`n` is therefore far below the sample sizes from which it recovers a law:
-      it told 20 of 20 laws fitted from 20,000 samples, and with :math:`n = 20,000`
-      only 17.
+      smoothness do not fit, such as at the sharp end of an exponential law. Hence the
+      default of 1000: in trials with 20 laws, fitted from 20,000 samples, it recovered
+      19 and 20 of them, and ``num_samples=20_000`` only 17. The one that it missed is
+      the Cauchy law, whose tails a fit with a Normal reference loses.
     - Costs some tenths of a second a density, on the CPU, in float64 by SciPy.
 
     References

@@ -12,7 +12,7 @@ __all__ = ["PriorSummary", "summarize_prior"]
 
 # A mode rises above its surroundings by this share of the highest density.
 _PROMINENCE = 0.01
-# Distance of the points of a parabola from the highest node, in units of the scale of
+# Least distance of nodes that a polynomial goes through, in units of the scale of
 # the density: far enough that rounding does not matter in float32.
 _REACH = 0.02
 
@@ -35,12 +35,27 @@ class PriorSummary:
 
     def __repr__(self) -> str:
         rows = [("component", "mean", "sd", "entropy", "divergence", "modes")]
-        columns = (self.mean, self.standard_deviation, self.entropy, self.divergence)
         for index in np.ndindex(self.mean.shape):
-            modes = ", ".join(number(mode, 3) for mode in self.modes[index])
-            cells = [number(column[index], 3) for column in columns]
-            rows.append((", ".join(map(str, index)), *cells, modes or "none"))
+            width = self.standard_deviation[index]
+            modes = ", ".join(_place(mode, width) for mode in self.modes[index])
+            rows.append(
+                (
+                    ", ".join(map(str, index)),
+                    _place(self.mean[index], width),
+                    number(width, 3),
+                    number(round(self.entropy[index], 3)),
+                    number(round(self.divergence[index], 4)),
+                    modes or "none",
+                )
+            )
         return as_table(rows)
+
+
+def _place(value: float, width: float) -> str:
+    """Text of a position, to a hundredth of the width or so."""
+    if not (np.isfinite(value) and np.isfinite(width)):
+        return number(value, 3)
+    return number(round(value, 2 - int(np.floor(np.log10(width)))), 15)
 
 
 def summarize_prior(prior: dist.Distribution) -> PriorSummary:
@@ -70,8 +85,8 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
     -----
     All are integrals at the nodes of the prior's own quadrature, tails included. A mode
     is a maximum of the density at the nodes that rises above its surroundings by 1 % of
-    the highest density, refined by a parabola; at a finite end of the support it is that
-    end. A density that changes by less than 1 % has none.
+    the highest density, refined by a polynomial; at a finite end of the support it is
+    that end. A density that changes by less than 1 % has none.
 
     Examples
     --------
@@ -83,9 +98,9 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
     >>> basis = kaem.Chebyshev(low=-3.0, high=3.0, degree=4)
     >>> energy = kaem.Energy(basis, jnp.array([[0.0] * 5, [0.0] * 4 + [-1.0]]))
     >>> kaem.summarize_prior(kaem.KAEMPrior(energy, dist.Normal(0.0, 1.5)))
-    component  mean  sd   entropy  divergence  modes
-    0          0     1.5  1.82     0           0
-    1          0     2.4  2.11     0.558       -2.98, 2.98
+    component  mean  sd    entropy  divergence  modes
+    0          0     1.5   1.824    0           0
+    1          0     1.72  1.736    0.2423      -1.83, 1.83
     """
     marginals = marginals_of(prior, "summarize_prior")
     shape = marginals.batch_shape
@@ -133,14 +148,28 @@ def _modes(component: Component) -> tuple[float, ...]:
 def _refine(
     nodes: np.ndarray, log_density: np.ndarray, peak: int, reach: float
 ) -> float:
-    """Vertex of the parabola through a node and those some way off on either side."""
-    centre = nodes[peak]
-    left = np.searchsorted(nodes, centre - reach, side="right") - 1
-    right = np.searchsorted(nodes, centre + reach)
-    if left < 0 or right == len(nodes):
-        return float(centre)
-    x = nodes[[left, right]] - centre
-    slopes = (log_density[[left, right]] - log_density[peak]) / x
-    return float(
-        centre + 0.5 * (x[0] * slopes[1] - x[1] * slopes[0]) / np.diff(slopes)[0]
-    )
+    """Maximum of the polynomial through a node and two on either side of it."""
+    chosen = [peak]
+    for _ in range(2):
+        left = np.searchsorted(nodes, nodes[chosen[0]] - reach, side="right") - 1
+        right = np.searchsorted(nodes, nodes[chosen[-1]] + reach)
+        if left < 0 or right == len(nodes):
+            break
+        chosen = [left, *chosen, right]
+    if len(chosen) == 1:
+        return float(nodes[peak])
+    centre, scale = nodes[peak], np.ptp(nodes[chosen])
+    x = (nodes[chosen] - centre) / scale
+    slope = np.polynomial.Polynomial.fit(
+        x, log_density[chosen], len(chosen) - 1, domain=[-1, 1]
+    ).deriv()
+    middle = len(chosen) // 2
+    roots = [
+        root.real
+        for root in slope.roots()
+        if abs(root.imag) < 1e-9
+        and x[middle - 1] <= root.real <= x[middle + 1]
+        and slope.deriv()(root.real) < 0
+    ]
+    # At a kink there may be none: the node is the best that is known.
+    return float(centre + scale * roots[0]) if roots else float(centre)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from numpyro_kaem.references import ReferenceParameters
@@ -103,38 +104,39 @@ def describe_energy(
     scaled = "z" if location == 0 else f"z {'-' if location > 0 else '+'} "
     scaled += "" if location == 0 else number(abs(location))
     plain = scaled if location == 0 else f"({scaled})"
-    law = _reference_text(parameters, low, high)
-    grid = f"[{number(low, 4)}, {number(high, 4)}]"
-    text = f"{law} * exp({text}), t = {plain} / {number(scale)}, z cut to {grid} in t"
+    law, values = "Uniform", {"low": number(low, 4), "high": number(high, 4)}
+    if parameters is not None:
+        law, values = parameters.law.__name__, _values(parameters)
+    named = ", ".join(f"{name}={value}" for name, value in values.items())
+    text = (
+        f"{law}({named}) * exp({text}), t = {plain} / {number(scale)}, "
+        f"z cut to [{number(low, 4)}, {number(high, 4)}] in t"
+    )
+    symbols = r",\ ".join(
+        rf"\mathrm{{{name}}} = {value}".replace("_", r"\_")
+        for name, value in values.items()
+    )
     latex = (
-        rf"\mathrm{{{law.split('(')[0]}}}(z)\,\exp({latex}),"
+        rf"\mathrm{{{law}}}(z;\ {symbols})\,\exp({latex}),"
         rf"\quad t = {plain} / {_latex_number(scale)}"
     )
     return text, latex
 
 
-def _reference_text(
-    parameters: ReferenceParameters | None, low: float, high: float
-) -> str:
-    if parameters is None:
-        return f"Uniform({number(low, 4)}, {number(high, 4)})"
-    return f"{parameters.law.__name__}({_values_text(parameters)})"
-
-
-def _values_text(parameters: ReferenceParameters) -> str:
-    """Parameters by name, those that are numbers or laws with numbers."""
-    entries: list[str] = []
+def _values(parameters: ReferenceParameters, prefix: str = "") -> dict[str, str]:
+    """Numbers among parameters as text, by name, those of inner laws included."""
+    found: dict[str, str] = {}
     for name, value in parameters.values.items():
         if isinstance(value, ReferenceParameters):
-            entries.append(f"{value.law.__name__}({_values_text(value)})")
+            found |= _values(value, f"{prefix}{name}.")
         elif _is_number(value):
-            entries.append(f"{name}={number(np.asarray(value), 4)}")
-    return ", ".join(entries)
+            found[prefix + name] = number(float(value), 4)
+    return found
 
 
 def _is_number(value: Any) -> bool:
-    return np.shape(value) == () and isinstance(
-        np.asarray(value).item() if hasattr(value, "dtype") else value, int | float
+    return (
+        isinstance(value, int | float | np.ndarray | jax.Array) and np.ndim(value) == 0
     )
 
 
