@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/test_modules.py tests/distributions/test_mixture.py \
 	tests/distributions/test_known_laws.py \
-	tests/distributions/test_derivatives.py \
+	tests/distributions/test_derivatives.py tests/symbolic \
 	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
 ON_CPU := JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}"
 # A default PYTHON may be replaced by a newer interpreter, one that was asked for may not.

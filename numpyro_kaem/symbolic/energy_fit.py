@@ -91,6 +91,8 @@ def fit_energies(
     masses = component.masses
     centred = features.values - masses @ features.values
     size = np.sqrt(masses @ centred**2)
+    # Terms do not change where all mass is beyond the grid.
+    size = np.where(size > 0, size, 1.0)
     centred = centred / size
     target = component.energy - masses @ component.energy
     gram = centred.T @ (masses[:, None] * centred)

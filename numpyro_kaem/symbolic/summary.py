@@ -108,11 +108,11 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
     modes = np.empty(shape, object)
     entropy, divergence = np.empty(shape), np.empty(shape)
     for index, component in zip(np.ndindex(shape), components(marginals), strict=True):
-        masses = component.masses
-        entropy[index] = -masses @ component.log_density
-        gain = masses @ component.energy - log_normalizer[index]
+        used = component.used()
+        entropy[index] = -used.masses @ used.log_density
+        gain = used.masses @ used.energy - log_normalizer[index]
         divergence[index] = max(float(gain), 0.0)
-        modes[index] = _modes(component.used())
+        modes[index] = _modes(used)
     return PriorSummary(
         mean=np.asarray(marginals.mean, float),
         standard_deviation=np.sqrt(np.asarray(marginals.variance, float)),

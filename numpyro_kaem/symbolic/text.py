@@ -12,13 +12,13 @@ from numpyro_kaem.symbolic.laws import NamedLaw, Unit
 __all__ = ["as_table", "describe_energy", "describe_law", "number"]
 
 
-def number(value: float, digits: int = 6) -> str:
+def number(value: float, digits: int = 12) -> str:
     """Shortest text of a number with at most so many significant digits."""
     text = f"{float(value):.{digits}g}"
     return "0" if text == "-0" else text
 
 
-def _latex_number(value: float, digits: int = 6) -> str:
+def _latex_number(value: float, digits: int = 12) -> str:
     text = number(value, digits)
     if "e" not in text:
         return text
