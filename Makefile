@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/test_modules.py tests/distributions/test_mixture.py \
 	tests/distributions/test_known_laws.py \
-	tests/distributions/test_derivatives.py \
+	tests/distributions/test_derivatives.py tests/symbolic \
 	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
 # A worker begins with neighbouring files, which share compiled code, and takes tests of
 # another only when it has none left.

@@ -49,6 +49,13 @@ from numpyro_kaem.objectives import (
 )
 from numpyro_kaem.plotting import plot_band, plot_prior
 from numpyro_kaem.sample_quality import SampleQuality, sample_quality
+from numpyro_kaem.symbolic import (
+    PriorSummary,
+    SymbolicResult,
+    SymbolicResults,
+    summarize_prior,
+    symbolic,
+)
 
 __all__ = [
     "KAEM",
@@ -77,8 +84,11 @@ __all__ = [
     "MaskedConditioner",
     "NormalLikelihood",
     "PriorRefit",
+    "PriorSummary",
     "SampleQuality",
     "SequenceDecoder",
+    "SymbolicResult",
+    "SymbolicResults",
     "TokenSequence",
     "UnitPosterior",
     "Wavelet",
@@ -104,6 +114,8 @@ __all__ = [
     "sample_quality",
     "save",
     "set_parameters",
+    "summarize_prior",
+    "symbolic",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -15,6 +15,7 @@ from numpyro_kaem.sampling import draw, folded_uniform
 __all__ = [
     "cdf_pair",
     "icdf_folded",
+    "log_nodes",
     "log_normalizer",
     "log_prob",
     "nodes",
@@ -71,17 +72,17 @@ def sample(
 
 
 @jax.jit
-def nodes(
+def log_nodes(
     energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
+    """Nodes and log masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     values = integrand(energy, parameters, panels)
     shape = log_normalizer.shape
     count = values.log_mass.shape[0] * values.log_mass.shape[1]
-    masses = jnp.exp(values.log_mass - log_normalizer).reshape(count, *shape)
+    log_masses = (values.log_mass - log_normalizer).reshape(count, *shape)
     nodes = jnp.broadcast_to(values.nodes, values.log_mass.shape)
     nodes = nodes.reshape(count, *shape)
-    points, weights = [nodes], [masses]
+    points, weights = [nodes], [log_masses]
     for side, upper in enumerate((False, True)):
         if not panels.has_tails[side]:
             continue
@@ -90,7 +91,15 @@ def nodes(
         log_reference = log_density(parameters.build(), nodes)
         log_mass = log_weights + log_reference + values.energy_ends[side]
         used = jnp.isfinite(log_mass)
-        mass = jnp.exp(jnp.where(used, log_mass - log_normalizer, -jnp.inf))
         points.append(jnp.where(used, nodes, start))
-        weights.append(mass)
+        weights.append(jnp.where(used, log_mass - log_normalizer, -jnp.inf))
     return jnp.concatenate(points), jnp.concatenate(weights)
+
+
+@jax.jit
+def nodes(
+    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
+    points, log_masses = log_nodes(energy, parameters, panels, log_normalizer)
+    return points, jnp.exp(log_masses)

@@ -23,10 +23,13 @@ RESULTS = {
     "MarginalLogLikelihood",
     "MissedModes",
     "PosteriorSample",
+    "PriorSummary",
     "Resampled",
     "ResampledDraws",
     "SampleQuality",
     "SmoothedWeights",
+    "SymbolicResult",
+    "SymbolicResults",
     "UnitPosterior",
 }
 
@@ -79,6 +82,8 @@ def test_names_are_those_that_are_there():
         "sample_quality",
         "save",
         "set_parameters",
+        "summarize_prior",
+        "symbolic",
         "unit_log_likelihood",
         "unit_posterior",
     }

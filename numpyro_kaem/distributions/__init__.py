@@ -4,6 +4,7 @@ from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.skew_normal import SkewNormal
 from numpyro_kaem.distributions.token_sequence import TokenSequence
 from numpyro_kaem.distributions.transform import InverseCDFTransform
 
@@ -13,5 +14,6 @@ __all__ = [
     "InverseCDFTransform",
     "KAEMMixture",
     "KAEMPrior",
+    "SkewNormal",
     "TokenSequence",
 ]

@@ -1,0 +1,172 @@
+"""Short energies near that of a density."""
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_kaem.symbolic.nodes import Component
+from numpyro_kaem.symbolic.terms import TermBasis, terms_for
+
+__all__ = [
+    "EnergyFit",
+    "Features",
+    "fit_energies",
+    "make_features",
+    "tilted_divergence",
+]
+
+# Candidates of each length whose divergence is minimised.
+_NUM_REFINED = 8
+_MAX_STEPS = 60
+_TOLERANCE = 1e-10
+
+
+class Features(NamedTuple):
+    """The terms at the nodes of a density."""
+
+    basis: TermBasis
+    """The dictionary."""
+    location: float
+    """Location of the scaled variable."""
+    scale: float
+    """Scale of it."""
+    values: np.ndarray
+    """Terms at the nodes, shape ``(num_nodes, num_terms)``."""
+    log_reference: np.ndarray
+    """Log masses of the reference at the nodes, up to a constant."""
+
+
+class EnergyFit(NamedTuple):
+    """A short energy."""
+
+    terms: tuple[int, ...]
+    """Positions of the terms in the dictionary."""
+    coefficients: np.ndarray
+    """Their coefficients."""
+    divergence: float
+    """Divergence from the density, in nats."""
+
+
+def make_features(component: Component) -> Features:
+    """Evaluate the dictionary, in a variable that is scaled by short numbers."""
+    low, high = component.grid
+    dictionary = terms_for(low, high)
+    unit = component.unit
+    location, scale = 0.0, unit.location
+    if dictionary == "real":
+        location, scale = unit.location, unit.scale
+    digit = 1 - int(np.floor(np.log10(abs(scale))))
+    location, scale = round(location, digit), round(scale, digit)
+    basis = TermBasis(low, high, dictionary, location, scale)
+    t = (np.clip(component.nodes, low, high) - location) / scale
+    values = np.stack([term.function(np, t) for term in basis.terms], axis=-1)
+    log_reference = component.log_masses - component.energy
+    return Features(basis, location, scale, values, log_reference)
+
+
+def fit_energies(
+    component: Component, features: Features, max_terms: int
+) -> list[EnergyFit]:
+    """Find the best energy of each length.
+
+    All subsets of the dictionary are compared by least squares, weighted by the
+    density, which is the divergence to second order. The best few of each length are
+    fitted by minimising the divergence itself, which is convex.
+
+    Parameters
+    ----------
+    component
+        The density, at all of its nodes.
+    features
+        The dictionary there.
+    max_terms
+        Largest number of terms.
+
+    Returns
+    -------
+    list of EnergyFit
+        One for each number of terms from 1.
+    """
+    masses = component.masses
+    centred = features.values - masses @ features.values
+    size = np.sqrt(masses @ centred**2)
+    # Terms do not change where all mass is beyond the grid.
+    size = np.where(size > 0, size, 1.0)
+    centred = centred / size
+    target = component.energy - masses @ component.energy
+    gram = centred.T @ (masses[:, None] * centred)
+    moment = centred.T @ (masses * target)
+    best = []
+    for count in range(1, min(max_terms, len(size)) + 1):
+        subsets = np.array(list(combinations(range(len(size)), count)))
+        blocks = gram[subsets[:, :, None], subsets[:, None, :]]
+        # Nearly dependent terms have no coefficients of their own.
+        blocks = blocks + 1e-9 * np.eye(count)
+        solved = np.linalg.solve(blocks, moment[subsets][..., None])[..., 0]
+        explained = np.sum(solved * moment[subsets], axis=-1)
+        fits = []
+        for i in np.argsort(-explained)[:_NUM_REFINED]:
+            terms = tuple(int(term) for term in subsets[i])
+            found = _minimise(
+                centred[:, terms], masses, features.log_reference, solved[i]
+            )
+            coefficients = found / size[list(terms)]
+            value = tilted_divergence(component, features, terms, coefficients)
+            fits.append(EnergyFit(terms, coefficients, value))
+        best.append(min(fits, key=lambda fit: fit.divergence))
+    return best
+
+
+def tilted_divergence(
+    component: Component,
+    features: Features,
+    terms: tuple[int, ...],
+    coefficients: np.ndarray,
+) -> float:
+    """Divergence of the law of a short energy from the density, in nats."""
+    energy = features.values[:, list(terms)] @ coefficients
+    change = component.energy - energy
+    log_normalizer = _log_sum_exp(features.log_reference + energy)
+    log_own = _log_sum_exp(features.log_reference + component.energy)
+    return max(float(component.masses @ change + log_normalizer - log_own), 0.0)
+
+
+def _log_sum_exp(x: np.ndarray) -> float:
+    top = x.max()
+    return float(top + np.log(np.sum(np.exp(x - top))))
+
+
+def _minimise(
+    values: np.ndarray, masses: np.ndarray, log_reference: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Newton's method with halved steps, in centred terms of unit variance."""
+
+    def state(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+        log_mass = log_reference + values @ coefficients
+        value = _log_sum_exp(log_mass)
+        return value, np.exp(log_mass - value)
+
+    # The best of nothing and least squares, which may be far off in the tails.
+    options = [start, np.zeros_like(start)]
+    current = min(options, key=lambda c: state(c)[0])
+    value, tilted = state(current)
+    for _ in range(_MAX_STEPS):
+        mean = tilted @ values
+        spread = values - mean
+        hessian = spread.T @ (tilted[:, None] * spread)
+        hessian += 1e-9 * (1 + np.trace(hessian)) * np.eye(len(current))
+        step = np.linalg.solve(hessian, mean)
+        gain, length = float(mean @ step), 1.0
+        while length > 1e-6:
+            moved = current - length * step
+            trial, masses_there = state(moved)
+            if trial <= value - 0.25 * length * gain:
+                break
+            length /= 2
+        else:
+            break
+        current, value, tilted = moved, trial, masses_there
+        if gain < _TOLERANCE:
+            break
+    return current

@@ -1,0 +1,43 @@
+"""The skew normal law, against SciPy's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from numpyro_kaem.distributions import SkewNormal
+from tests.helpers import assert_close
+
+LOC, SCALE, SKEWNESS = np.array([[1.0], [-2.0]]), 2.0, np.array([-6.0, 0.0, 1.5])
+
+
+def test_density_and_masses_are_scipys():
+    law, other = SkewNormal(LOC, SCALE, SKEWNESS), stats.skewnorm(SKEWNESS, LOC, SCALE)
+    z = np.linspace(-9.0, 9.0, 37)[:, None, None]
+    assert law.batch_shape == (2, 3)
+    assert_close(law.log_prob(z), other.logpdf(z), rtol=(1e-4, 1e-10))
+    assert_close(law.cdf(z), other.cdf(z), rtol=0, atol=(1e-6, 1e-12))
+    assert_close(law.mean, other.mean())
+    assert_close(law.variance, other.var())
+
+
+def test_draws_follow_it():
+    draws = SkewNormal(1.0, 2.0, -6.0).sample(jax.random.key(0), (2000,))
+    other = stats.skewnorm(-6.0, 1.0, 2.0)
+    assert stats.kstest(np.asarray(draws, float), other.cdf).pvalue > 1e-3
+
+
+def test_draws_have_derivatives():
+    def draw(skewness):
+        return SkewNormal(1.0, 2.0, skewness).sample(jax.random.key(0))
+
+    step = 1e-2
+    slope = (draw(0.5 + step) - draw(0.5 - step)) / (2 * step)
+    assert SkewNormal().has_rsample
+    assert_close(jax.grad(draw)(0.5), slope, rtol=1e-2, atol=1e-3)
+
+
+def test_wrong_scale_is_refused():
+    with pytest.raises(ValueError, match="scale"):
+        SkewNormal(0.0, jnp.array(-1.0), 1.0, validate_args=True)

@@ -1,0 +1,88 @@
+"""The table of densities, against SciPy's laws."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, optimize, stats
+
+import numpyro_kaem as kaem
+
+BASIS = kaem.Chebyshev(low=-4.0, high=6.0, degree=4)
+COEFFICIENTS = np.array([[0.0] * 5, [0.0, 0.5, 0.3, 0.0, -1.5]])
+REFERENCE = stats.norm(1.0, 2.0)
+
+
+def log_density(z):
+    """Unnormalised, of the second density."""
+    t = (np.clip(z, -4.0, 6.0) - 1.0) / 5.0
+    return np.polynomial.chebyshev.chebval(t, COEFFICIENTS[1]) + REFERENCE.logpdf(z)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    energy = kaem.Energy(BASIS, jnp.asarray(COEFFICIENTS, float))
+    return kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
+
+
+@pytest.fixture(scope="module")
+def summary(prior):
+    return kaem.summarize_prior(prior)
+
+
+def test_numbers_are_scipys(summary):
+    def integral(function):
+        pieces = [(-15.0, -4.0), (-4.0, 6.0), (6.0, 17.0)]
+        return sum(integrate.quad(function, *piece)[0] for piece in pieces)
+
+    normalizer = integral(lambda z: np.exp(log_density(z)))
+    density = lambda z: np.exp(log_density(z)) / normalizer  # noqa: E731
+    mean = integral(lambda z: z * density(z))
+    variance = integral(lambda z: (z - mean) ** 2 * density(z))
+    entropy = -integral(lambda z: density(z) * np.log(density(z)))
+    divergence = integral(
+        lambda z: density(z) * (np.log(density(z)) - REFERENCE.logpdf(z))
+    )
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(summary.mean, [1.0, mean], **tolerance)
+    sd = [2.0, np.sqrt(variance)]
+    np.testing.assert_allclose(summary.standard_deviation, sd, **tolerance)
+    entropies = [REFERENCE.entropy(), entropy]
+    np.testing.assert_allclose(summary.entropy, entropies, **tolerance)
+    np.testing.assert_allclose(summary.divergence, [0.0, divergence], **tolerance)
+
+
+def test_modes_are_those_of_an_optimiser(summary):
+    assert len(summary.modes[0]) == 1
+    np.testing.assert_allclose(summary.modes[0], 1.0, atol=2e-3)
+    found = [
+        optimize.minimize_scalar(lambda z: -log_density(z), bounds=bounds).x
+        for bounds in ((-4.0, 1.0), (1.0, 6.0))
+    ]
+    np.testing.assert_allclose(summary.modes[1], found, atol=1e-3)
+
+
+def test_modes_at_ends_and_of_flat_densities():
+    basis = kaem.Chebyshev(low=2.0, high=3.0, degree=1)
+    energy = kaem.Energy(basis, jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    summary = kaem.summarize_prior(kaem.KAEMPrior(energy))
+    assert summary.modes.tolist() == [(), (3.0,), (2.0,)]
+
+
+def test_heavy_tails_have_no_moments():
+    energy = kaem.Energy(BASIS, jnp.zeros(5))
+    summary = kaem.summarize_prior(kaem.KAEMPrior(energy, dist.Cauchy(1.0, 2.0)))
+    assert not np.isfinite(summary.mean)
+    assert not np.isfinite(summary.standard_deviation)
+    np.testing.assert_allclose(
+        summary.entropy, stats.cauchy(1.0, 2.0).entropy(), rtol=1e-4
+    )
+    np.testing.assert_allclose(summary.modes[()], 1.0, atol=2e-3)
+    assert repr(summary).splitlines()[1].split()[:2] == ["nan", "nan"]
+
+
+def test_prints_as_a_table(summary):
+    head, first, second = repr(summary).splitlines()
+    assert head.split() == "component mean sd entropy divergence modes".split()
+    assert first.split() == ["0", "1", "2", "2.112", "0", "1"]
+    assert len(second.split()) == 7
