@@ -7,6 +7,12 @@ from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.decoders import ConvDecoder, KANDecoder, KANLayer, SequenceDecoder
+from numpyro_kaem.diagnostics import (
+    CalibrationResult,
+    posterior_predictive_p_values,
+    simulation_based_calibration,
+    to_arviz,
+)
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
     DeepEnergyPrior,
@@ -58,6 +64,7 @@ __all__ = [
     "AutoregressiveKAEMPrior",
     "BSpline",
     "BernoulliLikelihood",
+    "CalibrationResult",
     "CategoricalLikelihood",
     "Chebyshev",
     "Checkpoint",
@@ -97,10 +104,13 @@ __all__ = [
     "parameter_priors",
     "plot_band",
     "plot_prior",
+    "posterior_predictive_p_values",
     "random_walk_energy",
     "refit_prior",
     "sample_quality",
     "set_parameters",
+    "simulation_based_calibration",
+    "to_arviz",
     "unit_log_likelihood",
     "unit_posterior",
 ]
