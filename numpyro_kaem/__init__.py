@@ -52,7 +52,18 @@ from numpyro_kaem.objectives import (
     kan_penalty,
     refit_prior,
 )
-from numpyro_kaem.plotting import plot_band, plot_prior
+from numpyro_kaem.plotting import (
+    interpolate_latents,
+    plot_band,
+    plot_calibration,
+    plot_history,
+    plot_interpolation,
+    plot_ladder,
+    plot_prior,
+    plot_samples,
+    plot_traversal,
+    plot_weights,
+)
 from numpyro_kaem.sample_quality import SampleQuality, sample_quality
 
 __all__ = [
@@ -97,13 +108,21 @@ __all__ = [
     "fit_marginal",
     "fit_mixture",
     "infer",
+    "interpolate_latents",
     "kan_penalty",
     "kart",
     "learn_prior",
     "log_marginal_likelihood",
     "parameter_priors",
     "plot_band",
+    "plot_calibration",
+    "plot_history",
+    "plot_interpolation",
+    "plot_ladder",
     "plot_prior",
+    "plot_samples",
+    "plot_traversal",
+    "plot_weights",
     "posterior_predictive_p_values",
     "random_walk_energy",
     "refit_prior",

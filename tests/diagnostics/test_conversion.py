@@ -112,6 +112,7 @@ def test_log_likelihood_is_that_of_numpyro(chains):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")
 def test_arviz_works_with_it(chains):
     """Summary, comparison and leave-one-out as they are."""
     data = kaem.to_arviz(chains)
