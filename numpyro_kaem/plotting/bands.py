@@ -89,7 +89,7 @@ def plot_band(
     ...     truth=dist.Normal(1.0, 2.0),
     ...     ax=ax,
     ... )
-    >>> [text.get_text() for text in ax.getlegend().get_texts()]
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['posterior median', 'posterior median, 90% interval', 'truth']
     >>> plt.close(fig)
     """

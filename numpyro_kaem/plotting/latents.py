@@ -116,7 +116,8 @@ def _unit_maps(prior: dist.Distribution) -> tuple[Any, Any]:
         If the prior has none.
     """
     law = prior
-    while isinstance(law, dist.Independent):
+    # An expanded law has neither function, but that below it broadcasts.
+    while isinstance(law, dist.Independent | dist.ExpandedDistribution):
         law = law.base_dist
     if isinstance(law, AutoregressiveKAEMPrior):
         return law.to_unit, law.from_unit
@@ -286,7 +287,7 @@ def _check_model(model: Any) -> None:
 
 
 def _decode(model: KAEM, z: jax.Array) -> np.ndarray:
-    """Decoded images.
+    """Decode images.
 
     Raises
     ------

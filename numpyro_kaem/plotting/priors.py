@@ -127,7 +127,7 @@ def plot_prior(
     >>> fig, ax = plt.subplots()
     >>> data = prior.sample(jax.random.key(1), (500,))
     >>> ax = kaem.plot_prior(prior, data=data, ax=ax, xlabel="velocity")
-    >>> [text.get_text() for text in ax.getlegend().get_texts()]
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['learned density', 'reference', 'data']
     >>> plt.close(fig)
     """

@@ -75,7 +75,7 @@ def make_axes(ax: Any, batch_shape: tuple[int, ...]) -> np.ndarray:
 
 def legend(panel: "Axes") -> None:
     """Curves first, the histogram last, without a frame."""
-    handles, labels = panel.getlegend_handles_labels()
+    handles, labels = panel.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] == "data")
     panel.legend(
         [handles[i] for i in order],

@@ -233,7 +233,7 @@ def test_posterior_and_band_are_drawn():
     assert_close(path[1 : len(z) + 1, 1], expected[0], rtol=1e-4)
     upper = path[len(z) + 2 : 2 * len(z) + 2, 1][::-1]
     assert_close(upper, expected[1], rtol=1e-4)
-    heights, edges = np.histogram(posterior, bins="auto", density=True)
+    heights, _ = np.histogram(posterior, bins="auto", density=True)
     outline = ax.patches[0].get_xy()
     assert set(np.round(heights, 5)) <= set(np.round(outline[:, 1], 5))
     assert "50% interval" in legend(ax)
