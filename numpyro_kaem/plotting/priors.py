@@ -156,6 +156,8 @@ def plot_prior(
     learned, of_reference, parts = jax.tree.map(np.asarray, _densities(law, z))
     interval = None if band is None else _interval(band, z, batch_shape, level)
 
+    of_draws = isinstance(band, KAEMPrior)
+    interval_label = f"{100 * level:.3g}% interval" if of_draws else "interval"
     axes = make_axes(ax, batch_shape)
     for number, index in enumerate(np.ndindex(batch_shape)):
         panel, column = axes[index], (slice(None), *index)
@@ -182,7 +184,7 @@ def plot_prior(
                 lower,
                 upper,
                 color=LEARNED["color"],
-                label="interval" if callable(band) else f"{100 * level:.3g}% interval",
+                label=interval_label,
                 **BAND,
             )
         panel.plot(z[column], learned[column], label=label, **LEARNED)
@@ -326,7 +328,8 @@ def _evaluate(
     z = jnp.expand_dims(z, z.ndim + 1 + axis)
     parts = jnp.moveaxis(jnp.exp(prior.log_prob(z)), axis, -1)
     references = jnp.exp(log_density(prior.reference, z))
-    references = jnp.broadcast_to(references, (*z.shape[:1], *prior.batch_shape))
+    shape = jnp.broadcast_shapes(z.shape, prior.batch_shape)
+    references = jnp.broadcast_to(references, shape)
     references = jnp.moveaxis(references, axis, -1)
     parts = weights * parts
     return parts.sum(-1), jnp.sum(weights * references, axis=-1), parts
