@@ -7,6 +7,12 @@ from numpyro_kaem.autoregressive_estimation import fit_autoregressive
 from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
 from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.decoders import ConvDecoder, KANDecoder, KANLayer, SequenceDecoder
+from numpyro_kaem.diagnostics import (
+    CalibrationResult,
+    posterior_predictive_p_values,
+    simulation_based_calibration,
+    to_arviz,
+)
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
     DeepEnergyPrior,
@@ -47,7 +53,18 @@ from numpyro_kaem.objectives import (
     kan_penalty,
     refit_prior,
 )
-from numpyro_kaem.plotting import plot_band, plot_prior
+from numpyro_kaem.plotting import (
+    interpolate_latents,
+    plot_band,
+    plot_calibration,
+    plot_history,
+    plot_interpolation,
+    plot_ladder,
+    plot_prior,
+    plot_samples,
+    plot_traversal,
+    plot_weights,
+)
 from numpyro_kaem.sample_quality import SampleQuality, sample_quality
 from numpyro_kaem.symbolic import (
     PriorSummary,
@@ -66,6 +83,7 @@ __all__ = [
     "AutoregressiveKAEMPrior",
     "BSpline",
     "BernoulliLikelihood",
+    "CalibrationResult",
     "CategoricalLikelihood",
     "Chebyshev",
     "Checkpoint",
@@ -101,6 +119,7 @@ __all__ = [
     "fit_marginal",
     "fit_mixture",
     "infer",
+    "interpolate_latents",
     "kan_penalty",
     "kart",
     "learn_prior",
@@ -108,14 +127,24 @@ __all__ = [
     "log_marginal_likelihood",
     "parameter_priors",
     "plot_band",
+    "plot_calibration",
+    "plot_history",
+    "plot_interpolation",
+    "plot_ladder",
     "plot_prior",
+    "plot_samples",
+    "plot_traversal",
+    "plot_weights",
+    "posterior_predictive_p_values",
     "random_walk_energy",
     "refit_prior",
     "sample_quality",
     "save",
     "set_parameters",
+    "simulation_based_calibration",
     "summarize_prior",
     "symbolic",
+    "to_arviz",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -263,6 +263,16 @@ class ImportanceResult:
         ValueError
             If no particle carries weight, or an argument is not as above.
         """
+        return self._take(self._indices(rng_key, num_samples, method, smoothed))
+
+    def _indices(
+        self,
+        rng_key: jax.Array,
+        num_samples: int | None,
+        method: str = "systematic",
+        smoothed: bool = True,
+    ) -> jax.Array:
+        """Particles of the draws of :meth:`resample`, ``(num_samples, *num_units)``."""
         num_samples = check_count(
             "num_samples", self.num_samples if num_samples is None else num_samples
         )
@@ -271,8 +281,7 @@ class ImportanceResult:
             choose_key, self._carried(smoothed), num_samples, method=method
         )
         # In order of the particles, row after row would pair units that share them.
-        indices = jax.random.permutation(order_key, indices, axis=0, independent=True)
-        return self._take(indices)
+        return jax.random.permutation(order_key, indices, axis=0, independent=True)
 
     def resample_below(
         self,

@@ -184,13 +184,91 @@ def test_batch_of_mixtures():
 
 @pytest.mark.parametrize("prior", [dist.Normal(), make_prior, None])
 def test_wrong_type_is_refused(prior):
-    with pytest.raises(TypeError, match="prior must be a KAEMPrior or a KAEMMixture"):
+    with pytest.raises(TypeError, match="prior must be a KAEMPrior, a KAEMMixture or"):
         kaem.plot_prior(prior)
 
 
-def test_expanded_prior_is_refused_with_a_hint():
-    with pytest.raises(TypeError, match="plot its base_dist"):
-        kaem.plot_prior(make_prior((2,)).to_event(1))
+def test_independent_densities_are_drawn_as_a_batch():
+    prior = make_prior((2,))
+    axes = kaem.plot_prior(prior.to_event(1), names=["width", "height"])
+    assert [ax.get_title() for ax in axes] == ["width", "height"]
+    z, density = lines(axes[1])["learned density"]
+    assert_close(density, np.exp(prior.log_prob(z[:, None])[:, 1]))
+
+
+def test_mixture_of_products_is_drawn_by_its_marginals():
+    """Each marginal is that of the mixture of one latent's components alone."""
+    component = make_prior((3, 2))
+    logits = jnp.array([0.5, -0.2, 0.1])
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(logits=logits), component.to_event(1)
+    )
+    axes = kaem.plot_prior(mixture)
+    assert axes.shape == (2,)
+    for latent, ax in enumerate(axes):
+        energy = component.energy
+        alone = kaem.KAEMMixture(
+            logits,
+            kaem.KAEMPrior(
+                kaem.Energy(energy.basis, energy.coefficients[:, latent]),
+                dist.Normal(1.0, 2.0),
+            ),
+        )
+        z, density = ax.get_lines()[0].get_data()
+        assert_close(density, np.exp(alone.log_prob(z)), rtol=1e-4)
+        parts = sum(line.get_ydata() for line in ax.get_lines()[2:])
+        assert_close(parts, density, rtol=1e-4)
+        assert alone.cdf(z[0]) < 2e-3
+        assert alone.cdf(z[-1]) > 1 - 2e-3
+
+
+def test_posterior_and_band_are_drawn():
+    prior, draws = make_prior(), make_prior((40,), scale=0.4)
+    posterior = np.linspace(-1.0, 3.0, 50)
+    ax = kaem.plot_prior(prior, posterior=posterior, band=draws, level=0.5)
+    z, _ = lines(ax)["learned density"]
+    values = np.exp(draws.log_prob(z[:, None]))
+    path = ax.collections[0].get_paths()[0].vertices
+    expected = np.quantile(values, [0.25, 0.75], axis=1)
+    assert_close(path[1 : len(z) + 1, 1], expected[0], rtol=1e-4)
+    upper = path[len(z) + 2 : 2 * len(z) + 2, 1][::-1]
+    assert_close(upper, expected[1], rtol=1e-4)
+    heights, _ = np.histogram(posterior, bins="auto", density=True)
+    outline = ax.patches[0].get_xy()
+    assert set(np.round(heights, 5)) <= set(np.round(outline[:, 1], 5))
+    assert "50% interval" in legend(ax)
+    assert "posterior" in legend(ax)
+
+    def band(z):
+        return Band(0 * z, 0 * z + 1, 0 * z + 2)
+
+    ax = kaem.plot_prior(prior, band=band)
+    assert ax.collections[0].get_paths()[0].vertices[:, 1].max() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"names": ["a", "b"]}, ValueError, "names must hold 1"),
+        ({"level": 1.0}, ValueError, "level must be between 0 and 1"),
+        ({"posterior": np.zeros((3, 2))}, ValueError, "posterior must have shape"),
+        ({"band": 3}, TypeError, "band must be a KAEMPrior"),
+        (
+            {"band": make_prior((4, 2))},
+            ValueError,
+            r"band must have batch shape \(num_draws\), got \(4, 2\)",
+        ),
+        (
+            {"band": lambda z: Band(z[1:], z, z[1:])},
+            ValueError,
+            "band must return an interval",
+        ),
+    ],
+    ids=["names", "level", "posterior", "type", "shape", "function"],
+)
+def test_bad_overlays_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        kaem.plot_prior(make_prior(), **options)
 
 
 def test_empty_batch_is_refused():

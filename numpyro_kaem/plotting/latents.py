@@ -1,0 +1,334 @@
+"""Figures of what latents do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.distributions import AutoregressiveKAEMPrior
+from numpyro_kaem.models import KAEM
+from numpyro_kaem.plotting.samples import draw_image
+
+__all__ = ["interpolate_latents", "plot_interpolation", "plot_traversal"]
+
+
+def interpolate_latents(
+    prior: dist.Distribution,
+    start: ArrayLike,
+    end: ArrayLike,
+    num_points: int = 9,
+    *,
+    method: str = "cdf",
+) -> jax.Array:
+    r"""Path between two latent vectors.
+
+    Through the distribution function the path is a straight line in
+    :math:`u = F(z)`, so that equal steps have equal probability in every latent, and no
+    step lands where the prior has no mass. The spherical path, the usual one for Normal
+    latents, is an arc in :math:`z` itself.
+
+    Parameters
+    ----------
+    prior
+        Law of the latents: independent densities with a ``cdf`` and an ``icdf``, or an
+        :class:`AutoregressiveKAEMPrior`, whose :math:`u` are conditional.
+    start, end
+        Latent vectors of the prior's shape.
+    num_points
+        Number of points, both ends included, at least 2.
+    method
+        ``"cdf"`` or ``"spherical"``.
+
+    Returns
+    -------
+    Array
+        Shape ``(num_points, *prior.shape())``; the ends are ``start`` and ``end``.
+
+    Raises
+    ------
+    TypeError
+        If the prior has no distribution function of each latent, as a mixture of
+        products has not.
+    ValueError
+        If a shape does not fit, ``num_points`` is less than 2, or ``method`` is neither
+        of these.
+
+    References
+    ----------
+    Shoemake (1985), "Animating rotation with quaternion curves", SIGGRAPH.
+
+    Examples
+    --------
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    >>> path = kaem.interpolate_latents(law, [-2.0, 0.0], [2.0, 1.0], 3)
+    >>> print(path[1].round(2))
+    [0.   0.44]
+    """
+    start, end = jnp.asarray(start, float), jnp.asarray(end, float)
+    shape = prior.shape()
+    for name, value in (("start", start), ("end", end)):
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} must have the shape of the prior, {shape}, got {value.shape}."
+            )
+    num_points = as_count("num_points", num_points)
+    if num_points < 2:
+        raise ValueError(f"num_points must be at least 2, got {num_points}.")
+    share = jnp.linspace(0.0, 1.0, num_points).reshape(-1, *(1,) * len(shape))
+    if method == "spherical":
+        return _spherical(start, end, share)
+    if method != "cdf":
+        raise ValueError(f"method must be 'cdf' or 'spherical', got {method!r}.")
+    to_unit, from_unit = _unit_maps(prior)
+    first, last = to_unit(start), to_unit(end)
+    path = from_unit(first + share * (last - first))
+    # The ends themselves, whatever the rounding of the way there and back.
+    return path.at[0].set(start).at[-1].set(end)
+
+
+def _spherical(start: jax.Array, end: jax.Array, share: jax.Array) -> jax.Array:
+    """Arc between two vectors, or the line between parallel ones."""
+    cosine = jnp.sum(start * end) / (
+        jnp.linalg.norm(start) * jnp.linalg.norm(end) + jnp.finfo(start.dtype).tiny
+    )
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    sine = jnp.sin(angle)
+    bent = sine > 1e-4
+    divisor = jnp.where(bent, sine, 1.0)
+    weights = jnp.sin((1 - share) * angle) / divisor, jnp.sin(share * angle) / divisor
+    line = (1 - share) * start + share * end
+    return jnp.where(bent, weights[0] * start + weights[1] * end, line)
+
+
+def _unit_maps(prior: dist.Distribution) -> tuple[Any, Any]:
+    """Latents to probabilities and back.
+
+    Raises
+    ------
+    TypeError
+        If the prior has none.
+    """
+    law = prior
+    # An expanded law has neither function, but that below it broadcasts.
+    while isinstance(law, dist.Independent | dist.ExpandedDistribution):
+        law = law.base_dist
+    if isinstance(law, AutoregressiveKAEMPrior):
+        return law.to_unit, law.from_unit
+    if law.event_shape == ():
+        try:
+            law.icdf(law.cdf(jnp.full(law.batch_shape, 0.5)))
+        except NotImplementedError:
+            pass
+        else:
+            return law.cdf, law.icdf
+    raise TypeError(
+        "prior must be of independent densities with a cdf and an icdf, or an "
+        f"AutoregressiveKAEMPrior, got {type(law).__name__}."
+    )
+
+
+def plot_interpolation(
+    model: KAEM,
+    start: ArrayLike,
+    end: ArrayLike,
+    num_points: int = 9,
+    *,
+    cmap: str = "gray_r",
+    ax: Any = None,
+) -> np.ndarray:
+    """Draw what is decoded between two latent vectors, along two paths.
+
+    Above, through the distribution function; below, the spherical path. See
+    :func:`interpolate_latents`.
+
+    Parameters
+    ----------
+    model
+        Trained model of images or fields.
+    start, end
+        Latent vectors, such as posterior means of two images, of the prior's shape.
+    num_points
+        Number of images in a row, both ends included.
+    cmap
+        Colour map of matplotlib.
+    ax
+        ``2 * num_points`` axes to draw in; ``None`` makes a new figure.
+
+    Returns
+    -------
+    ndarray
+        Axes of shape ``(2, num_points)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`interpolate_latents`; if ``model`` is not a :class:`KAEM` of images,
+        or ``ax`` holds another number of axes.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import matplotlib.pyplot as plt
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    >>> decoder = kaem.KANDecoder(jax.random.key(0), 2, (8, 8))
+    >>> model = kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.1))
+    >>> axes = kaem.plot_interpolation(model, [-1.0, 0.0], [1.0, 2.0], 5)
+    >>> axes.shape
+    (2, 5)
+    >>> plt.close(axes[0, 0].figure)
+    """
+    _check_model(model)
+    paths = [
+        interpolate_latents(model.prior, start, end, num_points, method=method)
+        for method in ("cdf", "spherical")
+    ]
+    images = np.stack([_decode(model, path) for path in paths])
+    return _rows(images, ("through the cdf", "spherical"), cmap, ax)
+
+
+def plot_traversal(
+    model: KAEM,
+    latents: Sequence[int] | None = None,
+    num_points: int = 9,
+    *,
+    at: ArrayLike | None = None,
+    cmap: str = "gray_r",
+    ax: Any = None,
+) -> np.ndarray:
+    """Draw what each latent does: one moves through its law, the others stay.
+
+    It takes equal steps of probability, from 5 % to 95 %.
+
+    Parameters
+    ----------
+    model
+        Trained model of images or fields, whose prior is of independent densities.
+    latents
+        Which latents, one a row; by default all, at most 8.
+    num_points
+        Number of images in a row.
+    at
+        Where the others stay, shape of the prior; by default at their medians.
+    cmap
+        Colour map of matplotlib.
+    ax
+        Axes to draw in, one an image; ``None`` makes a new figure.
+
+    Returns
+    -------
+    ndarray
+        Axes of shape ``(num_rows, num_points)``.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not a :class:`KAEM` of images, or its prior is not of
+        independent densities.
+    ValueError
+        If a latent does not exist, or ``at`` or ``ax`` have another shape.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import matplotlib.pyplot as plt
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> prior = dist.Normal(0.0, 1.0).expand([3]).to_event(1)
+    >>> decoder = kaem.KANDecoder(jax.random.key(0), 3, (8, 8))
+    >>> model = kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.1))
+    >>> axes = kaem.plot_traversal(model, latents=[0, 2], num_points=5)
+    >>> axes.shape
+    (2, 5)
+    >>> plt.close(axes[0, 0].figure)
+    """
+    _check_model(model)
+    num_points = as_count("num_points", num_points)
+    shape = model.prior.shape()
+    if isinstance(model.prior, AutoregressiveKAEMPrior) or len(shape) != 1:
+        raise TypeError(
+            "model must have a prior of independent densities, one a latent, got "
+            f"{type(model.prior).__name__} of shape {shape}."
+        )
+    _, from_unit = _unit_maps(model.prior)
+    rows = list(range(min(shape[0], 8))) if latents is None else list(latents)
+    if not rows or not all(0 <= row < shape[0] for row in rows):
+        raise ValueError(
+            f"latents must be indices from 0 to {shape[0] - 1}, got {rows}."
+        )
+    at = from_unit(jnp.full(shape, 0.5)) if at is None else jnp.asarray(at, float)
+    if at.shape != shape:
+        raise ValueError(f"at must have the shape {shape}, got {at.shape}.")
+    share = jnp.linspace(0.05, 0.95, num_points)
+    moved = from_unit(jnp.broadcast_to(share[:, None], (num_points, *shape)))
+    paths = [
+        jnp.broadcast_to(at, moved.shape).at[:, row].set(moved[:, row]) for row in rows
+    ]
+    images = np.stack([_decode(model, path) for path in paths])
+    return _rows(images, [f"latent {row}" for row in rows], cmap, ax)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, KAEM):
+        raise TypeError(f"model must be a KAEM, got {type(model).__name__}.")
+    if isinstance(model.prior, dist.MixtureSameFamily):
+        raise TypeError(
+            "model must have a prior with a distribution function of each latent, a "
+            "mixture of products has none."
+        )
+
+
+def _decode(model: KAEM, z: jax.Array) -> np.ndarray:
+    """Decode images.
+
+    Raises
+    ------
+    ValueError
+        If they are no images.
+    """
+    images = np.asarray(model.decode(z))
+    if images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3):
+        raise ValueError(
+            "model must decode to images (height, width) or (height, width, 3), got "
+            f"{images.shape[1:]}."
+        )
+    return images
+
+
+def _rows(images: np.ndarray, names: Sequence[str], cmap: str, ax: Any) -> np.ndarray:
+    """Rows of images, each with its name.
+
+    Raises
+    ------
+    ValueError
+        If ``ax`` holds another number of axes.
+    """
+    shape = images.shape[:2]
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        size = (0.75 * shape[1] + 1.3, 0.8 * shape[0])
+        _, axes = plt.subplots(
+            *shape, figsize=size, squeeze=False, layout="constrained"
+        )
+    else:
+        axes = np.array(ax, dtype=object)
+        if axes.size != shape[0] * shape[1]:
+            raise ValueError(
+                f"ax must hold {shape[0] * shape[1]} axes, got {axes.size}."
+            )
+        axes = axes.reshape(shape)
+    limits = images.min(), images.max()
+    for index in np.ndindex(shape):
+        draw_image(axes[index], images[index], cmap, limits)
+    for line, name in zip(axes, names, strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return axes

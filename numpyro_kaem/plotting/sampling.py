@@ -1,0 +1,196 @@
+"""Figures of how samplers fared."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpyro.infer import MCMC
+
+from numpyro_kaem.infer import ImportanceResult, log_evidence
+from numpyro_kaem.infer.importance_result import GOOD_PARETO_K, MAX_PARETO_K
+from numpyro_kaem.plotting.style import COLORS, LEARNED, TRUTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_ladder", "plot_weights"]
+
+
+def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
+    r"""Draw how an annealed population travelled and what the evidence is made of.
+
+    Left, the mean log likelihood against :math:`t`; the area under it is the log
+    evidence by thermodynamic integration. In the middle, the share of swaps that are
+    accepted between neighbouring rungs: equal ones mean a well spread ladder. Right,
+    the round trips between prior and posterior since the warm-up.
+
+    Parameters
+    ----------
+    mcmc
+        Finished run of :class:`~numpyro_kaem.infer.AnnealedLangevin`. What is not among
+        its ``extra_fields`` is taken from its last state.
+    ax
+        Three axes to draw in; ``None`` makes a new figure.
+
+    Returns
+    -------
+    ndarray
+        The three axes, for likelihood, swaps and round trips.
+
+    Raises
+    ------
+    TypeError
+        If ``mcmc`` is not a run of an annealed population.
+    ValueError
+        If it is not finished, or ``ax`` does not hold three axes.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import matplotlib.pyplot as plt
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> from numpyro.infer import MCMC
+    >>> def model(y):
+    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
+    >>> kernel = kaem.infer.AnnealedLangevin(model, num_temperatures=4)
+    >>> mcmc = MCMC(kernel, num_warmup=100, num_samples=200, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), 1.0)
+    >>> axes = kaem.plot_ladder(mcmc)
+    >>> [ax.get_xlabel() for ax in axes]
+    ['temperature t', 'temperature t', 'iteration']
+    >>> plt.close(axes[0].figure)
+    """
+    evidence = log_evidence(mcmc)
+    state = mcmc.last_state
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    num_chains = mcmc.num_chains
+    temperatures = np.asarray(state.temperatures).reshape(num_chains, -1)
+    acceptance = np.asarray(state.mean_swap_acceptance).reshape(num_chains, -1)
+    trips = fields.get("round_trips", state.round_trips)
+    trips = np.asarray(trips).reshape(num_chains, -1)
+
+    axes = _three_axes(ax)
+    for chain in range(num_chains):
+        color = (LEARNED["color"], *COLORS)[chain % (len(COLORS) + 1)]
+        t, mean = evidence.temperatures[chain], evidence.mean_log_likelihood[chain]
+        axes[0].plot(t, mean, color=color, marker="o", markersize=3, linewidth=1.2)
+        # The area is counted from zero, as the integral is.
+        axes[0].fill_between(t, 0.0, mean, color=color, alpha=0.2, linewidth=0.0)
+        middle = (temperatures[chain, 1:] + temperatures[chain, :-1]) / 2
+        axes[1].plot(
+            middle,
+            acceptance[chain],
+            color=color,
+            marker="o",
+            markersize=3,
+            linewidth=0,
+        )
+        steps = np.arange(1, trips.shape[1] + 1)
+        if trips.shape[1] == 1:
+            # Only the count at the end is known.
+            steps = np.full(1, mcmc.num_samples)
+            axes[2].plot(steps, trips[chain], color=color, marker="o", linewidth=0)
+        else:
+            axes[2].plot(
+                steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
+            )
+    estimate = evidence.thermodynamic
+    axes[0].set_title(
+        f"log evidence {estimate.value:.2f} ± {estimate.standard_error:.2f}",
+        fontsize="medium",
+    )
+    axes[0].set(xlabel="temperature t", ylabel="mean log likelihood")
+    axes[1].set(xlabel="temperature t", ylabel="swap acceptance", ylim=(0.0, 1.0))
+    axes[2].set(xlabel="iteration", ylabel="round trips")
+    axes[2].set_ylim(bottom=0.0)
+    return axes
+
+
+def _three_axes(ax: Any) -> np.ndarray:
+    if ax is not None:
+        axes = np.array(ax, dtype=object).reshape(-1)
+        if axes.size != 3:
+            raise ValueError(f"ax must hold 3 axes, got {axes.size}.")
+        return axes
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, 3, figsize=(9.6, 2.9), layout="constrained")[1]
+
+
+def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
+    r"""Draw what the weights of importance sampling are worth.
+
+    With one weight for each particle, the share of the total weight that the largest
+    weights carry: a diagonal means that all particles count alike, a corner that a few
+    decide. With weights for each unit, the Pareto :math:`\hat k` of every unit, beside
+    the values up to which weights are good (0.5) and usable (0.7).
+
+    Parameters
+    ----------
+    result
+        Weighted draws.
+    ax
+        Axes to draw in; ``None`` makes a new figure.
+
+    Returns
+    -------
+    Axes
+        The axes drawn in.
+
+    Raises
+    ------
+    TypeError
+        If ``result`` is not an :class:`~numpyro_kaem.infer.ImportanceResult`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import matplotlib.pyplot as plt
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> def model(y):
+    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    >>> sampler = kaem.infer.ImportanceSampling(model, num_samples=1000)
+    >>> ax = kaem.plot_weights(sampler.run(jax.random.key(0), 1.0))
+    >>> ax.get_ylabel()
+    'share of the weight'
+    >>> plt.close(ax.figure)
+    """
+    if not isinstance(result, ImportanceResult):
+        raise TypeError(
+            f"result must be an ImportanceResult, got {type(result).__name__}."
+        )
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(4.8, 3.6), layout="constrained")[1]
+    if result.unit_plate is None:
+        raw = np.sort(np.exp(result.log_normalized_weights))[::-1]
+        smoothed = np.sort(np.exp(result.smoothed_log_weights))[::-1]
+        particles = np.arange(1, len(raw) + 1) / len(raw)
+        ax.plot(particles, np.cumsum(smoothed), label="smoothed", **LEARNED)
+        ax.plot(particles, np.cumsum(raw), label="raw", color=COLORS[0], linestyle="-.")
+        ax.plot([0.0, 1.0], [0.0, 1.0], label="equal weights", **TRUTH)
+        ax.set(xlabel="share of the particles", ylabel="share of the weight")
+        ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.02))
+        ax.set_title(
+            f"Pareto k {result.pareto_k:.2f}, effective sample size {result.ess:.0f}",
+            fontsize="medium",
+        )
+    else:
+        k = np.asarray(result.pareto_k)
+        ax.plot(np.arange(len(k)), k, "o", markersize=3, color=LEARNED["color"])
+        for value, name, style in (
+            (GOOD_PARETO_K, "good up to here", ":"),
+            (MAX_PARETO_K, "usable up to here", "--"),
+        ):
+            ax.axhline(value, color="0.3", linestyle=style, linewidth=1.2, label=name)
+        ax.set(xlabel=f"unit of {result.unit_plate!r}", ylabel="Pareto k")
+        share = np.mean(k > MAX_PARETO_K)
+        ax.set_title(f"{share:.0%} of the units not reliable", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small")
+    return ax

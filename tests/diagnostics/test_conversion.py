@@ -1,0 +1,337 @@
+"""Every result becomes one ArviZ object, under either line of ArviZ."""
+
+from importlib.metadata import version
+
+import arviz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, log_likelihood
+from numpyro.infer.autoguide import AutoNormal
+
+import numpyro_kaem as kaem
+
+pytestmark = pytest.mark.arviz
+
+DATA = jnp.array([0.3, -0.4, 1.1, 0.8, 0.6, -0.2])
+
+
+def model(y):
+    """Three schools of two pupils each."""
+    with numpyro.plate("school", 3):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("doubled", 2 * mean)
+    numpyro.deterministic("largest", jnp.max(mean))
+    with numpyro.plate("pupil", 6):
+        numpyro.sample("y", dist.Normal(mean[jnp.arange(6) % 3], 1.0), obs=y)
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """Two chains of NUTS."""
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=200,
+        num_samples=400,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    fields = ("diverging", "accept_prob", "num_steps", "potential_energy")
+    mcmc.run(jax.random.key(0), DATA, extra_fields=(*fields, "adapt_state.step_size"))
+    return mcmc
+
+
+@pytest.fixture(scope="module")
+def weighted():
+    """Weighted draws of the prior."""
+    sampler = kaem.infer.ImportanceSampling(model, num_samples=3000)
+    return sampler.run(jax.random.key(1), DATA)
+
+
+def groups_of(data):
+    """Names of the groups of either kind of object."""
+    found = data.groups() if callable(data.groups) else data.groups
+    return {name.strip("/") for name in found} - {""}
+
+
+def values_of(data, group, name):
+    """Values of a variable of either kind of object."""
+    return np.asarray(data[group][name].values)
+
+
+def test_draws_of_nuts_are_kept_bit_for_bit(chains):
+    """And statistics under the names of ArviZ."""
+    data = kaem.to_arviz(chains)
+    assert groups_of(data) == {
+        "posterior",
+        "sample_stats",
+        "log_likelihood",
+        "observed_data",
+    }
+    for name, draws in chains.get_samples(group_by_chain=True).items():
+        found = values_of(data, "posterior", name)
+        assert found.dtype == draws.dtype
+        np.testing.assert_array_equal(found, draws)
+    fields = chains.get_extra_fields(group_by_chain=True)
+    np.testing.assert_array_equal(
+        values_of(data, "sample_stats", "lp"), -np.asarray(fields["potential_energy"])
+    )
+    np.testing.assert_array_equal(
+        values_of(data, "sample_stats", "acceptance_rate"), fields["accept_prob"]
+    )
+    steps = np.asarray(fields["num_steps"])
+    depth = values_of(data, "sample_stats", "tree_depth")
+    assert np.all((2 ** (depth - 1) <= steps) & (steps < 2**depth))
+    assert "step_size" in data["sample_stats"]
+    np.testing.assert_array_equal(values_of(data, "observed_data", "y"), DATA)
+
+
+def test_plates_name_dimensions(chains):
+    """And the user names those that are left."""
+    data = kaem.to_arviz(chains, coords={"school": ["a", "b", "c"]})
+    assert data["posterior"]["mean"].dims == ("chain", "draw", "school")
+    assert data["posterior"]["doubled"].dims == ("chain", "draw", "doubled_dim_0")
+    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "pupil")
+    assert list(data["posterior"]["school"].values) == ["a", "b", "c"]
+    data = kaem.to_arviz(chains, dims={"doubled": ["school"]}, log_likelihood=False)
+    assert data["posterior"]["doubled"].dims == ("chain", "draw", "school")
+    assert "log_likelihood" not in groups_of(data)
+
+
+def test_log_likelihood_is_that_of_numpyro(chains):
+    """Chain by chain."""
+    data = kaem.to_arviz(chains)
+    expected = log_likelihood(model, chains.get_samples(), DATA)["y"]
+    np.testing.assert_array_equal(
+        values_of(data, "log_likelihood", "y").reshape(expected.shape), expected
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")
+def test_arviz_works_with_it(chains):
+    """Summary, comparison and leave-one-out as they are."""
+    data = kaem.to_arviz(chains)
+    summary = arviz.summary(data, var_names=["mean"], round_to="none")
+    draws = np.asarray(chains.get_samples()["mean"], float)
+    np.testing.assert_allclose(
+        np.asarray(summary["mean"], float), draws.mean(0), rtol=1e-5
+    )
+    result = arviz.loo(data)
+    elpd = result.elpd_loo if hasattr(result, "elpd_loo") else result.elpd
+    # Leaving a pupil out leaves one of the same school, and the prior N(0, 1).
+    pairs = np.asarray(DATA).reshape(2, 3)
+    law = dist.Normal(pairs[::-1] / 2, np.sqrt(1.5))
+    np.testing.assert_allclose(float(elpd), law.log_prob(pairs).sum(), atol=0.3)
+    table = arviz.compare({"one": data, "two": data})
+    assert set(table.index) == {"one", "two"}
+
+
+def test_resampled_draws_keep_their_weights(weighted):
+    """Draws are particles, and each knows which."""
+    data = kaem.to_arviz(weighted, model=model, model_args=(DATA,), num_samples=400)
+    particle = values_of(data, "sample_stats", "particle")[0]
+    np.testing.assert_array_equal(
+        values_of(data, "posterior", "mean")[0], weighted.samples["mean"][particle]
+    )
+    np.testing.assert_array_equal(
+        values_of(data, "sample_stats", "log_weight")[0],
+        weighted.log_weights[particle],
+    )
+    attrs = data["sample_stats"].attrs
+    assert attrs["pareto_k"] == weighted.pareto_k
+    assert attrs["log_evidence"] == weighted.log_evidence.value
+    # Deterministic sites come with the model.
+    np.testing.assert_allclose(
+        values_of(data, "posterior", "largest")[0],
+        weighted.samples["mean"][particle].max(1),
+    )
+    # Two observations and a prior of one: closed form of the second school.
+    mean = values_of(data, "posterior", "mean")[0][:, 1]
+    np.testing.assert_allclose(mean.mean(), DATA[jnp.array([1, 4])].sum() / 3, atol=0.1)
+
+
+def test_weights_of_units():
+    """Each unit chooses its own particles."""
+
+    def grouped(y):
+        with numpyro.plate("group", 3):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    sampler = kaem.infer.ImportanceSampling(
+        grouped, num_samples=2000, unit_plate="group"
+    )
+    result = sampler.run(jax.random.key(2), DATA[:3])
+    data = kaem.to_arviz(result, num_samples=300)
+    assert data["sample_stats"]["log_weight"].dims == ("chain", "draw", "group")
+    particle = values_of(data, "sample_stats", "particle")[0]
+    weights = np.take_along_axis(np.asarray(result.log_weights), particle, 0)
+    np.testing.assert_array_equal(
+        values_of(data, "sample_stats", "log_weight")[0], weights
+    )
+
+
+def test_ladder_of_a_population():
+    """Its statistics have the rungs as a dimension."""
+    kernel = kaem.infer.AnnealedLangevin(model, num_temperatures=3)
+    mcmc = MCMC(kernel, num_warmup=20, num_samples=30, progress_bar=False)
+    mcmc.run(jax.random.key(3), DATA, extra_fields=("swap_acceptance", "temperatures"))
+    data = kaem.to_arviz(mcmc)
+    stats = data["sample_stats"]
+    assert stats["rung_log_likelihood"].dims == ("chain", "draw", "rung")
+    assert stats["swap_acceptance"].dims == ("chain", "draw", "swap")
+    assert stats.attrs["sampler"] == "AnnealedLangevin"
+
+
+def test_chosen_sampler(weighted):
+    """Whatever was chosen, with the report."""
+    choice = kaem.infer.PosteriorSample({}, "importance", True, ("Kept.",), weighted)
+    data = kaem.to_arviz(choice, num_samples=10)
+    assert data["sample_stats"].attrs["report"] == "Kept."
+    assert values_of(data, "posterior", "mean").shape == (1, 10, 3)
+
+
+def test_variational_inference():
+    """Draws of the guide and the history."""
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, optax.adam(0.02), Trace_ELBO())
+    result = svi.run(jax.random.key(4), 1500, DATA, progress_bar=False)
+    data = kaem.to_arviz(
+        result, model=model, model_args=(DATA,), guide=guide, num_samples=2000
+    )
+    draws = values_of(data, "posterior", "mean")
+    assert draws.shape == (1, 2000, 3)
+    expected = np.asarray(DATA).reshape(2, 3).sum(0) / 3
+    np.testing.assert_allclose(draws[0].mean(0), expected, atol=0.15)
+    np.testing.assert_array_equal(values_of(data, "training", "loss"), result.losses)
+    with pytest.raises(ValueError, match="guide and model must be given"):
+        kaem.to_arviz(result)
+
+
+def test_trained_model():
+    """Learned prior, generated data and history; they belong together."""
+    x = jax.random.normal(jax.random.key(5), (50, 2))
+    decoder = kaem.KANDecoder(jax.random.key(6), 1, (2,), hidden=())
+    prior = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
+    likelihood = kaem.NormalLikelihood(0.01)
+    result = kaem.fit(
+        kaem.KAEM(prior, decoder, likelihood),
+        x,
+        kaem.infer.ImportanceMLE(num_particles=8),
+        optax.adam(1e-3),
+        3,
+        progress_bar=False,
+    )
+    data = kaem.to_arviz(result, num_samples=20)
+    z = values_of(data, "prior", "z")[0]
+    np.testing.assert_allclose(
+        values_of(data, "prior_predictive", "x")[0], result.model.decode(z), atol=0.06
+    )
+    np.testing.assert_array_equal(values_of(data, "training", "loss"), result.losses)
+
+
+def test_units_of_a_marginal_fit():
+    """Posterior of every unit under the fitted prior."""
+    x = jax.random.normal(jax.random.key(7), (40,)) * 1.3
+    likelihood = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 0.8), x)
+    basis = kaem.BSpline(-4.0, 4.0, 8)
+    fit = kaem.fit_marginal(likelihood, basis, dist.Normal(0.0, 1.0), penalty=1.0)
+    data = kaem.to_arviz(fit, num_samples=4000, coords={"unit": np.arange(40) + 1})
+    draws = values_of(data, "posterior", "z")[0]
+    units = kaem.unit_posterior(fit.prior, likelihood)
+    error = np.asarray(units.sd) / np.sqrt(4000)
+    assert np.max(np.abs(draws.mean(0) - units.mean) / error) < 5
+    assert data["posterior"]["z"].dims == ("chain", "draw", "unit")
+    np.testing.assert_array_equal(
+        values_of(data, "constant_data", "log_marginal_likelihood"),
+        units.log_marginal_likelihood,
+    )
+
+
+def test_predictive_and_prior(chains):
+    """Given as they are, or drawn."""
+    data = kaem.to_arviz(
+        chains, posterior_predictive=True, prior=200, constant_data={"age": [7.0, 8.0]}
+    )
+    replicated = values_of(data, "posterior_predictive", "y")
+    assert replicated.shape == (2, 400, 6)
+    residual = replicated - values_of(data, "posterior", "mean")[..., np.arange(6) % 3]
+    np.testing.assert_allclose(residual.std(), 1.0, atol=0.1)
+    assert values_of(data, "prior", "mean").shape == (1, 200, 3)
+    assert values_of(data, "prior_predictive", "y").shape == (1, 200, 6)
+    np.testing.assert_allclose(
+        values_of(data, "prior_predictive", "y").std(), 2**0.5, atol=0.15
+    )
+    assert values_of(data, "constant_data", "age").tolist() == [7.0, 8.0]
+    given = {"y": replicated.reshape(800, 6)}
+    again = kaem.to_arviz(
+        chains, posterior_predictive=given, prior={"mean": np.ones((5, 3))}
+    )
+    np.testing.assert_array_equal(
+        values_of(again, "posterior_predictive", "y"), replicated
+    )
+    assert values_of(again, "prior", "mean").shape == (1, 5, 3)
+    with pytest.raises(ValueError, match="'y' must have one entry for each of the 800"):
+        kaem.to_arviz(chains, posterior_predictive={"y": np.ones((7, 6))})
+
+
+def test_dictionary_of_draws():
+    """Draws without a sampler."""
+    data = kaem.to_arviz({"a": np.arange(8.0).reshape(4, 2)}, dims={"a": ["side"]})
+    assert data["posterior"]["a"].dims == ("chain", "draw", "side")
+    assert groups_of(data) == {"posterior"}
+
+
+@pytest.mark.parametrize(
+    ("result", "options", "error", "match"),
+    [
+        (3, {}, TypeError, "result must be an MCMC"),
+        ({}, {}, ValueError, "result must hold draws"),
+        ({"a": [1.0], "b": [1.0, 2.0]}, {}, ValueError, "of one length"),
+        ({"a": [1.0]}, {"rng_key": 0}, TypeError, "rng_key must be"),
+        ({"a": [1.0]}, {"num_samples": 0}, ValueError, "num_samples must be"),
+        ({"a": [1.0]}, {"prior": 5}, ValueError, "model must be given for prior"),
+        (
+            {"a": [1.0]},
+            {"posterior_predictive": True},
+            ValueError,
+            "model must be given for posterior_predictive",
+        ),
+        (
+            {"a": [[1.0, 2.0]]},
+            {"dims": {"a": ["side"]}, "coords": {"side": [1, 2, 3]}},
+            ValueError,
+            "dimension 'side' of 'a' in the group 'posterior' has size 2, but 3",
+        ),
+        (MCMC(NUTS(model), num_warmup=1, num_samples=1), {}, ValueError, "finished"),
+    ],
+    ids=[
+        "type",
+        "empty",
+        "lengths",
+        "key",
+        "count",
+        "prior",
+        "predictive",
+        "coords",
+        "not-run",
+    ],
+)
+def test_bad_input(result, options, error, match):
+    """Errors name the argument."""
+    with pytest.raises(error, match=match):
+        kaem.to_arviz(result, **options)
+
+
+def test_the_kind_of_object_is_that_of_the_installed_arviz():
+    """InferenceData before 1.0, DataTree since."""
+    data = kaem.to_arviz({"a": np.zeros(3)})
+    expected = (
+        "DataTree" if int(version("arviz").split(".")[0]) >= 1 else "InferenceData"
+    )
+    assert type(data).__name__ == expected
