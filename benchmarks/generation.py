@@ -7,7 +7,7 @@ function, the decoder, the noise. It is set beside
 - a neural energy prior whose draws are 60 steps of Langevin's algorithm, with a network
   of two layers of 200 (Pang et al. 2020), and the same decoder;
 - the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
-  linear interpolation between them. Its draws do not follow their density; here they do.
+  linear interpolation between them, whose draws do not follow their density.
 
 The loops of a compiled pass are counted: those of random bits, which JAX rolls up on
 some devices, and others. Medians of draws in turn, after one to warm up.
@@ -60,7 +60,7 @@ def make_model(name: str) -> kaem.KAEM:
 
 
 def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.Array:
-    """Draws of the published way, of a uniform law tilted, ``(num_samples, *batch)``."""
+    """Draw a tilted uniform law the published way, ``(num_samples, *batch)``."""
     nodes, weights = gauss_legendre(NUM_NODES)
     low, high = energy.basis.low, energy.basis.high
     nodes = jnp.asarray(low + (high - low) * (nodes + 1) / 2, energy.dtype)

@@ -43,6 +43,7 @@ class Encoder(eqx.Module):
         self.network = eqx.nn.MLP(64, 2 * NUM_LATENTS, 64, 1, key=key)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Encode: (num_images, 8, 8) -> (num_images, 2 * NUM_LATENTS)."""
         return jax.vmap(self.network)(x.reshape(-1, 64))
 
 

@@ -99,7 +99,7 @@ def run_chains(kernel, pixels: jax.Array, count: int, rng_key: jax.Array) -> MCM
 
 
 def summary(draws: np.ndarray) -> pd.DataFrame:
-    """What ArviZ says of draws ``(num_chains, num_draws, num_latents)``."""
+    """Summarise draws ``(num_chains, num_draws, num_latents)`` by ArviZ."""
     # A nested dictionary is what both lines of ArviZ take.
     data = az.from_dict({"posterior": {"z": draws}})
     table = az.summary(data, round_to="none")
@@ -232,7 +232,7 @@ def main() -> None:
     seconds["annealed population"] = time.perf_counter() - start
 
     tables = {name: summary(draws) for name, draws in results.items()}
-    # Resampled draws repeat each other; it is the weights that tell what they are worth.
+    # Resampled draws repeat each other: the weights tell what they are worth.
     tables["importance sampling"]["ess_bulk"] = weighted.ess
     print(pd.concat(tables, axis=1).round(2).to_string())
     for name, value in seconds.items():
