@@ -181,6 +181,41 @@ def test_two_modes(tmp_path, monkeypatch, capsys):
     assert r_hat < 1.05
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
+def test_digits_objectives(tmp_path, monkeypatch, capsys):
+    printed = run("digits_objectives", tmp_path, monkeypatch, capsys)
+    names = ("importance", "Langevin", "thermodynamic", "encoder")
+    pattern = r"^ +2  (\w+) +\d+ +(-?[\d.]+) \(([\d.]+)\) +([\d.]+)"
+    found = re.findall(pattern, printed, re.MULTILINE)
+    assert tuple(row[0] for row in found) == names
+    likelihood, error, distance = np.array([row[1:] for row in found], float).T
+    # A Normal law of each pixel by itself would have about -28 without its dependence.
+    assert np.all(likelihood > -60)
+    assert np.all((error > 0) & (error < 5))
+    assert np.all(distance < 5)
+    assert re.search(r"with 2 latents: \d+% of the units have a Pareto k", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.arviz
+@pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
+def test_digits_posterior(tmp_path, monkeypatch, capsys):
+    printed = run("digits_posterior", tmp_path, monkeypatch, capsys)
+    rows = [line.split() for line in printed.splitlines() if line.startswith("z[")]
+    table = np.array([row[1:] for row in rows], float)
+    assert table.shape == (4, 12)
+    mean, sd = table[:, 0::4], table[:, 1::4]
+    assert np.all(sd > 0)
+    # The importance weights and the population estimate one posterior.
+    assert np.all(np.abs(mean[:, 1] - mean[:, 2]) < sd[:, 2])
+    shares = [line for line in printed.splitlines() if line.startswith("NUTS, chain")]
+    assert len(shares) == 4
+    for line in shares:
+        assert 95 <= sum(map(int, line.split()[3:])) <= 105
+    assert re.search(r"Pareto k of the weights: -?[\d.]+", printed)
+
+
 @pytest.mark.arviz
 def test_importance_dimension(tmp_path, monkeypatch, capsys):
     printed = run("importance_dimension", tmp_path, monkeypatch, capsys)

@@ -9,6 +9,9 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
+from numpyro_kaem.bases import RBF
+from numpyro_kaem.conditioner import MaskedConditioner
+from numpyro_kaem.distributions import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.likelihoods import (
     BernoulliLikelihood,
@@ -55,16 +58,38 @@ def functions_with_loops(text):
     return found
 
 
-def test_draws_have_no_loop(key):
+def autoregressive():
+    basis = RBF(-1.0, 1.0, 6)
+    conditioner = MaskedConditioner(jax.random.key(0), 4, basis.num_features, width=8)
+    return AutoregressiveKAEMPrior(basis, conditioner, dist.Normal(0.2, 0.8))
+
+
+def mixture():
+    mixing = dist.Categorical(logits=jnp.zeros(3))
+    return dist.MixtureSameFamily(mixing, simple(3, 4).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "joint", "others"),
+    [
+        (lambda: simple(4), None, set()),
+        (mixture, None, set()),
+        (lambda: simple(5, 2), "kart", set()),
+        # Over its dimensions, whose number is fixed.
+        (autoregressive, None, {"from_unit"}),
+        # The test sees loops where there are some.
+        (lambda: DeepEnergyPrior.init(jax.random.key(0), 4, width=4), None, {"main"}),
+    ],
+    ids=["independent", "mixture", "kart", "autoregressive", "neural"],
+)
+def test_draws_have_no_loop(make, joint, others, key):
     """Beyond those of random bits: inversion takes a fixed number of steps."""
-    model = KAEM(simple(4), Decoder(4, (3,)), NormalLikelihood())
+    prior = make()
+    num_latents = prior.shape()[0]
+    decoder = Decoder(num_latents, (3,))
+    model = KAEM(prior, decoder, NormalLikelihood(), joint=joint)
     text = draw.lower(model, key, 10, "x").lowered.as_text()
-    assert functions_with_loops(text) <= {"threefry2x32"}
-    # The test sees loops where there are some.
-    deep = DeepEnergyPrior.init(key, 4, width=4)
-    model = KAEM(deep, Decoder(4, (3,)), NormalLikelihood())
-    text = draw.lower(model, key, 10, "x").lowered.as_text()
-    assert not functions_with_loops(text) <= {"threefry2x32"}
+    assert functions_with_loops(text) - {"threefry2x32"} == others
 
 
 def test_one_compiled_pass_for_all_draws(key):

@@ -20,6 +20,10 @@ __all__ = ["Degeneracy", "ImportanceMLE"]
 
 _MAX_PARETO_K = 0.7
 
+# Observed numbers of all particles of a chunk: a likelihood of every particle and unit
+# that leaves the caches takes twice as long, though it is computed again in each chunk.
+_CHUNK = 1 << 20
+
 
 class Degeneracy(NamedTuple):
     """Whether draws of the prior carry the posteriors, by :class:`ImportanceMLE`."""
@@ -66,8 +70,9 @@ class ImportanceMLE(MaximumLikelihood):
     ess_threshold
         Share of ``num_particles``.
     chunk_size
-        How many particles run through the model at once; None is all. Memory grows with
-        it, and results do not change.
+        How many particles run through the model at once. Memory grows with it, and
+        results do not change. None is as many as keep what is computed of the observed
+        numbers of a batch within the caches of a processor.
 
     Raises
     ------
@@ -155,10 +160,21 @@ class ImportanceMLE(MaximumLikelihood):
             return log_likelihood, log_prior - jax.lax.stop_gradient(log_prior)
 
         keys = jax.random.split(rng_key, self.num_particles)
-        if self.chunk_size is None or self.chunk_size == self.num_particles:
+        chunk_size = self.chunk_size or self._chunk_size(unit_model)
+        if chunk_size >= self.num_particles:
             return jax.vmap(weigh)(keys)
         # What a chunk computes is computed again for its gradient, not kept.
-        return jax.lax.map(jax.checkpoint(weigh), keys, batch_size=self.chunk_size)
+        return jax.lax.map(jax.checkpoint(weigh), keys, batch_size=chunk_size)
+
+    def _chunk_size(self, unit_model: UnitModel) -> int:
+        """How many particles run at once, where the user leaves it open."""
+        size = sum(np.size(values) for values in unit_model.observed.values())
+        most = max(1, _CHUNK // max(size, 1))
+        if most >= self.num_particles:
+            return self.num_particles
+        # A chunk that remains would be compiled for itself.
+        whole = (n for n in range(most, most // 2, -1) if self.num_particles % n == 0)
+        return next(whole, most)
 
     def estimate(
         self,

@@ -124,6 +124,16 @@ def test_importance_with_many_particles(params, exact, options):
     assert 1 < float(memory["objective$memory"]["ess"]) < 600
 
 
+@pytest.mark.parametrize("chunk_size", [None, 7], ids=["own", "with a rest"])
+def test_importance_in_chunks_is_as_at_once(params, monkeypatch, chunk_size):
+    whole = repeated(ImportanceMLE(60, chunk_size=60), params, 2)[:2]
+    # Room for a third of the particles.
+    monkeypatch.setattr("numpyro_kaem.objectives.importance._CHUNK", 20 * X.size)
+    chunks = repeated(ImportanceMLE(60, chunk_size=chunk_size), params, 2)[:2]
+    for part, expected in zip(chunks, whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-5)
+
+
 # --- chains --------------------------------------------------------------------------
 
 

@@ -1,0 +1,177 @@
+"""Draws of the ready model: beside its decoder, and beside a prior that needs MCMC.
+
+``KAEM.sample`` is one compiled pass: uniform numbers, the inverse of each distribution
+function, the decoder, the noise. It is set beside
+
+- the decoder alone, on latents that are there already;
+- a neural energy prior whose draws are 60 steps of Langevin's algorithm, with a network
+  of two layers of 200 (Pang et al. 2020), and the same decoder;
+- the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
+  linear interpolation between them, whose draws do not follow their density.
+
+The loops of a compiled pass are counted: those of random bits, which JAX rolls up on
+some devices, and others. Medians of draws in turn, after one to warm up.
+"""
+
+import argparse
+import re
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from _timing import compile_seconds, machine, median_seconds
+
+import numpyro_kaem as kaem
+from numpyro_kaem.distributions import DeepEnergyPrior
+from numpyro_kaem.quadrature import gauss_legendre
+
+NUM_LATENTS, NUM_NODES = 8, 100
+# The sizes that the paper trains most: 41 rows of 20 densities.
+ROWS, COLUMNS = 41, 20
+NEURAL = "neural, 60 steps"
+MODELS = ("independent", "mixture", "kart", "autoregressive", NEURAL)
+
+
+def make_model(name: str) -> kaem.KAEM:
+    """Model of digits with one of the priors."""
+    basis, reference = kaem.BSpline(-6.0, 6.0, 24), dist.Normal(0.0, 1.0)
+    key, key_decoder = jax.random.split(jax.random.key(0))
+    joint, num_latents = None, NUM_LATENTS
+    if name == "independent":
+        energy = kaem.Energy.init(key, basis, (NUM_LATENTS,), scale=1.0)
+        prior = kaem.KAEMPrior(energy, reference)
+    elif name == "mixture":
+        energy = kaem.Energy.init(key, basis, (10, NUM_LATENTS), scale=1.0)
+        prior = dist.MixtureSameFamily(
+            dist.Categorical(logits=jnp.zeros(10)),
+            kaem.KAEMPrior(energy, reference).to_event(1),
+        )
+    elif name == "kart":
+        num_latents, joint = 2 * NUM_LATENTS + 1, "kart"
+        energy = kaem.Energy.init(key, basis, (num_latents, NUM_LATENTS), scale=1.0)
+        prior = kaem.KAEMPrior(energy, reference)
+    elif name == "autoregressive":
+        conditioner = kaem.MaskedConditioner(key, NUM_LATENTS, basis.num_features)
+        prior = kaem.AutoregressiveKAEMPrior(basis, conditioner, reference)
+    else:
+        prior = DeepEnergyPrior.init(key, NUM_LATENTS, width=200, depth=2)
+    decoder = kaem.KANDecoder(key_decoder, num_latents, (8, 8), hidden=(64,))
+    return kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.2), joint=joint)
+
+
+def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.Array:
+    """Draw a tilted uniform law the published way, ``(num_samples, *batch)``."""
+    nodes, weights = gauss_legendre(NUM_NODES)
+    low, high = energy.basis.low, energy.basis.high
+    nodes = jnp.asarray(low + (high - low) * (nodes + 1) / 2, energy.dtype)
+    shape = energy.batch_shape
+    expand = (slice(None), *[None] * len(shape))
+    values = energy(nodes[expand])
+    mass = jnp.asarray(weights, energy.dtype)[expand] * jnp.exp(values - values.max(0))
+    below = jnp.cumsum(mass, 0) / mass.sum(0)
+    u = jax.random.uniform(key, (num_samples, *shape), energy.dtype)
+    # By comparison with all nodes, which is faster here than bisection.
+    upper = jnp.sum(below[:, None] < u, 0).clip(1, NUM_NODES - 1)
+    ends = [jnp.take_along_axis(below, index, 0) for index in (upper - 1, upper)]
+    share = ((u - ends[0]) / (ends[1] - ends[0])).clip(0.0, 1.0)
+    return nodes[upper - 1] + share * (nodes[upper] - nodes[upper - 1])
+
+
+def loops(text: str) -> tuple[int, int]:
+    """Loops of random bits, and others, in what a compiler was given."""
+    function, of_bits, others = "", 0, 0
+    for line in text.splitlines():
+        start = re.match(r"\s*func\.func \w+ @(\w+)", line)
+        function = start[1] if start else function
+        if "stablehlo.while" in line:
+            if function.startswith("threefry2x32"):
+                of_bits += 1
+            else:
+                others += 1
+    return of_bits, others
+
+
+def main() -> None:
+    """Print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one number of draws")
+    quick = parser.parse_args().quick
+    repeats = 7 if quick else 15
+    print(machine())
+    compare_models([100] if quick else [1, 100, 1000, 10_000], repeats)
+    compare_inversion([100] if quick else [1, 100, 1000], repeats)
+
+
+def compare_models(sizes: list[int], repeats: int) -> None:
+    """Draws of the model beside its decoder and beside the neural prior's."""
+    print(f"\nDraws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
+    print(
+        f"{'draws, prior':28s} {'loops: bits, others':>19s} {'compile s':>9s} "
+        f"{'ms':>8s} {'decoder ms':>10s} {'/decoder':>8s} {'/Langevin':>9s}"
+    )
+    for size in sizes:
+        functions, compiling, counts = {}, {}, {}
+        for name in MODELS:
+            model = make_model(name)
+            key, z = jax.random.key(1), model.latents(jax.random.key(2), size)
+
+            def sample(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
+                return model.sample(key, size)
+
+            counts[name] = loops(jax.jit(sample).lower(model, key).as_text())
+            run, compiling[name] = compile_seconds(sample, model, key)
+            functions[name] = lambda run=run, model=model, key=key: run(model, key)
+            decode, _ = compile_seconds(kaem.KAEM.decode, model, z)
+            functions[name, "decoder"] = lambda f=decode, m=model, z=z: f(m, z)
+        seconds = median_seconds(functions, repeats)
+        for name in MODELS:
+            time, decoder = seconds[name], seconds[name, "decoder"]
+            of_bits, others = counts[name]
+            label = f"{size:,} {name}"
+            print(
+                f"{label:28s} {of_bits:11d}, {others:6d} {compiling[name]:9.1f} "
+                f"{1e3 * time:8.2f} {1e3 * decoder:10.2f} {time / decoder:8.1f} "
+                f"{time / seconds[NEURAL]:9.3f}"
+            )
+
+
+def compare_inversion(sizes: list[int], repeats: int) -> None:
+    """Exact draws beside interpolated ones, the table made in the same pass."""
+    print(f"\nInverse transform of {ROWS} x {COLUMNS} densities of 20 features each")
+    print(f"{'draws':28s} {'compile s':>9s} {'ms':>8s} {'/interpolated':>13s}")
+    basis = kaem.RBF(-1.2, 1.2, 20)
+    energy = kaem.Energy.init(jax.random.key(3), basis, (ROWS, COLUMNS), scale=1.0)
+    prior = kaem.KAEMPrior(energy)
+    key = jax.random.key(4)
+    prior.log_normalizer  # noqa: B018 (makes the table)
+    for size in sizes:
+
+        def exact(energy: kaem.Energy, key: jax.Array, size=size) -> jax.Array:
+            return kaem.KAEMPrior(energy).sample(key, (size,))
+
+        def tabulated(energy: kaem.Energy, key: jax.Array, size=size) -> jax.Array:
+            return prior.sample(key, (size,))
+
+        def published(energy: kaem.Energy, key: jax.Array, size=size) -> jax.Array:
+            return interpolated(energy, key, size)
+
+        ways = {
+            "interpolated": published,
+            "KAEMPrior": exact,
+            "KAEMPrior, table at hand": tabulated,
+        }
+        functions, compiling = {}, {}
+        for name, way in ways.items():
+            run, compiling[name] = compile_seconds(way, energy, key)
+            functions[name] = lambda run=run: run(energy, key)
+        seconds = median_seconds(functions, repeats)
+        for name in ways:
+            label = f"{size:,} {name}"
+            print(
+                f"{label:28s} {compiling[name]:9.1f} {1e3 * seconds[name]:8.2f} "
+                f"{seconds[name] / seconds['interpolated']:13.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

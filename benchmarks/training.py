@@ -1,0 +1,156 @@
+"""A step of training by each objective beside that of a variational autoencoder.
+
+All train one decoder, of the size of 8 × 8 digits, with batches of one size. They run
+it a different number of times in a step, so each is set beside an autoencoder that
+takes as many draws of its encoder as they run the decoder: its decoder, its optimiser
+and its batch are the same, its prior is a Normal law, and its loss is NumPyro's own
+``Trace_ELBO``. Runs are counted for each datum: one with its gradient is 1, and one
+without is 1/3. Objectives run with a Normal prior too, which tells the cost of the
+sampler from that of a learned prior.
+
+Medians of steps in turn, after one to warm up; the time to compile is apart.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import optax
+from _timing import compile_seconds, machine, median_seconds
+from numpyro.infer import SVI, Trace_ELBO
+
+import numpyro_kaem as kaem
+from numpyro_kaem.infer import (
+    AmortisedELBO,
+    ImportanceMLE,
+    LangevinMLE,
+    ThermodynamicMLE,
+)
+
+NUM_DATA, BATCH, NUM_LATENTS = 1400, 200, 8
+PRIORS = ("normal", "independent", "mixture")
+
+
+class Encoder(eqx.Module):
+    """Perceptron from images to means and log scales."""
+
+    network: eqx.nn.MLP
+
+    def __init__(self, key: jax.Array) -> None:
+        self.network = eqx.nn.MLP(64, 2 * NUM_LATENTS, 64, 1, key=key)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Encode: (num_images, 8, 8) -> (num_images, 2 * NUM_LATENTS)."""
+        return jax.vmap(self.network)(x.reshape(-1, 64))
+
+
+def make_model(name: str) -> kaem.KAEM:
+    """Model of digits with one of the priors."""
+    basis, reference = kaem.BSpline(-6.0, 6.0, 24), dist.Normal(0.0, 1.0)
+    key_prior, key_decoder = jax.random.split(jax.random.key(0))
+    if name == "normal":
+        prior = reference.expand([NUM_LATENTS]).to_event(1)
+    elif name == "independent":
+        energy = kaem.Energy.init(key_prior, basis, (NUM_LATENTS,))
+        prior = kaem.KAEMPrior(energy, reference).to_event(1)
+    else:
+        energy = kaem.Energy.init(key_prior, basis, (10, NUM_LATENTS))
+        prior = dist.MixtureSameFamily(
+            dist.Categorical(logits=jnp.zeros(10)),
+            kaem.KAEMPrior(energy, reference).to_event(1),
+        )
+    decoder = kaem.KANDecoder(key_decoder, NUM_LATENTS, (8, 8), hidden=(64,))
+    return kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.2, learn_scale=True))
+
+
+def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
+    """Objectives, and how often each runs the decoder for a datum of the batch."""
+    particles = 4 if quick else 12
+    steps = particles - 2
+    rungs, sweeps, moves = (2, 1, 2) if quick else (4, 2, 4)
+    encoder = Encoder(jax.random.key(1))
+    population = ThermodynamicMLE(
+        rungs, num_sweeps=sweeps, num_local_steps=moves, power=2.0
+    )
+    return {
+        "AmortisedELBO": (AmortisedELBO(encoder, num_particles=particles), particles),
+        "ImportanceMLE, own proposals": (
+            ImportanceMLE(particles, share_proposals=False),
+            particles,
+        ),
+        "ImportanceMLE, shared": (ImportanceMLE(particles * BATCH), particles),
+        # Where the chains start, where each step leads, and where the score is taken.
+        "LangevinMLE, persistent": (LangevinMLE(steps), steps + 2),
+        "LangevinMLE, short runs": (LangevinMLE(steps, persistent=False), steps + 2),
+        # As above at all rungs but the first, and likelihoods for the swaps at all.
+        "ThermodynamicMLE": (
+            population,
+            sweeps * ((rungs - 1) * (moves + 1) + rungs / 3 + 1),
+        ),
+    }
+
+
+def make_step(model: kaem.KAEM, guide: Callable, loss, images: jax.Array) -> tuple:
+    """Compiled step of training, and the time to compile it."""
+    svi = SVI(model, guide, optax.adam(1e-3), loss=loss)
+    state = jax.jit(lambda key: svi.init(key, images, subsample_size=BATCH))(
+        jax.random.key(2)
+    )
+
+    def update(state, images):
+        return svi.update(state, images, subsample_size=BATCH)
+
+    compiled, seconds = compile_seconds(update, state, images)
+    return (lambda: compiled(state, images)), seconds
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few evaluations, priors")
+    quick = parser.parse_args().quick
+    repeats = 7 if quick else 25
+    images = jax.random.uniform(jax.random.key(3), (NUM_DATA, 8, 8))
+    models = {name: make_model(name) for name in (PRIORS[:2] if quick else PRIORS)}
+    encoder = AmortisedELBO(Encoder(jax.random.key(1)))
+    print(machine())
+    print(f"{NUM_DATA} images of 8 x 8, batches of {BATCH}, {NUM_LATENTS} latents")
+    print(
+        f"{'objective, prior':42s} {'decoder runs':>12s} {'compile s':>9s} "
+        f"{'ms/step':>8s} {'us/run':>7s} {'/autoencoder':>12s}"
+    )
+    steps, compiling = {}, {}
+    table = objectives(quick)
+    counts = sorted({round(count) for _, count in table.values()})
+    normal = models["normal"]
+    for count in counts:
+        steps[count], compiling[count] = make_step(
+            normal, encoder.guide(normal), Trace_ELBO(num_particles=count), images
+        )
+    for name, (objective, _) in table.items():
+        for prior, model in models.items():
+            steps[name, prior], compiling[name, prior] = make_step(
+                model, objective.guide(model), objective, images
+            )
+    seconds = median_seconds(steps, repeats)
+
+    def show(label: str, key, count: float, beside: int) -> None:
+        run = seconds[key] / count
+        print(
+            f"{label:42s} {count:12.1f} {compiling[key]:9.1f} "
+            f"{1e3 * seconds[key]:8.2f} {1e6 * run / BATCH:7.2f} "
+            f"{run / (seconds[beside] / beside):12.2f}"
+        )
+
+    for count in counts:
+        show(f"autoencoder of {count} draws (Trace_ELBO)", count, count, count)
+    for name, (_, count) in table.items():
+        for prior in models:
+            show(f"{name}, {prior}", (name, prior), count, round(count))
+
+
+if __name__ == "__main__":
+    main()

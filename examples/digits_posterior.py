@@ -1,0 +1,282 @@
+"""The latents of a digit of which half was seen: three samplers of one posterior.
+
+A model with four latents, whose prior is a mixture of products of learned densities, is
+trained on handwritten digits. Of a digit that was left out only the upper half is seen.
+It may go on in several ways, so the posterior of its latents has several modes.
+
+1. Sample it by NUTS, by importance sampling from the prior, and by an annealed
+   population, and set the summaries of ArviZ side by side.
+2. Count how often each component of the prior is visited, by chain: chains of NUTS stay
+   in the mode where they start, and none knows how much the others weigh.
+3. Draw the marginal densities of the latents, and the images that they stand for.
+
+Run it with ``python examples/digits_posterior.py``; it takes about three minutes on two
+cores, and half of one with ``--quick``.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pandas as pd
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_kaem as kaem
+
+# Colours of Okabe and Ito, as in kaem.plot_prior.
+COLORS = {
+    "NUTS": "#0072B2",
+    "importance sampling": "#E69F00",
+    "annealed population": "#009E73",
+}
+BLACK = "#000000"
+NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS = 4, 10, 24
+NUM_SEEN = 4
+"""Rows of the image that are seen, of eight."""
+NUM_CHAINS = 4
+NUM_IMAGES = 500
+"""Images of a method in a figure."""
+
+
+def train(images: np.ndarray, num_steps: int, seed: int) -> kaem.KAEM:
+    """Model of digits; its prior is refitted to the posterior of the latents."""
+    basis = kaem.BSpline(-6.0, 6.0, NUM_BASIS)
+    flat = kaem.Energy(basis, jnp.zeros((NUM_COMPONENTS, NUM_LATENTS, NUM_BASIS)))
+    component = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0), refinement=4).to_event(1)
+    mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
+    model = kaem.KAEM(
+        dist.MixtureSameFamily(mixing, component),
+        kaem.KANDecoder(jax.random.key(seed), NUM_LATENTS, (8, 8), hidden=(64,)),
+        kaem.NormalLikelihood(0.2, learn_scale=True, min_scale=0.1),
+    )
+    return kaem.fit(
+        model,
+        images,
+        kaem.infer.LangevinMLE(num_steps=10),
+        optax.adam(optax.cosine_decay_schedule(4e-3, num_steps)),
+        num_steps,
+        rng_key=jax.random.key(seed + 1),
+        batch_size=200,
+        refit=kaem.PriorRefit(
+            start=num_steps // 3, every=num_steps // 6, options={"penalty": 1.0}
+        ),
+    ).model
+
+
+def upper_half_of(model: kaem.KAEM) -> Callable[[jax.Array], None]:
+    """NumPyro model of the rows that are seen."""
+
+    def upper_half(pixels: jax.Array) -> None:
+        z = numpyro.sample("z", model.prior)
+        law = dist.Normal(model.decode(z)[:NUM_SEEN], model.likelihood.scale)
+        numpyro.sample("pixels", law.to_event(2), obs=pixels)
+
+    return upper_half
+
+
+def run_chains(kernel, pixels: jax.Array, count: int, rng_key: jax.Array) -> MCMC:
+    """Run chains side by side."""
+    mcmc = MCMC(
+        kernel,
+        num_warmup=count // 2,
+        num_samples=count,
+        num_chains=NUM_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(rng_key, pixels)
+    return mcmc
+
+
+def summary(draws: np.ndarray) -> pd.DataFrame:
+    """Summarise draws ``(num_chains, num_draws, num_latents)`` by ArviZ."""
+    # A nested dictionary is what both lines of ArviZ take.
+    data = az.from_dict({"posterior": {"z": draws}})
+    table = az.summary(data, round_to="none")
+    return table[["mean", "sd", "ess_bulk", "r_hat"]].astype(float)
+
+
+def component_shares(model: kaem.KAEM, draws: np.ndarray) -> np.ndarray:
+    """Share of the draws that is of each component of the prior, by chain.
+
+    Shape ``(num_chains, num_components)``.
+    """
+    law = model.prior
+    log_joint = jax.jit(law.component_log_probs)(jnp.asarray(draws))
+    return np.asarray(jax.nn.softmax(log_joint, -1).mean(1))
+
+
+def draw_marginals(results: dict[str, np.ndarray]) -> plt.Figure:
+    """Draw the marginal density of each latent, by each sampler."""
+    fig, axes = plt.subplots(1, NUM_LATENTS, figsize=(11.0, 2.9), layout="constrained")
+    everything = np.concatenate([d.reshape(-1, NUM_LATENTS) for d in results.values()])
+    for latent, ax in enumerate(axes):
+        ends = np.quantile(everything[:, latent], [0.001, 0.999])
+        edges = np.linspace(*ends, 60)
+        for name, draws in results.items():
+            values = draws[..., latent].ravel()
+            ax.hist(
+                values,
+                edges,
+                density=True,
+                histtype="step",
+                color=COLORS[name],
+                lw=1.5,
+                label=name,
+            )
+        ax.set(xlabel=f"latent {latent + 1}", yticks=[])
+    axes[0].set_ylabel("posterior density")
+    lines, labels = axes[0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
+    return fig
+
+
+def draw_bands(images: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
+    """Draw where nine in ten of the decoded images lie, row by row."""
+    fig, axes = plt.subplots(
+        2, 4, figsize=(11.0, 4.6), sharex=True, sharey=True, layout="constrained"
+    )
+    columns = np.arange(1, 9)
+    for row, ax in enumerate(axes.flat):
+        for number, (name, decoded) in enumerate(images.items()):
+            lower, middle, upper = np.quantile(
+                decoded[:, row], [0.05, 0.5, 0.95], axis=0
+            )
+            place = columns + 0.22 * (number - 1)
+            ax.errorbar(
+                place,
+                middle,
+                [middle - lower, upper - middle],
+                fmt=".",
+                color=COLORS[name],
+                label=name,
+            )
+        seen = "seen" if row < NUM_SEEN else "hidden"
+        ax.plot(columns, image[row], "_", color=BLACK, ms=13, mew=1.5, label="image")
+        ax.set_title(f"row {row + 1}, {seen}", fontsize="medium")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("intensity")
+    for ax in axes[-1]:
+        ax.set(xlabel="column", xticks=columns)
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False)
+    return fig
+
+
+def draw_images(rows: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
+    """Draw the image, and the images of some draws of each chain."""
+    shown = np.where(np.arange(8)[:, None] < NUM_SEEN, image, 0.0)
+    num_columns = 2 + min(len(images) for images in rows.values())
+    fig, axes = plt.subplots(
+        len(rows), num_columns, figsize=(9.0, 0.72 * len(rows)), layout="constrained"
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, picture in zip(line, [image, shown, *images], strict=False):
+            ax.imshow(picture, cmap="gray_r", vmin=0.0, vmax=1.0)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for ax, title in zip(axes[0], ("image", "seen", "draws"), strict=False):
+        ax.set_title(title, fontsize="small")
+    return fig
+
+
+def main() -> None:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("figures"))
+    parser.add_argument("--quick", action="store_true", help="little of everything")
+    parser.add_argument("--image", type=int, default=0, help="number of the digit")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    matplotlib.use("Agg")
+    args.output.mkdir(parents=True, exist_ok=True)
+    count = 200 if args.quick else 2000
+    keys = jax.random.split(jax.random.key(args.seed + 2), 4)
+
+    data = kaem.datasets.load_digits(test_size=397)
+    model = train(data.images, 90 if args.quick else 1500, args.seed)
+    image = data.test_images[args.image]
+    pixels = jnp.asarray(image[:NUM_SEEN])
+    posterior = upper_half_of(model)
+
+    results, seconds = {}, {}
+    start = time.perf_counter()
+    nuts = run_chains(NUTS(posterior), pixels, count, keys[0])
+    results["NUTS"] = np.asarray(nuts.get_samples(group_by_chain=True)["z"])
+    seconds["NUTS"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    sampler = kaem.infer.ImportanceSampling(
+        posterior, num_samples=10_000 if args.quick else 100_000
+    )
+    weighted = sampler.run(keys[1], pixels)
+    resampled = weighted.resample(keys[2], NUM_CHAINS * count)["z"]
+    results["importance sampling"] = np.asarray(resampled)[None]
+    seconds["importance sampling"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    kernel = kaem.infer.AnnealedLangevin(posterior, num_temperatures=10)
+    annealed = run_chains(kernel, pixels, count, keys[3])
+    draws = annealed.get_samples(group_by_chain=True)["z"]
+    results["annealed population"] = np.asarray(draws)
+    seconds["annealed population"] = time.perf_counter() - start
+
+    tables = {name: summary(draws) for name, draws in results.items()}
+    # Resampled draws repeat each other: the weights tell what they are worth.
+    tables["importance sampling"]["ess_bulk"] = weighted.ess
+    print(pd.concat(tables, axis=1).round(2).to_string())
+    for name, value in seconds.items():
+        print(f"{name}: {value:.0f} s, compilation included")
+    print(f"Pareto k of the weights: {weighted.pareto_k:.2f}. {weighted.verdict}")
+
+    print(f"\nShare of each of {NUM_COMPONENTS} components of the prior, in per cent")
+    rows = {}
+    for name, draws in results.items():
+        shares = component_shares(model, draws)
+        if name == "NUTS":
+            rows.update({f"NUTS, chain {i + 1}": s for i, s in enumerate(shares)})
+        else:
+            rows[name] = shares.mean(0)
+            if len(shares) > 1:
+                rows["  of its runs, +-"] = shares.std(0, ddof=1)
+    shares = pd.DataFrame(rows, index=range(1, NUM_COMPONENTS + 1)).T
+    print((100 * shares).round(0).astype(int).to_string())
+    worst = {name: table["r_hat"].max() for name, table in tables.items()}
+    print(
+        f"\nLargest R-hat: {worst['NUTS']:.2f} for NUTS, "
+        f"{worst['annealed population']:.2f} for the population, whose replicas made "
+        f"{int(np.sum(annealed.last_state.round_trips))} round trips to the prior."
+    )
+
+    decoded, pictures = {}, {}
+    for name, draws in results.items():
+        flat = draws.reshape(-1, NUM_LATENTS)
+        decoded[name] = np.asarray(model.decode(flat[:: len(flat) // NUM_IMAGES]))
+    step = count // 10
+    for number, chain in enumerate(results["NUTS"], start=1):
+        pictures[f"NUTS, chain {number}"] = model.decode(chain[::step])
+    pictures["importance"] = decoded["importance sampling"][:10]
+    pictures["annealed"] = model.decode(results["annealed population"][0, ::step])
+    figures = {
+        "marginals": draw_marginals(results),
+        "bands": draw_bands(decoded, image),
+        "images": draw_images(pictures, image),
+    }
+    for name, fig in figures.items():
+        fig.savefig(args.output / f"digits_posterior_{name}.png", dpi=150)
+        plt.close(fig)
+    print(f"\nFigures: {args.output.resolve()}")
+
+
+if __name__ == "__main__":
+    main()
