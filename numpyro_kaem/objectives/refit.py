@@ -27,7 +27,9 @@ class PriorRefit:
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
     Until ``start`` the prior is as it is given: with flat energies, its reference. Its
-    parameters are never trained by gradient.
+    parameters are never trained by gradient. A mixture starts from clusters at the
+    first refit, and from the last one at those that follow. Where an energy needs finer
+    panels than before, the step of training is compiled anew.
 
     Parameters
     ----------
@@ -76,7 +78,11 @@ class PriorRefit:
         return after >= 0 and after % self.every == 0 and not ended
 
     def fit(
-        self, prior: dist.Distribution, draws: np.ndarray, rng_key: jax.Array
+        self,
+        prior: dist.Distribution,
+        draws: np.ndarray,
+        rng_key: jax.Array,
+        warm_start: bool = False,
     ) -> dist.Distribution:
         """Refit a prior: :func:`refit_prior` with the options."""
         options = dict(self.options)
@@ -85,7 +91,9 @@ class PriorRefit:
         with warnings.catch_warnings():
             # The next refit goes on.
             warnings.filterwarnings("ignore", message="the fit stopped after max_steps")
-            return refit_prior(prior, draws, rng_key=rng_key, **options)
+            return refit_prior(
+                prior, draws, rng_key=rng_key, warm_start=warm_start, **options
+            )
 
 
 def refit_prior(
@@ -93,6 +101,7 @@ def refit_prior(
     draws: ArrayLike,
     *,
     rng_key: jax.Array | None = None,
+    warm_start: bool = False,
     **options: Any,
 ) -> dist.Distribution:
     """Fit a prior of the same form, bases and references to draws of the latents.
@@ -110,13 +119,16 @@ def refit_prior(
         Latent values, shape ``(num_draws, dim)``.
     rng_key
         Random key of the start of a mixture and of an autoregressive fit.
+    warm_start
+        Whether a mixture starts from ``prior``, and not from clusters of the draws.
     options
         For :func:`fit_density`, :func:`fit_mixture` or :func:`fit_autoregressive`.
 
     Returns
     -------
     Distribution
-        Of the same class and shapes.
+        Of the same class and shapes. Its panels are those of ``prior``, divided further
+        where its energies need it.
 
     Raises
     ------
@@ -152,6 +164,8 @@ def refit_prior(
     if isinstance(law, KAEMPrior):
         fitted = _fit_independent(law, draws, options)
     elif isinstance(law, dist.MixtureSameFamily):
+        if warm_start:
+            options["start"] = law
         fitted = _fit_mixture(law, draws, rng_key, options)
     elif isinstance(law, AutoregressiveKAEMPrior):
         fitted = _fit_autoregressive(law, draws, rng_key, options)
@@ -164,8 +178,9 @@ def refit_prior(
 
 
 def _with_coefficients(prior: KAEMPrior, fitted: KAEMPrior) -> KAEMPrior:
-    """Prior with the energy of another, of the same structure; nothing cached."""
-    (energy, parameters), aux = prior.tree_flatten()
+    """Prior with the energy of another, on the finer panels of the two."""
+    (energy, parameters), (refinement, validate_args) = prior.tree_flatten()
+    aux = (max(refinement, fitted.refinement), validate_args)
     coefficients = jnp.broadcast_to(
         fitted.energy.coefficients, energy.coefficients.shape
     ).astype(energy.coefficients.dtype)
@@ -213,13 +228,27 @@ def _fit_mixture(
         rng_key=rng_key,
         **options,
     )
-    new = _with_coefficients(prior, fitted.component_distribution.base_dist)
+    places, logits = _all_places(fitted.mixing_distribution.logits, num_components)
+    components = fitted.component_distribution.base_dist
+    if len(components.energy.coefficients) < num_components:
+        energy = Energy(components.energy.basis, components.energy.coefficients[places])
+        components = KAEMPrior(energy, _reference(prior))
+    new = _with_coefficients(prior, components)
     # Of the same class, so that its parameter keeps its name.
     if isinstance(mixing, dist.CategoricalProbs):
-        mixing = dist.CategoricalProbs(fitted.mixing_distribution.probs)
+        mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
     else:
-        mixing = dist.CategoricalLogits(fitted.mixing_distribution.logits)
+        mixing = dist.CategoricalLogits(logits)
     return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
+
+
+def _all_places(logits: jax.Array, num_components: int) -> tuple[np.ndarray, jax.Array]:
+    """Fill the places of components that were left out with halves of the largest."""
+    missing = num_components - len(logits)
+    largest = np.argsort(-np.asarray(logits))[np.arange(missing) % len(logits)]
+    places = np.concatenate([np.arange(len(logits)), largest])
+    parts = np.bincount(places)
+    return places, logits[places] - jnp.log(jnp.asarray(parts, logits.dtype))[places]
 
 
 def _fit_autoregressive(
