@@ -46,6 +46,7 @@ def fit_mixture(
     pseudo_count: float = 1.0,
     weights: ArrayLike | None = None,
     start: dist.MixtureSameFamily | None = None,
+    refinement: int | None = None,
     rng_key: jax.Array | None = None,
     num_starts: int = 1,
     num_folds: int = 5,
@@ -95,6 +96,8 @@ def fit_mixture(
         that have changed a little since. Its number of components and its basis are
         those of the fit; components keep their places, and none is left out: each has a
         proportion of at least half a sample.
+    refinement
+        Of the components, as for :class:`KAEMPrior`.
     rng_key
         Random key of the first division into clusters and of the folds; ``None`` is
         ``jax.random.key(0)``. The same key gives the same fit.
@@ -234,9 +237,8 @@ def fit_mixture(
     logits = np.log(np.maximum(counts[kept], _FEWEST))
     logits = jax.nn.log_softmax(jnp.asarray(logits, fit.log_weights.dtype))
     energy = Energy(basis, fit.coefficients[kept])
-    return dist.MixtureSameFamily(
-        dist.Categorical(logits=logits), KAEMPrior(energy, reference).to_event(1)
-    )
+    component = KAEMPrior(energy, reference, refinement=refinement).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
 
 
 def _best_start(

@@ -20,6 +20,9 @@ from numpyro_kaem.mixture_estimation import fit_mixture
 __all__ = ["PriorRefit", "refit_prior"]
 
 _MIXTURE_STEPS = 20
+# Error of a normaliser above which panels are halved, and how often, at most.
+_LARGEST_ERROR = 1e-4
+_FINEST = 8
 
 
 @dataclass(frozen=True)
@@ -177,17 +180,21 @@ def refit_prior(
     return fitted.to_event(num_events) if num_events else fitted
 
 
-def _with_coefficients(prior: KAEMPrior, fitted: KAEMPrior) -> KAEMPrior:
-    """Prior with the energy of another, on the finer panels of the two."""
+def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
+    """Prior with other coefficients, on panels as fine as they need; nothing cached."""
     (energy, parameters), (refinement, validate_args) = prior.tree_flatten()
-    aux = (max(refinement, fitted.refinement), validate_args)
-    coefficients = jnp.broadcast_to(
-        fitted.energy.coefficients, energy.coefficients.shape
-    ).astype(energy.coefficients.dtype)
+    shape, dtype = energy.coefficients.shape, energy.coefficients.dtype
+    coefficients = jnp.broadcast_to(coefficients, shape).astype(dtype)
     base = energy.base_weight
     base = None if base is None else jnp.zeros_like(base)
     energy = Energy(energy.basis, coefficients, base, energy.base_activation)
-    return KAEMPrior.tree_unflatten(aux, (energy, parameters))
+    while True:
+        aux = (refinement, validate_args)
+        new = KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        if refinement >= _FINEST or np.max(new.quadrature_error) <= _LARGEST_ERROR:
+            return KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        # Doubled, so that there are few kinds to compile.
+        refinement = min(2 * refinement, _FINEST)
 
 
 def _reference(prior: KAEMPrior) -> dist.Distribution | None:
@@ -201,7 +208,7 @@ def _fit_independent(
         # That of the user's choice of independent latents.
         warnings.filterwarnings("ignore", message="only the marginals are kept")
         fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
-    return _with_coefficients(prior, fitted)
+    return _with_coefficients(prior, fitted.energy.coefficients)
 
 
 def _fit_mixture(
@@ -220,20 +227,21 @@ def _fit_mixture(
         )
     mixing = law.mixing_distribution
     num_components = mixing.probs.shape[-1]
-    fitted = fit_mixture(
-        draws,
-        num_components,
-        prior.energy.basis,
-        _reference(prior),
-        rng_key=rng_key,
-        **options,
-    )
+    with warnings.catch_warnings():
+        # The panels are refined below.
+        warnings.filterwarnings("ignore", message="the normaliser has an estimated")
+        fitted = fit_mixture(
+            draws,
+            num_components,
+            prior.energy.basis,
+            _reference(prior),
+            refinement=prior.refinement,
+            rng_key=rng_key,
+            **options,
+        )
     places, logits = _all_places(fitted.mixing_distribution.logits, num_components)
     components = fitted.component_distribution.base_dist
-    if len(components.energy.coefficients) < num_components:
-        energy = Energy(components.energy.basis, components.energy.coefficients[places])
-        components = KAEMPrior(energy, _reference(prior))
-    new = _with_coefficients(prior, components)
+    new = _with_coefficients(prior, components.energy.coefficients[places])
     # Of the same class, so that its parameter keeps its name.
     if isinstance(mixing, dist.CategoricalProbs):
         mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
