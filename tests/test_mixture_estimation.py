@@ -14,6 +14,9 @@ from numpyro_kaem.clustering import k_means
 from tests.helpers import assert_close
 from tests.joint_laws import LAWS
 
+# That some are left out is said, and tested, once.
+pytestmark = pytest.mark.filterwarnings("ignore:.* components were left without")
+
 GRID = kaem.BSpline([-3.0, 1.0], [5.0, 9.0], num_basis=10)
 REFERENCE = dist.Normal(jnp.array([1.0, 5.0]), 2.0)
 
@@ -25,7 +28,7 @@ def ring_samples(size=400, seed=0):
 # One object for the module: its compiled functions are used again.
 @pytest.fixture(scope="module")
 def ring():
-    return kaem.fit_mixture(ring_samples(), 6, GRID, REFERENCE)
+    return kaem.fit_mixture(ring_samples(), 6, GRID, REFERENCE, pseudo_count=0.25)
 
 
 def density_on_grid(law, lows, highs, num=301):
@@ -181,7 +184,7 @@ def test_more_starts_do_not_lose():
 
 def test_candidates_are_compared():
     mixture = kaem.fit_mixture(ring_samples(), [1, 6], GRID, REFERENCE, num_folds=2)
-    assert mixture.mixing_distribution.logits.shape == (6,)
+    assert len(mixture.mixing_distribution.logits) > 1
 
 
 def test_weights_set_the_proportions():
@@ -246,7 +249,8 @@ def test_pseudo_count_is_samples_of_all():
 
 def test_goes_on_from_a_start(ring):
     samples = ring_samples()
-    again = kaem.fit_mixture(samples, 6, GRID, REFERENCE, start=ring)
+    options = {"start": ring, "pseudo_count": 0.25}
+    again = kaem.fit_mixture(samples, 6, GRID, REFERENCE, **options)
     # The components keep their places.
     for fitted, given in zip(means(again), means(ring), strict=True):
         assert_close(fitted, given, rtol=0, atol=0.1)
@@ -254,9 +258,7 @@ def test_goes_on_from_a_start(ring):
     assert abs(float(gain)) < 0.01
     # It needs no steps to be where the start was; clusters would.
     with pytest.warns(UserWarning, match="max_steps=1 "):
-        near = kaem.fit_mixture(
-            samples, 6, start=ring, reference=REFERENCE, max_steps=1
-        )
+        near = kaem.fit_mixture(samples, 6, None, REFERENCE, max_steps=1, **options)
     assert_close(
         near.log_prob(samples).mean(), ring.log_prob(samples).mean(), atol=0.05
     )

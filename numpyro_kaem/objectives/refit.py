@@ -131,7 +131,8 @@ def refit_prior(
     -------
     Distribution
         Of the same class and shapes. Its panels are those of ``prior``, divided further
-        where its energies need it.
+        where its energies need it. Where :func:`fit_mixture` leaves components out,
+        the largest fill their places, in halves.
 
     Raises
     ------
@@ -228,8 +229,9 @@ def _fit_mixture(
     mixing = law.mixing_distribution
     num_components = mixing.probs.shape[-1]
     with warnings.catch_warnings():
-        # The panels are refined below.
+        # The panels are refined below, and all places filled.
         warnings.filterwarnings("ignore", message="the normaliser has an estimated")
+        warnings.filterwarnings("ignore", message=".* components were left without")
         fitted = fit_mixture(
             draws,
             num_components,
