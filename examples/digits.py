@@ -1,19 +1,20 @@
 """Handwritten digits from latents whose prior can be read.
 
 A decoder maps eight latents to an image of 8 × 8 pixels. It is trained by maximum
-likelihood, with Langevin chains that follow the posterior of each image, and with
-several priors of the latents: a fixed Normal law, independent learned densities, and a
-mixture of products of them, which keeps their dependence. The learned priors are
-refitted to the chains as training goes on.
+likelihood, with Langevin chains that follow the posterior of each image.
 
-1. Train with each prior, the same decoder and the same number of steps, and compare
-   draws with the images: Fréchet distance, precision and recall.
-2. Look at real images beside draws, and at the learned densities.
-3. Fill in the lower half of images that were left out. That is posterior inference of
+1. Train with a fixed Normal prior, and keep a draw from the posterior of each image.
+2. Fit priors to these draws: independent densities, a mixture of products of them, and
+   an autoregressive form. The last two keep the dependence of the latents.
+3. Compare: what each prior draws, by the Fréchet distance from the images, precision
+   and recall; and the likelihood of images that were left out.
+4. Read the prior: the density of each latent, and what each component draws.
+5. Fill in the lower half of images that were left out. That is posterior inference of
    the latents given the upper half: nothing is trained anew.
 
-Run it with ``python examples/digits.py``; it takes about five minutes on two cores, and
-one with ``--quick``.
+Run it with ``python examples/digits.py``; it takes a few minutes on two cores, and
+less than one with ``--quick``. ``benchmarks/digits_priors.py`` compares more priors,
+also such as are fitted while the decoder is trained.
 """
 
 import argparse
@@ -32,48 +33,61 @@ from numpyro.infer import MCMC
 
 import numpyro_kaem as kaem
 
-NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS = 8, 10, 24
+NUM_LATENTS, NUM_COMPONENTS = 8, 20
 NUM_HELD_OUT = 397
-NAMES = ("normal", "independent", "mixture")
+# Beyond these bounds of the latents the energies are constant.
+BASIS, REFERENCE = kaem.BSpline(-5.0, 5.0, num_basis=16), dist.Normal(0.0, 1.0)
 
 
-def make_model(name: str, seed: int) -> kaem.KAEM:
-    """Model with one of the priors; learned ones start as their reference."""
-    basis, reference = kaem.BSpline(-6.0, 6.0, NUM_BASIS), dist.Normal(0.0, 1.0)
-    if name == "normal":
-        prior = reference.expand([NUM_LATENTS]).to_event(1)
-    elif name == "independent":
-        flat = kaem.Energy(basis, jnp.zeros((NUM_LATENTS, NUM_BASIS)))
-        prior = kaem.KAEMPrior(flat, reference).to_event(1)
-    else:
-        flat = kaem.Energy(basis, jnp.zeros((NUM_COMPONENTS, NUM_LATENTS, NUM_BASIS)))
-        # Components may become narrow: finer panels for their normaliser.
-        component = kaem.KAEMPrior(flat, reference, refinement=4).to_event(1)
-        mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
-        prior = dist.MixtureSameFamily(mixing, component)
-    key = jax.random.key(seed)
-    decoder = kaem.KANDecoder(key, NUM_LATENTS, (8, 8), hidden=(64,))
+def train(images: np.ndarray, num_steps: int, seed: int) -> tuple[kaem.KAEM, jax.Array]:
+    """Train with a Normal prior.
+
+    Returns
+    -------
+    tuple
+        The model; a draw from the posterior of each image, ``(num_images, 8)``.
+    """
+    key_decoder, key_fit = jax.random.split(jax.random.key(seed))
+    decoder = kaem.KANDecoder(
+        key_decoder,
+        NUM_LATENTS,
+        (8, 8),
+        hidden=(64,),
+        basis=(kaem.RBF(-3.0, 3.0, 8), kaem.RBF(-3.0, 3.0, 4)),
+    )
     likelihood = kaem.NormalLikelihood(0.2, learn_scale=True, min_scale=0.1)
-    return kaem.KAEM(prior, decoder, likelihood)
-
-
-def train(name: str, images: np.ndarray, num_steps: int, seed: int) -> kaem.FitResult:
-    """Train with one of the priors."""
-    # Chains must follow a refit before the next one. A penalty that is given costs a
-    # fraction of one that is chosen each time.
-    refit = kaem.PriorRefit(
-        start=num_steps // 3, every=num_steps // 6, options={"penalty": 1.0}
-    )
-    return kaem.fit(
-        make_model(name, seed),
+    prior = REFERENCE.expand([NUM_LATENTS]).to_event(1)
+    result = kaem.fit(
+        kaem.KAEM(prior, decoder, likelihood),
         images,
-        kaem.infer.LangevinMLE(num_steps=10),
-        optax.adam(optax.cosine_decay_schedule(4e-3, num_steps)),
+        kaem.infer.LangevinMLE(num_steps=5),
+        optax.adam(optax.cosine_decay_schedule(8e-3, num_steps)),
         num_steps,
-        rng_key=jax.random.key(seed + 1),
-        batch_size=200,
-        refit=None if name == "normal" else refit,
+        rng_key=key_fit,
+        batch_size=100,
     )
+    return result.model, result.memory["position"][:, 0]
+
+
+def fit_prior(name: str, latents: jax.Array, seed: int) -> dist.Distribution:
+    """Prior of one of the forms, from draws of the posteriors."""
+    key = jax.random.key(seed)
+    if name == "independent":
+        flat = kaem.Energy(BASIS, jnp.zeros((NUM_LATENTS, BASIS.num_features)))
+        prior = kaem.KAEMPrior(flat, REFERENCE).to_event(1)
+        return kaem.refit_prior(prior, latents, penalty=1.0)
+    if name == "mixture":
+        return kaem.fit_mixture(
+            latents, NUM_COMPONENTS, BASIS, REFERENCE, penalty=1.0, rng_key=key
+        )
+    return kaem.fit_autoregressive(
+        latents, BASIS, REFERENCE, rng_key=key, num_steps=1500
+    )
+
+
+def with_prior(model: kaem.KAEM, prior: dist.Distribution) -> kaem.KAEM:
+    """Model with another prior, and the same decoder."""
+    return kaem.KAEM(prior, model.decoder, model.likelihood)
 
 
 def fill_in(model: kaem.KAEM, image: np.ndarray, quick: bool, seed: int) -> np.ndarray:
@@ -112,15 +126,14 @@ def draw_images(rows: dict[str, np.ndarray]) -> plt.Figure:
     return fig
 
 
-def draw_prior(model: kaem.KAEM, output: Path) -> None:
+def draw_prior(law: dist.MixtureSameFamily) -> plt.Figure:
     """Marginal density of each latent under the mixture."""
-    law = model.prior
-    z = jnp.linspace(-6.0, 6.0, 401)[:, None, None]
+    z = jnp.linspace(-4.0, 4.0, 401)[:, None, None]
     densities = jnp.exp(law.component_distribution.base_dist.log_prob(z))
     marginal = jnp.einsum("k,nkl->nl", law.mixing_distribution.probs, densities)
     fig, axes = plt.subplots(2, 4, figsize=(9.0, 3.8), layout="constrained")
     for latent, ax in enumerate(axes.flat):
-        normal = jnp.exp(dist.Normal(0.0, 1.0).log_prob(z[:, 0, 0]))
+        normal = jnp.exp(REFERENCE.log_prob(z[:, 0, 0]))
         ax.plot(z[:, 0, 0], normal, color="0.5", linestyle="--", label="reference")
         ax.plot(z[:, 0, 0], marginal[:, latent], color="#0072B2", label="learned")
         ax.set_xlabel(f"latent {latent + 1}")
@@ -128,8 +141,19 @@ def draw_prior(model: kaem.KAEM, output: Path) -> None:
         ax.set_ylabel("density")
     lines, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(lines, labels, loc="outside upper right", ncols=2, frameon=False)
-    fig.savefig(output / "digits_prior.png", dpi=150)
-    plt.close(fig)
+    return fig
+
+
+def draw_components(model: kaem.KAEM, seed: int) -> plt.Figure:
+    """Draws of each of the largest components of a mixture."""
+    law = model.prior
+    draws = law.component_distribution.sample(jax.random.key(seed), (12,))
+    share = law.mixing_distribution.probs
+    rows = {
+        f"{share[k]:.0%}": np.asarray(model.decode(draws[:, k]))
+        for k in np.argsort(-share)[:8]
+    }
+    return draw_images(rows)
 
 
 def main() -> None:
@@ -141,34 +165,60 @@ def main() -> None:
     args = parser.parse_args()
     matplotlib.use("Agg")
     args.output.mkdir(parents=True, exist_ok=True)
-    num_steps = 120 if args.quick else 1500
     num_draws = 500 if args.quick else 2000
 
+    def save(fig: plt.Figure, name: str) -> None:
+        fig.savefig(args.output / f"digits_{name}.png", dpi=150)
+        plt.close(fig)
+
     data = kaem.datasets.load_digits(test_size=NUM_HELD_OUT)
+    start = time.perf_counter()
+    trained, latents = train(data.images, 200 if args.quick else 4000, args.seed)
+    models = {"normal": trained}
+    print(f"trained in {time.perf_counter() - start:.0f} seconds")
+
+    def compare(name: str, draws: np.ndarray, seconds: float) -> None:
+        quality = kaem.sample_quality(draws, data.images)
+        distance, precision, recall = quality
+        print(
+            f"{name:22s} {distance:9.3f} {precision:10.2f} {recall:7.2f} {seconds:8.0f}"
+        )
+
+    print("\nprior                   Fréchet  precision  recall  seconds")
+    compare("held-out images", data.test_images, 0.0)
+    compare("posteriors of images", np.asarray(trained.decode(latents)), 0.0)
     rows = {"real": data.images[:12]}
-    models = {}
-    print("prior         Fréchet distance  precision  recall  seconds")
-    best = kaem.sample_quality(data.test_images, data.images)
-    print("held-out     {:17.3f} {:10.2f} {:7.2f}        -".format(*best))
-    for name in NAMES if not args.quick else NAMES[::2]:
+    learned = (
+        ["mixture"] if args.quick else ["independent", "mixture", "autoregressive"]
+    )
+    for name in ["normal", *learned]:
         start = time.perf_counter()
-        models[name] = train(name, data.images, num_steps, args.seed).model
+        if name != "normal":
+            prior = fit_prior(name, latents, args.seed)
+            models[name] = with_prior(trained, prior)
         seconds = time.perf_counter() - start
         z = models[name].latents(jax.random.key(args.seed + 3), num_draws)
         draws = np.asarray(models[name].decode(z))
-        quality = kaem.sample_quality(draws, data.images)
-        print(
-            f"{name:12s} {{:17.3f}} {{:10.2f}} {{:7.2f}} {seconds:8.0f}".format(
-                *quality
-            )
-        )
+        compare(name, draws, seconds)
         rows[name] = draws[:12]
+    save(draw_images(rows), "draws")
+    save(draw_prior(models["mixture"].prior), "prior")
+    save(draw_components(models["mixture"], args.seed), "components")
 
-    fig = draw_images(rows)
-    fig.savefig(args.output / "digits_draws.png", dpi=150)
-    plt.close(fig)
-    draw_prior(models["mixture"], args.output)
+    print("\nlog likelihood of an image that was left out, estimated")
+    left_out = data.test_images[: 10 if args.quick else 100]
+    for name in ["normal", *learned]:
+        result = kaem.infer.log_marginal_likelihood(
+            models[name],
+            left_out,
+            rng_key=jax.random.key(args.seed + 4),
+            num_temperatures=16 if args.quick else 64,
+            num_particles=16 if args.quick else 32,
+            progress_bar=False,
+        )
+        print(f"{name:16s} {result.mean:7.2f} ± {result.standard_error:.2f}")
 
+    print()
     filled = {}
     for number, image in enumerate(data.test_images[: 2 if args.quick else 4]):
         draws = fill_in(models["mixture"], image, args.quick, args.seed + number)
@@ -180,8 +230,7 @@ def main() -> None:
     fig = draw_images(filled)
     for ax, title in zip(fig.axes, ("image", "seen", "filled in"), strict=False):
         ax.set_title(title, fontsize="small")
-    fig.savefig(args.output / "digits_filled_in.png", dpi=150)
-    plt.close(fig)
+    save(fig, "filled_in")
     print(f"\nFigures: {args.output.resolve()}")
 
 

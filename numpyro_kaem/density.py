@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from numpyro_kaem import inversion
 from numpyro_kaem.energy import PlacedEnergy
-from numpyro_kaem.panels import Panels, integrand, quadrature_error
+from numpyro_kaem.panels import Panels, integrand, resolution_of
 from numpyro_kaem.references import log_density, tail_nodes
 from numpyro_kaem.sampling import draw, folded_uniform
 
@@ -41,9 +41,7 @@ def resolution(
     energy: PlacedEnergy, parameters: Any, panels: Panels
 ) -> tuple[jax.Array, jax.Array]:
     """Largest change of the energy within a panel, and the error of the normaliser."""
-    values = integrand(energy, parameters, panels).energy
-    change = jnp.max(jnp.max(values, 1) - jnp.min(values, 1), initial=0.0)
-    return change, quadrature_error(energy, parameters, panels)
+    return resolution_of(energy, parameters, panels)
 
 
 @partial(jax.jit, static_argnames="sample_shape")

@@ -30,9 +30,9 @@ from numpyro_kaem.exponential_family import (
     make_nodes,
     mean_features,
 )
-from numpyro_kaem.references import is_concrete
+from numpyro_kaem.references import ReferenceParameters, is_concrete
 
-__all__ = ["fit_density"]
+__all__ = ["choose_parts", "fit_density"]
 
 # The reference is wider than the samples, so that the tails keep mass.
 _INFLATION = 1.5
@@ -181,37 +181,13 @@ def fit_density(
     batch_shape = data.shape[1:]
     shares, num_effective = as_shares(weights, data)
     penalty = as_penalty(penalty, batch_shape)
-    if basis is not None and not isinstance(basis, AbstractBasis):
-        raise TypeError(
-            "basis must be a basis such as numpyro_kaem.BSpline(low, high, num_basis) "
-            f"or None, got {type(basis).__name__}."
-        )
-    if reference is not None and not isinstance(reference, dist.Distribution):
-        raise TypeError(
-            "reference must be a NumPyro distribution or None, got "
-            f"{type(reference).__name__}."
-        )
     if fit_bandwidth and not hasattr(basis, "bandwidth"):
         raise TypeError(
             "fit_bandwidth needs a basis with a bandwidth, such as numpyro_kaem.RBF, "
             f"got {type(basis).__name__}."
         )
-    ends = support_ends(support, reference, batch_shape)
-    check_inside(data, ends, strict=support == "positive")
-    if basis is None or (reference is None and ends[2] != "interval"):
-        check_spread(data, shares, basis, reference)
-    if basis is None:
-        basis = _default_basis(data, shares, ends)
-    elif np.broadcast_shapes(basis.grid_shape, batch_shape) != batch_shape:
-        raise ValueError(
-            "the grid of basis must broadcast to the columns of samples, of shape "
-            f"{batch_shape}, got {basis.grid_shape}."
-        )
-    if reference is None:
-        reference = _default_reference(data, shares, ends, basis)
-    check_grid(data, shares, basis)
+    basis, reference, parameters = choose_parts(data, shares, basis, reference, support)
     dtype = jnp.zeros(()).dtype
-    parameters = reference_parameters(reference, basis, data, dtype)
     if data.size > len(data):
         warnings.warn(
             "only the marginals are kept: one density is fitted to each of the "
@@ -238,6 +214,65 @@ def fit_density(
     check_converged(result)
     coefficients = result.coefficients.reshape(*batch_shape, basis.num_features)
     return KAEMPrior(Energy(basis, coefficients), reference)
+
+
+def choose_parts(
+    data: np.ndarray,
+    shares: np.ndarray,
+    basis: AbstractBasis | None,
+    reference: dist.Distribution | None,
+    support: Any,
+) -> tuple[AbstractBasis, dist.Distribution | None, ReferenceParameters | None]:
+    """Check the basis and the reference, or choose those of :func:`fit_density`.
+
+    Parameters
+    ----------
+    data
+        Samples, shape ``(n, *batch_shape)``.
+    shares
+        Weights that sum to 1, of a shape that broadcasts to it.
+    basis, reference, support
+        As of :func:`fit_density`.
+
+    Returns
+    -------
+    tuple
+        Basis, reference, and the parameters of the reference, ``None`` without.
+
+    Raises
+    ------
+    TypeError
+        As :func:`fit_density`.
+    ValueError
+        As :func:`fit_density`.
+    """
+    batch_shape = data.shape[1:]
+    if basis is not None and not isinstance(basis, AbstractBasis):
+        raise TypeError(
+            "basis must be a basis such as numpyro_kaem.BSpline(low, high, num_basis) "
+            f"or None, got {type(basis).__name__}."
+        )
+    if reference is not None and not isinstance(reference, dist.Distribution):
+        raise TypeError(
+            "reference must be a NumPyro distribution or None, got "
+            f"{type(reference).__name__}."
+        )
+    ends = support_ends(support, reference, batch_shape)
+    check_inside(data, ends, strict=support == "positive")
+    if basis is None or (reference is None and ends[2] != "interval"):
+        check_spread(data, shares, basis, reference)
+    if basis is None:
+        basis = _default_basis(data, shares, ends)
+    elif np.broadcast_shapes(basis.grid_shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "the grid of basis must broadcast to the columns of samples, of shape "
+            f"{batch_shape}, got {basis.grid_shape}."
+        )
+    if reference is None:
+        reference = _default_reference(data, shares, ends, basis)
+    check_grid(data, shares, basis)
+    parameters = reference_parameters(reference, basis, data, jnp.zeros(()).dtype)
+    return basis, reference, parameters
 
 
 # --- defaults ------------------------------------------------------------------------

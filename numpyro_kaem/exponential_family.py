@@ -217,15 +217,16 @@ def fit_columns(
         *(jnp.asarray(part, dtype) for part in design[:3]), jnp.asarray(design.used)
     )
     num_columns = means.shape[0]
-    given = penalty is not None
-    penalty = jnp.broadcast_to(jnp.asarray(penalty if given else 0, dtype), num_columns)
+    # A negative one is to be chosen: a traced number, so that both are one program.
+    penalty = -1.0 if penalty is None else penalty
+    penalty = jnp.broadcast_to(jnp.asarray(penalty, dtype), num_columns)
     start = jnp.zeros_like(means) if start is None else start
     return _fit_columns(
-        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start, given
+        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start
     )
 
 
-@partial(jax.jit, static_argnames="given")
+@jax.jit
 def _fit_columns(
     basis: AbstractBasis,
     design: Design,
@@ -234,7 +235,6 @@ def _fit_columns(
     num_effective: jax.Array,
     penalty: jax.Array,
     start: jax.Array,
-    given: bool,
 ) -> Fit:
     centred = jnp.where(design.used, (means - design.centre) @ design.transform, 0)
 
@@ -249,7 +249,7 @@ def _fit_columns(
         mean, size, weight, start, position, log_mass = column
         psi = common if shared else features(position)
         log_mass = nodes.log_mass[0] if nodes.log_mass.shape[0] == 1 else log_mass
-        return _fit_column(design, psi, log_mass, mean, size, weight, start, given)
+        return _fit_column(design, psi, log_mass, mean, size, weight, start)
 
     rows = [
         jnp.broadcast_to(a, (means.shape[0], a.shape[1]))
@@ -275,42 +275,42 @@ def _fit_column(
     size: jax.Array,
     penalty: jax.Array,
     start: jax.Array,
-    given: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Coordinates, penalty, evidence and whether converged, of one column."""
     problem = (psi, log_mass, mean, size)
-    if given:
-        ridge = _ridge(design, penalty)
-        theta, converged = _newton(*problem, ridge, start, 0.0)
-        return theta, penalty, _evidence(*problem, ridge, theta), converged
     # From the smoothest to the roughest, each started from the one before; then at the
-    # best, in the same loop, so that it is compiled once.
+    # best, in the same loop, so that it is compiled once. A penalty that is given is
+    # the last step alone.
+    given = penalty >= 0
     top = jnp.log(10 * size)
     bottom = -jnp.log(jnp.max(design.roughness) + 1)
     logs = top + (bottom - top) * jnp.linspace(0, 1, _NUM_PENALTIES, dtype=mean.dtype)
 
-    def fit(step: jax.Array, state: tuple) -> tuple:
-        theta, path, path_evidence, *_ = state
+    def fit(state: tuple) -> tuple:
+        step, theta, path, path_evidence, *_ = state
         is_last = step == _NUM_PENALTIES
         best, log_penalty = _best_penalty(logs, path_evidence)
-        log_penalty = jnp.where(is_last, log_penalty, logs[step])
-        theta = jnp.where(is_last, path[best], theta)
+        weight = jnp.exp(jnp.where(is_last, log_penalty, logs[step]))
+        weight = jnp.where(given, penalty, weight)
+        theta = jnp.where(is_last & ~given, path[best], theta)
         # The evidence is flat at its top in theta: an error of 0.01 is enough.
         tolerance = jnp.where(is_last, 0, 0.01 / size)
-        ridge = _ridge(design, jnp.exp(log_penalty))
+        ridge = _ridge(design, weight)
         theta, converged = _newton(*problem, ridge, theta, tolerance)
         evidence = _evidence(*problem, ridge, theta)
         path = path.at[step].set(theta, mode="drop")
         path_evidence = path_evidence.at[step].set(
             jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf), mode="drop"
         )
-        return theta, path, path_evidence, evidence, jnp.exp(log_penalty), converged
+        return step + 1, theta, path, path_evidence, evidence, weight, converged
 
     none = jnp.full(_NUM_PENALTIES, -jnp.inf, mean.dtype)
     path = jnp.zeros((_NUM_PENALTIES, len(mean)), mean.dtype)
-    state = (path[0], path, none, none[0], none[0], jnp.asarray(False))
-    theta, _, _, evidence, penalty, converged = jax.lax.fori_loop(
-        0, _NUM_PENALTIES + 1, fit, state
+    first = jnp.where(given, _NUM_PENALTIES, 0)
+    theta = jnp.where(given, start, 0)
+    state = (first, theta, path, none, none[0], none[0], jnp.asarray(False))
+    _, theta, _, _, evidence, penalty, converged = jax.lax.while_loop(
+        lambda state: state[0] <= _NUM_PENALTIES, fit, state
     )
     return theta, penalty, evidence, converged
 

@@ -111,20 +111,21 @@ def generator_of(rng_key: jax.Array | None) -> np.random.Generator:
     return np.random.default_rng([int(word) for word in data])
 
 
-def as_positive(name: str, value: Any) -> float:
-    """Check a positive number.
+def as_positive(name: str, value: Any, or_zero: bool = False) -> float:
+    """Check a positive number, or zero where that is allowed.
 
     Raises
     ------
     TypeError
         If it is not a real number.
     ValueError
-        If it is not positive and finite.
+        If it is not positive, or zero, and finite.
     """
     if isinstance(value, bool) or not isinstance(
         value, int | float | np.integer | np.floating
     ):
         raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+    if not (np.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+        kind = "0 or positive" if or_zero else "positive"
+        raise ValueError(f"{name} must be {kind} and finite, got {value!r}.")
     return float(value)

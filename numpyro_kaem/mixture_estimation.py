@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +16,15 @@ from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.clustering import k_means
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
+from numpyro_kaem.estimation import choose_parts
 from numpyro_kaem.estimation_checks import as_penalty
-from numpyro_kaem.marginals import as_positive, check_joint, fit_marginals, generator_of
+from numpyro_kaem.marginals import as_positive, check_joint, generator_of
 from numpyro_kaem.product_mixture import (
     MixtureFit,
     Problem,
+    expect,
     fit_product_mixture,
+    from_labels,
     held_out,
     make_problem,
 )
@@ -39,7 +43,10 @@ def fit_mixture(
     *,
     support: str | tuple[ArrayLike, ArrayLike] | None = None,
     penalty: ArrayLike | None = None,
+    pseudo_count: float = 1.0,
     weights: ArrayLike | None = None,
+    start: dist.MixtureSameFamily | None = None,
+    refinement: int | None = None,
     rng_key: jax.Array | None = None,
     num_starts: int = 1,
     num_folds: int = 5,
@@ -78,8 +85,19 @@ def fit_mixture(
     penalty
         Weight of the roughness of every energy, broadcasting to ``(dim,)``. ``None``
         chooses one for each component and dimension, see Notes.
+    pseudo_count
+        Number :math:`\nu \ge 0` of samples of all components together that each
+        component is given in every dimension beside its own. It keeps a component with
+        few samples from becoming much narrower than they tell: the penalty does not.
     weights
         Importance weights, shape ``(n,)``, as for :func:`fit_density`.
+    start
+        Mixture to start from in place of clusters, as one that was fitted to samples
+        that have changed a little since. Its number of components and its basis are
+        those of the fit; components keep their places, and none is left out: each has a
+        proportion of at least half a sample.
+    refinement
+        Of the components, as for :class:`KAEMPrior`.
     rng_key
         Random key of the first division into clusters and of the folds; ``None`` is
         ``jax.random.key(0)``. The same key gives the same fit.
@@ -103,11 +121,13 @@ def fit_mixture(
     Raises
     ------
     TypeError
-        If an argument is traced, a number is not an integer, the tolerance is not a
-        number or the key not a key, or as :func:`fit_density` raises.
+        If an argument is traced, a number is not an integer, the tolerance or the
+        pseudo-count is not a number, the key not a key or the start not a mixture of
+        KAEM densities, or as :func:`fit_density` raises.
     ValueError
         If samples are not ``(n, dim)``, there are fewer than components or folds, a
-        number is out of its range, or as :func:`fit_density` raises.
+        number is out of its range, the start has another basis or number of components,
+        or as :func:`fit_density` raises.
 
     Warns
     -----
@@ -122,6 +142,16 @@ def fit_mixture(
     - **Penalty.** It is chosen by the evidence, as :func:`fit_density` does, in
       iterations 1, 4, 9 and 16, and held between them and afterwards. So from there the
       penalised likelihood does not decrease, to rounding; only then may it stop.
+    - **Pseudo-count.** A Normal density is a quadratic energy, which has no roughness,
+      however narrow it is. Fitted to :math:`m` samples, its variance falls short by a
+      factor of :math:`1 - 1/m` on average; where a mixture is fitted again and again to
+      draws that depend on the last fit, as in :class:`PriorRefit`, that would add up
+      until components are points. With :math:`\nu` samples of all the variance stays
+      above :math:`\nu / (1 + \nu)` of that of all samples, where nothing else holds
+      it. It is the conjugate prior of these densities (Fraley and Raftery 2007).
+      Components that are not needed lose their samples to others, and are left out: of
+      15 for 400 samples of a ring 7 stayed, with 0.02 to 0.04 nats more of held-out
+      log likelihood.
     - **Number of components.** Splitting a dependence that is smooth costs components:
       10 to 30 for curved shapes in two dimensions, from 5,000 samples. A further
       component costs little, because its energies are smooth where it has few samples.
@@ -139,6 +169,8 @@ def fit_mixture(
     EM algorithm", *Journal of the Royal Statistical Society B* 39(1).
     Levine, Hunter and Chauveau (2011), "Maximum smoothed likelihood for multivariate
     mixtures", *Biometrika* 98(2).
+    Fraley and Raftery (2007), "Bayesian regularization for normal mixture estimation
+    and model-based clustering", *Journal of Classification* 24(2).
     Benaglia, Chauveau and Hunter (2009), "An EM-like algorithm for semi- and
     nonparametric estimation in multivariate mixtures", *Journal of Computational and
     Graphical Statistics* 18(2).
@@ -156,8 +188,8 @@ def fit_mixture(
     >>> bool(np.corrcoef(draws.T)[0, 1] > 0.8)
     True
     """
-    data, shares, num_effective = checked = check_joint(
-        "fit_mixture", samples, weights, penalty, reference, basis, support
+    data, shares, num_effective = check_joint(
+        "fit_mixture", samples, weights, penalty, reference, basis, support, start
     )
     candidates = _as_candidates(num_components, int(np.sum(shares > 0)))
     num_folds = as_count("num_folds", num_folds, 2)
@@ -170,19 +202,25 @@ def fit_mixture(
     max_steps = as_count("max_steps", max_steps, 1)
     tolerance = as_positive("tolerance", tolerance)
     penalty = as_penalty(penalty, data.shape[1:])
-    # Only the grid and the reference of the marginals are used: any penalty will do.
-    rough = 1.0 if penalty is None else penalty
-    marginal = fit_marginals(checked, basis, reference, support=support, penalty=rough)
-    problem = make_problem(
-        marginal.energy.basis, marginal._parameters, data, shares, num_effective
+    pseudo_count = as_positive("pseudo_count", pseudo_count, or_zero=True)
+    if start is not None and basis is None:
+        basis = _energy_of(start).basis
+    basis, reference, parameters = choose_parts(
+        data, shares[:, None], basis, reference, support
     )
+    problem = make_problem(basis, parameters, data, shares, num_effective)
     rng = generator_of(rng_key)
-    options = (rng, data, penalty, num_starts, max_steps, tolerance)
-    if len(candidates) > 1:
+    options = (rng, data, penalty, pseudo_count, num_starts, max_steps, tolerance)
+    if start is not None:
+        first = _as_start(start, basis, candidates)
+        division = expect(problem, *first)[1:]
+        fit = fit_product_mixture(problem, division, *options[2:4], *options[5:])
+    elif len(candidates) > 1:
         folds = np.argsort(rng.permutation(len(data))) % num_folds
         scores = [_score(problem, k, folds, options) for k in candidates]
         candidates = [candidates[int(np.argmax(scores))]]
-    fit = _best_start(problem, candidates[0], *options)
+    if start is None:
+        fit = _best_start(problem, candidates[0], *options)
     if not fit.converged:
         warnings.warn(
             f"the fit stopped after max_steps={max_steps} iterations, the last of "
@@ -190,7 +228,8 @@ def fit_mixture(
             UserWarning,
             stacklevel=2,
         )
-    kept = np.exp(np.asarray(fit.log_weights, float)) * num_effective >= _FEWEST
+    counts = np.exp(np.asarray(fit.log_weights, float)) * num_effective
+    kept = (counts >= _FEWEST) | (start is not None)
     if not kept.all():
         warnings.warn(
             f"{np.sum(~kept)} of {len(kept)} components were left without samples, and "
@@ -198,12 +237,11 @@ def fit_mixture(
             UserWarning,
             stacklevel=2,
         )
-    logits = jax.nn.log_softmax(fit.log_weights[kept])
-    energy = Energy(marginal.energy.basis, fit.coefficients[kept])
-    reference = None if marginal._parameters is None else marginal.reference
-    return dist.MixtureSameFamily(
-        dist.Categorical(logits=logits), KAEMPrior(energy, reference).to_event(1)
-    )
+    logits = np.log(np.maximum(counts[kept], _FEWEST))
+    logits = jax.nn.log_softmax(jnp.asarray(logits, fit.log_weights.dtype))
+    energy = Energy(basis, fit.coefficients[kept])
+    component = KAEMPrior(energy, reference, refinement=refinement).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
 
 
 def _best_start(
@@ -212,6 +250,7 @@ def _best_start(
     rng: np.random.Generator,
     data: np.ndarray,
     penalty: np.ndarray | None,
+    pseudo_count: float,
     num_starts: int,
     max_steps: int,
     tolerance: float,
@@ -221,17 +260,15 @@ def _best_start(
     mean = shares @ data
     scale = np.sqrt(shares @ np.square(data - mean))
     points = (data - mean) / np.where(scale > 0, scale, 1)
-    fits = [
-        fit_product_mixture(
-            problem,
-            k_means(rng, points, shares, num_components),
-            num_components,
-            penalty,
-            max_steps,
-            tolerance,
+    fits = []
+    for _ in range(num_starts):
+        labels = k_means(rng, points, shares, num_components)
+        division = from_labels(problem, labels, num_components)
+        fits.append(
+            fit_product_mixture(
+                problem, division, penalty, pseudo_count, max_steps, tolerance
+            )
         )
-        for _ in range(num_starts)
-    ]
     return max(fits, key=lambda fit: fit.objective[-1])
 
 
@@ -253,6 +290,55 @@ def _score(
         fit = _best_start(training, num_components, *options)
         total += held_out(problem._replace(shares=left), fit)
     return total
+
+
+def _energy_of(mixture: Any) -> Energy:
+    """Energies of the components of a mixture of products.
+
+    Raises
+    ------
+    TypeError
+        If it is no such mixture.
+    """
+    law = getattr(mixture, "component_distribution", None)
+    while isinstance(law, dist.Independent):
+        law = law.base_dist
+    if not isinstance(mixture, dist.MixtureSameFamily) or not isinstance(
+        law, KAEMPrior
+    ):
+        raise TypeError(
+            "start must be a MixtureSameFamily of KAEMPrior, such as fit_mixture gives,"
+            f" got {type(mixture).__name__}."
+        )
+    return law.energy
+
+
+def _as_start(
+    start: dist.MixtureSameFamily, basis: AbstractBasis, candidates: list[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Log proportions and coefficients of a mixture to start from.
+
+    Raises
+    ------
+    TypeError
+        If it is not a mixture of products.
+    ValueError
+        If it has another basis or number of components, or base activations.
+    """
+    energy = _energy_of(start)
+    log_weights = jnp.log(start.mixing_distribution.probs)
+    if candidates != [len(log_weights)]:
+        raise ValueError(
+            f"num_components must be that of start, {len(log_weights)}, got "
+            f"{candidates}."
+        )
+    plain = energy.base_weight is None or not np.any(energy.base_weight)
+    if not (plain and eqx.tree_equal(energy.basis, basis)):
+        raise ValueError(
+            "start must have the basis of the fit and no base activation, got "
+            f"{energy.basis} in place of {basis}."
+        )
+    return log_weights, energy.coefficients
 
 
 def _as_candidates(num_components: Any, num_samples: int) -> list[int]:

@@ -27,7 +27,7 @@ from numpyro_kaem.references import (
     with_rank,
 )
 
-__all__ = ["Integrand", "Panels", "integrand", "make_panels", "quadrature_error"]
+__all__ = ["Integrand", "Panels", "integrand", "make_panels", "resolution_of"]
 
 
 class Panels(eqx.Module):
@@ -314,13 +314,19 @@ def integrand(
     return Integrand(nodes, values, log_mass, tuple(tails), tuple(ends))
 
 
-def quadrature_error(
+def resolution_of(
     energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
-) -> jax.Array:
-    """Estimated relative error of the normaliser, shape ``(*batch_shape,)``.
+) -> tuple[jax.Array, jax.Array]:
+    """Say how well panels resolve a density.
 
-    The difference between the Gauss rule and its Kronrod extension on the same panels,
-    plus what rounding of the energies alone may cost.
+    Returns
+    -------
+    change
+        Largest change of the energy within a panel, a scalar.
+    error
+        Estimated relative error of the normaliser, shape ``(*batch_shape,)``: the
+        difference between the Gauss rule and its Kronrod extension on the same panels,
+        plus what rounding of the energies alone may cost.
     """
     dtype = energy.dtype
     num_nodes = nodes_per_panel(dtype)
@@ -328,9 +334,11 @@ def quadrature_error(
     # Every second node of the extension is a Gauss node, with another weight.
     _, gauss_weights = gauss_legendre(num_nodes)
     _, kronrod_weights = gauss_kronrod(num_nodes)
-    change = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
-    change = change.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
-    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + change)
+    log_ratio = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
+    log_ratio = log_ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
+    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + log_ratio)
     difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
     scale = jnp.max(jnp.abs(fine.energy), axis=(0, 1))
-    return difference + jnp.finfo(dtype).eps * (24 + 2 * scale)
+    nodes = fine.energy[:, 1::2]
+    change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
+    return change, difference + jnp.finfo(dtype).eps * (24 + 2 * scale)

@@ -109,25 +109,27 @@ def make_problem(
 
 def fit_product_mixture(
     problem: Problem,
-    labels: np.ndarray,
-    num_components: int,
+    division: tuple[jax.Array, jax.Array],
     penalty: np.ndarray | None,
+    pseudo_count: float,
     max_steps: int,
     tolerance: float,
 ) -> MixtureFit:
-    """Climb the penalised likelihood from a division into clusters.
+    """Climb the penalised likelihood from a division of the samples.
 
     Parameters
     ----------
     problem
         Samples and features.
-    labels
-        Cluster of every sample, shape ``(n,)``.
-    num_components
-        Number of components.
+    division
+        Shares of the components, and their sums of features, as from
+        :func:`from_labels` or :func:`expect`.
     penalty
         Weight of the roughness, shape ``(dim,)``; ``None`` chooses it for every
         component and dimension in the first iterations.
+    pseudo_count
+        Number of samples of all that every column of a component is given beside its
+        own.
     max_steps
         Largest number of iterations.
     tolerance
@@ -137,22 +139,25 @@ def fit_product_mixture(
     -------
     MixtureFit
     """
-    _, dim = problem.position.shape
+    sizes, sums = division
+    num_components, dim, _ = sums.shape
     num_columns = num_components * dim
     nodes = Nodes(*(_tiled(part, num_components) for part in problem.nodes))
     chosen = None if penalty is None else jnp.tile(penalty, num_components)
     num_chosen = 0 if penalty is not None else _CHOOSE_AT[-1] + 1
-    sizes, sums = from_labels(problem, labels, num_components)
+    pooled = jnp.sum(sums, axis=0)
+    added = pseudo_count / problem.num_effective
     start, objective, converged = None, [], False
     for step in range(max_steps):
         choose = penalty is None and step in _CHOOSE_AT
-        # A component without samples is the reference.
-        share = jnp.maximum(sizes, 1e-6)
+        # A component without samples, and without any of all, is the reference.
+        share = jnp.maximum(sizes + added, 1e-6)
+        means = (sums + added * pooled) / share[:, None, None]
         fit = fit_columns(
             problem.basis,
             problem.design,
             nodes,
-            (sums / share[:, None, None]).reshape(num_columns, -1),
+            means.reshape(num_columns, -1),
             jnp.repeat(share * problem.num_effective, dim),
             None if choose else chosen,
             start,
@@ -161,8 +166,7 @@ def fit_product_mixture(
         coefficients = fit.coefficients.reshape(num_components, dim, -1)
         log_weights = jnp.log(sizes) - jnp.log(jnp.sum(sizes))
         value, sizes, sums = expect(problem, log_weights, coefficients)
-        loss = _penalty_of(problem.design, fit) / problem.num_effective
-        objective.append(float(value - loss))
+        objective.append(float(value + _log_prior(problem, fit, pooled, added)))
         if step > num_chosen and objective[-1] - objective[-2] < tolerance:
             converged = True
             break
@@ -179,9 +183,17 @@ def _tiled(rows: jax.Array, count: int) -> jax.Array:
 
 
 @jax.jit
-def _penalty_of(design: Design, fit: Fit) -> jax.Array:
+def _log_prior(
+    problem: Problem, fit: Fit, pooled: jax.Array, added: jax.Array
+) -> jax.Array:
+    """Log likelihood of the samples that were added, less the penalty, a sample."""
+    design, (dim, num_features) = problem.design, pooled.shape
     ridge = fit.penalty[:, None] * design.roughness + RIDGE
-    return 0.5 * jnp.sum(jnp.where(design.used, ridge * fit.coordinates**2, 0))
+    penalty = 0.5 * jnp.sum(jnp.where(design.used, ridge * fit.coordinates**2, 0))
+    coefficients = fit.coefficients.reshape(-1, dim, num_features)
+    energies = _energies(problem, jnp.zeros(len(coefficients)), coefficients)
+    gain = jnp.sum(coefficients * pooled) + jnp.sum(energies.offsets)
+    return added * gain - penalty / problem.num_effective
 
 
 # --- a pass over the samples ---------------------------------------------------------

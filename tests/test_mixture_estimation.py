@@ -14,6 +14,9 @@ from numpyro_kaem.clustering import k_means
 from tests.helpers import assert_close
 from tests.joint_laws import LAWS
 
+# That some are left out is said, and tested, once.
+pytestmark = pytest.mark.filterwarnings("ignore:.* components were left without")
+
 GRID = kaem.BSpline([-3.0, 1.0], [5.0, 9.0], num_basis=10)
 REFERENCE = dist.Normal(jnp.array([1.0, 5.0]), 2.0)
 
@@ -25,7 +28,7 @@ def ring_samples(size=400, seed=0):
 # One object for the module: its compiled functions are used again.
 @pytest.fixture(scope="module")
 def ring():
-    return kaem.fit_mixture(ring_samples(), 6, GRID, REFERENCE)
+    return kaem.fit_mixture(ring_samples(), 6, GRID, REFERENCE, pseudo_count=0.25)
 
 
 def density_on_grid(law, lows, highs, num=301):
@@ -81,9 +84,9 @@ def test_expectation_is_bayes_rule(ring):
 def test_objective_does_not_decrease_once_penalties_are_held(penalty):
     samples = ring_samples()
     labels = k_means(np.random.default_rng(0), samples, np.ones(400), 6)
-    fit = product_mixture.fit_product_mixture(
-        problem_of(samples), labels, 6, penalty, 40, 1e-9
-    )
+    problem = problem_of(samples)
+    division = product_mixture.from_labels(problem, labels, 6)
+    fit = product_mixture.fit_product_mixture(problem, division, penalty, 1.0, 40, 1e-9)
     objective = np.array(fit.objective)
     assert len(objective) > fit.num_chosen + 5
     assert fit.num_chosen == (0 if penalty is not None else 16)
@@ -181,7 +184,7 @@ def test_more_starts_do_not_lose():
 
 def test_candidates_are_compared():
     mixture = kaem.fit_mixture(ring_samples(), [1, 6], GRID, REFERENCE, num_folds=2)
-    assert mixture.mixing_distribution.logits.shape == (6,)
+    assert len(mixture.mixing_distribution.logits) > 1
 
 
 def test_weights_set_the_proportions():
@@ -218,6 +221,62 @@ def test_empty_components_are_left_out():
         mixture = kaem.fit_mixture(samples, 6, GRID, REFERENCE)
     assert mixture.mixing_distribution.logits.shape == (3,)
     assert np.all(np.isfinite(mixture.log_prob(samples)))
+
+
+# --- few samples, and a start --------------------------------------------------------
+
+
+def test_pseudo_count_is_samples_of_all():
+    """One column and one component, whose fit is that of the pooled moments."""
+    # Of two clusters, whose own variance is 0.01; smooth energies are quadratic.
+    rng = np.random.default_rng(0)
+    low, high = (c + 0.1 * rng.normal(size=(n, 1)) for c, n in ((-1.0, 8), (1.0, 72)))
+    samples = np.concatenate([low, high])
+    basis, reference = kaem.BSpline(-4.0, 4.0, num_basis=12), dist.Normal(0.0, 2.0)
+    for count in (0.0, 1.0, 4.0):
+        mixture = kaem.fit_mixture(
+            samples, 2, basis, reference, penalty=1e3, pseudo_count=count
+        )
+        components = mixture.component_distribution.base_dist
+        order = np.argsort(components.mean[:, 0])
+        for own, index in zip((low, high), order, strict=True):
+            total = len(own) + count
+            mean = (own.sum() + count * samples.mean()) / total
+            square = (np.sum(own**2) + count * np.mean(samples**2)) / total
+            deviation = np.sqrt(components.variance[index, 0])
+            assert_close(deviation, np.sqrt(square - mean**2), rtol=0.05)
+
+
+def test_goes_on_from_a_start(ring):
+    samples = ring_samples()
+    options = {"start": ring, "pseudo_count": 0.25}
+    again = kaem.fit_mixture(samples, 6, GRID, REFERENCE, **options)
+    # The components keep their places.
+    for fitted, given in zip(means(again), means(ring), strict=True):
+        assert_close(fitted, given, rtol=0, atol=0.1)
+    gain = again.log_prob(samples).mean() - ring.log_prob(samples).mean()
+    assert abs(float(gain)) < 0.01
+    # It needs no steps to be where the start was; clusters would.
+    with pytest.warns(UserWarning, match="max_steps=1 "):
+        near = kaem.fit_mixture(samples, 6, None, REFERENCE, max_steps=1, **options)
+    assert_close(
+        near.log_prob(samples).mean(), ring.log_prob(samples).mean(), atol=0.05
+    )
+
+
+def means(mixture):
+    return np.asarray(mixture.component_distribution.base_dist.mean)
+
+
+def test_a_start_keeps_components_without_samples(ring):
+    samples = ring_samples()
+    logits = ring.mixing_distribution.logits.at[2].set(-60.0)
+    poor = dist.MixtureSameFamily(
+        dist.Categorical(logits=logits), ring.component_distribution
+    )
+    again = kaem.fit_mixture(samples, 6, GRID, REFERENCE, start=poor)
+    share = float(again.mixing_distribution.probs[2])
+    assert_close(share, 0.5 / len(samples), rtol=0.01)
 
 
 def test_warns_of_too_few_steps():
@@ -257,6 +316,9 @@ PAIRS = np.array([[1.0, 4.0], [2.0, 5.0], [3.0, 7.0]])
         (PAIRS, 2, {"max_steps": 2.5}, TypeError, "max_steps must be"),
         (PAIRS, 2, {"tolerance": 0.0}, ValueError, "tolerance must be positive"),
         (PAIRS, 2, {"tolerance": "small"}, TypeError, "tolerance must be a number"),
+        (PAIRS, 2, {"pseudo_count": -1.0}, ValueError, "pseudo_count must be 0 or pos"),
+        (PAIRS, 2, {"pseudo_count": None}, TypeError, "pseudo_count must be a number"),
+        (PAIRS, 2, {"start": REFERENCE}, TypeError, "start must be a MixtureSameFam"),
         (PAIRS, 2, {"basis": 3}, TypeError, "basis must be"),
         (PAIRS, 2, {"reference": 3}, TypeError, "reference must be"),
     ],
@@ -264,6 +326,19 @@ PAIRS = np.array([[1.0, 4.0], [2.0, 5.0], [3.0, 7.0]])
 def test_bad_input(samples, num_components, options, error, message):
     with pytest.raises(error, match=message):
         kaem.fit_mixture(samples, num_components, **options)
+
+
+@pytest.mark.parametrize(
+    ("num_components", "basis", "message"),
+    [
+        (5, GRID, "num_components must be that of start, 6, got"),
+        ([6, 7], GRID, "num_components must be that of start"),
+        (6, kaem.BSpline(-3.0, 9.0, num_basis=10), "start must have the basis"),
+    ],
+)
+def test_start_that_does_not_fit(ring, num_components, basis, message):
+    with pytest.raises(ValueError, match=message):
+        kaem.fit_mixture(ring_samples(), num_components, basis, REFERENCE, start=ring)
 
 
 def test_traced_samples():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,6 +213,10 @@ def fit(
                 key = jax.random.fold_in(key_refit, step)
                 prior = _refitted(model, data, run, objective, refit, key)
                 run.state = run.state._replace(fixed=_prior_values(model, prior))
+                if jax.tree.structure(prior) != jax.tree.structure(model.prior):
+                    # Of the same arrays, on finer panels.
+                    model = eqx.tree_at(lambda model: model.prior, model, prior)
+                    trainer.replace_model(model)
             run.advance(data)
             bar.update()
             step += 1
@@ -359,4 +364,6 @@ def _refitted(
     params = run.trainer.params(run.state)
     draws = np.asarray(run.trainer.latents(params, position, data)["z"])
     draws = np.moveaxis(draws, -1, 0).reshape(-1, *draws.shape[1:-1])
-    return refit.fit(model.prior, draws, rng_key)
+    is_first = len(run.losses) == refit.start
+    prior = model.prior if is_first else model.with_params(params).prior
+    return refit.fit(prior, draws, rng_key, warm_start=not is_first)

@@ -20,6 +20,9 @@ from numpyro_kaem.mixture_estimation import fit_mixture
 __all__ = ["PriorRefit", "refit_prior"]
 
 _MIXTURE_STEPS = 20
+# Error of a normaliser above which panels are halved, and how often, at most.
+_LARGEST_ERROR = 1e-4
+_FINEST = 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class PriorRefit:
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
     Until ``start`` the prior is as it is given: with flat energies, its reference. Its
-    parameters are never trained by gradient.
+    parameters are never trained by gradient. A mixture starts from clusters at the
+    first refit, and from the last one at those that follow. Where an energy needs finer
+    panels than before, the step of training is compiled anew.
 
     Parameters
     ----------
@@ -76,7 +81,11 @@ class PriorRefit:
         return after >= 0 and after % self.every == 0 and not ended
 
     def fit(
-        self, prior: dist.Distribution, draws: np.ndarray, rng_key: jax.Array
+        self,
+        prior: dist.Distribution,
+        draws: np.ndarray,
+        rng_key: jax.Array,
+        warm_start: bool = False,
     ) -> dist.Distribution:
         """Refit a prior: :func:`refit_prior` with the options."""
         options = dict(self.options)
@@ -85,7 +94,9 @@ class PriorRefit:
         with warnings.catch_warnings():
             # The next refit goes on.
             warnings.filterwarnings("ignore", message="the fit stopped after max_steps")
-            return refit_prior(prior, draws, rng_key=rng_key, **options)
+            return refit_prior(
+                prior, draws, rng_key=rng_key, warm_start=warm_start, **options
+            )
 
 
 def refit_prior(
@@ -93,6 +104,7 @@ def refit_prior(
     draws: ArrayLike,
     *,
     rng_key: jax.Array | None = None,
+    warm_start: bool = False,
     **options: Any,
 ) -> dist.Distribution:
     """Fit a prior of the same form, bases and references to draws of the latents.
@@ -110,13 +122,17 @@ def refit_prior(
         Latent values, shape ``(num_draws, dim)``.
     rng_key
         Random key of the start of a mixture and of an autoregressive fit.
+    warm_start
+        Whether a mixture starts from ``prior``, and not from clusters of the draws.
     options
         For :func:`fit_density`, :func:`fit_mixture` or :func:`fit_autoregressive`.
 
     Returns
     -------
     Distribution
-        Of the same class and shapes.
+        Of the same class and shapes. Its panels are those of ``prior``, divided further
+        where its energies need it. Where :func:`fit_mixture` leaves components out,
+        the largest fill their places, in halves.
 
     Raises
     ------
@@ -152,6 +168,8 @@ def refit_prior(
     if isinstance(law, KAEMPrior):
         fitted = _fit_independent(law, draws, options)
     elif isinstance(law, dist.MixtureSameFamily):
+        if warm_start:
+            options["start"] = law
         fitted = _fit_mixture(law, draws, rng_key, options)
     elif isinstance(law, AutoregressiveKAEMPrior):
         fitted = _fit_autoregressive(law, draws, rng_key, options)
@@ -163,16 +181,21 @@ def refit_prior(
     return fitted.to_event(num_events) if num_events else fitted
 
 
-def _with_coefficients(prior: KAEMPrior, fitted: KAEMPrior) -> KAEMPrior:
-    """Prior with the energy of another, of the same structure; nothing cached."""
-    (energy, parameters), aux = prior.tree_flatten()
-    coefficients = jnp.broadcast_to(
-        fitted.energy.coefficients, energy.coefficients.shape
-    ).astype(energy.coefficients.dtype)
+def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
+    """Prior with other coefficients, on panels as fine as they need; nothing cached."""
+    (energy, parameters), (refinement, validate_args) = prior.tree_flatten()
+    shape, dtype = energy.coefficients.shape, energy.coefficients.dtype
+    coefficients = jnp.broadcast_to(coefficients, shape).astype(dtype)
     base = energy.base_weight
     base = None if base is None else jnp.zeros_like(base)
     energy = Energy(energy.basis, coefficients, base, energy.base_activation)
-    return KAEMPrior.tree_unflatten(aux, (energy, parameters))
+    while True:
+        aux = (refinement, validate_args)
+        new = KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        if refinement >= _FINEST or np.max(new.quadrature_error) <= _LARGEST_ERROR:
+            return KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        # Doubled, so that there are few kinds to compile.
+        refinement = min(2 * refinement, _FINEST)
 
 
 def _reference(prior: KAEMPrior) -> dist.Distribution | None:
@@ -186,7 +209,7 @@ def _fit_independent(
         # That of the user's choice of independent latents.
         warnings.filterwarnings("ignore", message="only the marginals are kept")
         fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
-    return _with_coefficients(prior, fitted)
+    return _with_coefficients(prior, fitted.energy.coefficients)
 
 
 def _fit_mixture(
@@ -205,21 +228,37 @@ def _fit_mixture(
         )
     mixing = law.mixing_distribution
     num_components = mixing.probs.shape[-1]
-    fitted = fit_mixture(
-        draws,
-        num_components,
-        prior.energy.basis,
-        _reference(prior),
-        rng_key=rng_key,
-        **options,
-    )
-    new = _with_coefficients(prior, fitted.component_distribution.base_dist)
+    with warnings.catch_warnings():
+        # The panels are refined below, and all places filled.
+        warnings.filterwarnings("ignore", message="the normaliser has an estimated")
+        warnings.filterwarnings("ignore", message=".* components were left without")
+        fitted = fit_mixture(
+            draws,
+            num_components,
+            prior.energy.basis,
+            _reference(prior),
+            refinement=prior.refinement,
+            rng_key=rng_key,
+            **options,
+        )
+    places, logits = _all_places(fitted.mixing_distribution.logits, num_components)
+    components = fitted.component_distribution.base_dist
+    new = _with_coefficients(prior, components.energy.coefficients[places])
     # Of the same class, so that its parameter keeps its name.
     if isinstance(mixing, dist.CategoricalProbs):
-        mixing = dist.CategoricalProbs(fitted.mixing_distribution.probs)
+        mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
     else:
-        mixing = dist.CategoricalLogits(fitted.mixing_distribution.logits)
+        mixing = dist.CategoricalLogits(logits)
     return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
+
+
+def _all_places(logits: jax.Array, num_components: int) -> tuple[np.ndarray, jax.Array]:
+    """Fill the places of components that were left out with halves of the largest."""
+    missing = num_components - len(logits)
+    largest = np.argsort(-np.asarray(logits))[np.arange(missing) % len(logits)]
+    places = np.concatenate([np.arange(len(logits)), largest])
+    parts = np.bincount(places)
+    return places, logits[places] - jnp.log(jnp.asarray(parts, logits.dtype))[places]
 
 
 def _fit_autoregressive(

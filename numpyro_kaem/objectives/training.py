@@ -130,7 +130,7 @@ class Trainer:
 
             return run
 
-        self.model = of_batch(model)
+        self._of_batch = of_batch
         if guide is not None:
             guide = of_batch(guide)
         elif isinstance(objective, MaximumLikelihood):
@@ -141,10 +141,17 @@ class Trainer:
                 pass
 
         loss = objective if penalty is None else _Penalised(objective, penalty)
-        self._svi = SVI(self.model, guide, optimizer, loss=loss)
-        self._whole, self._unit_plate = model, unit_plate
-        self.step = jax.jit(self._step)
-        self.latents = jax.jit(self._latents)
+        self._svi = SVI(of_batch(model), guide, optimizer, loss=loss)
+        self._unit_plate = unit_plate
+        self.replace_model(model)
+
+    def replace_model(self, model: Callable) -> None:
+        """Go on with another model of the same parameters; the step compiles anew."""
+        self._whole, self.model = model, self._of_batch(model)
+        self._svi.model = self.model
+        # New functions, because JAX finds compiled code by their identity.
+        self.step = jax.jit(lambda *args: self._step(*args))
+        self.latents = jax.jit(lambda *args: self._latents(*args))
 
     def init(
         self,

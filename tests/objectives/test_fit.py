@@ -169,11 +169,70 @@ def test_refit_of_each_form(form):
         energy = kaem.Energy(basis, jnp.zeros((2, 12)))
         prior = kaem.KAEMPrior(energy, reference).to_event(1)
     refitted = kaem.refit_prior(prior, draws, **options)
-    assert jax.tree.structure(refitted) == jax.tree.structure(prior)
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(prior)]
+    assert [np.shape(leaf) for leaf in jax.tree.leaves(refitted)] == shapes
+    assert type(refitted) is type(prior)
     gain = np.mean(refitted.log_prob(draws) - prior.log_prob(draws))
     assert gain > 0.3
     # It is a law that can be drawn from.
     assert refitted.sample(jax.random.key(1), (5,)).shape == (5, 2)
+
+
+def mixture_on(basis, num_components):
+    energy = kaem.Energy(basis, jnp.zeros((num_components, 1, basis.num_features)))
+    component = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0)).to_event(1)
+    mixing = dist.Categorical(logits=jnp.zeros(num_components))
+    return dist.MixtureSameFamily(mixing, component)
+
+
+def test_refits_go_on_and_refine_their_panels():
+    prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
+    rng = np.random.default_rng(0)
+    draws = np.where(rng.random((600, 1)) < 0.3, -1.0, 1.0)
+    draws = draws + 0.06 * rng.normal(size=(600, 1))
+    first = kaem.refit_prior(prior, draws, penalty=1e-4)
+    component = first.component_distribution.base_dist
+    assert component.refinement > 1
+    assert float(component.quadrature_error.max()) < 1e-4
+    # From here the energies are flat again, and the panels stay.
+    wide = 2.0 * rng.normal(size=(600, 1))
+    second = kaem.refit_prior(first, wide, warm_start=True, penalty=1e3)
+    assert second.component_distribution.base_dist.refinement == component.refinement
+    # Components stay where they were: from clusters their order is that of chance.
+    again = kaem.refit_prior(first, draws, warm_start=True, penalty=1e-4)
+    place = [law.component_distribution.base_dist.mean for law in (first, again)]
+    np.testing.assert_allclose(place[1], place[0], atol=0.05)
+
+
+def test_refit_fills_the_places_of_empty_components():
+    prior = mixture_on(kaem.BSpline(-4.0, 4.0, 8), 4)
+    draws = np.repeat([[-1.0], [1.0], [1.0]], 20, axis=0)
+    refitted = kaem.refit_prior(prior, draws, pseudo_count=0.0)
+    assert refitted.mixing_distribution.probs.shape == (4,)
+    np.testing.assert_allclose(refitted.mixing_distribution.probs.sum(), 1, rtol=1e-5)
+    proportions = np.sort(np.asarray(refitted.mixing_distribution.probs))
+    np.testing.assert_allclose(proportions, [1 / 6, 1 / 6, 1 / 3, 1 / 3], atol=0.02)
+
+
+def test_training_goes_on_with_finer_panels():
+    weight = jnp.array([[1.0], [0.5]])
+    prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
+    model = kaem.KAEM(prior, lambda z: z @ weight.T, kaem.NormalLikelihood(0.02))
+    signs = jax.random.rademacher(jax.random.key(3), (300, 1))
+    x = model.conditional(signs + 0.05 * jax.random.normal(jax.random.key(4), (300, 1)))
+    result = kaem.fit(
+        model,
+        x.sample(jax.random.key(6)),
+        LangevinMLE(10),
+        optax.adam(1e-3),
+        60,
+        refit=kaem.PriorRefit(start=30, every=10, options={"penalty": 1e-4}),
+        progress_bar=False,
+    )
+    component = result.model.prior.component_distribution.base_dist
+    assert component.refinement > 1
+    assert float(component.quadrature_error.max()) < 1e-4
+    assert np.all(np.isfinite(result.losses))
 
 
 def test_wrong_refits():
