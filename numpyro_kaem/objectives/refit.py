@@ -11,11 +11,11 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
-from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.mixture_estimation import fit_mixture
+from numpyro_kaem.objectives.occasions import Occasions
 
 __all__ = ["PriorRefit", "refit_prior"]
 
@@ -23,7 +23,7 @@ _MIXTURE_STEPS = 20
 
 
 @dataclass(frozen=True)
-class PriorRefit:
+class PriorRefit(Occasions):
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
     Until ``start`` the prior is as it is given: with flat energies, its reference. Its
@@ -54,26 +54,8 @@ class PriorRefit:
     [200, 250, 300, 350]
     """
 
-    start: int
-    """Step of the first refit."""
-    every: int
-    """Number of steps from one to the next."""
-    stop: int | None = None
-    """Step after which there is none."""
     options: dict[str, Any] = field(default_factory=dict)
     """For :func:`refit_prior`."""
-
-    def __post_init__(self) -> None:
-        as_count("start", self.start)
-        as_count("every", self.every)
-        if self.stop is not None:
-            as_count("stop", self.stop)
-
-    def is_due(self, step: int) -> bool:
-        """Whether the prior is refitted before this step."""
-        after = step - self.start
-        ended = self.stop is not None and step > self.stop
-        return after >= 0 and after % self.every == 0 and not ended
 
     def fit(
         self, prior: dist.Distribution, draws: np.ndarray, rng_key: jax.Array

@@ -1,6 +1,7 @@
 """One step of training, and what goes around it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -153,14 +154,17 @@ class Trainer:
         index: np.ndarray,
         fixed: dict[str, Any],
         params: dict[str, Any] | None,
+        *,
+        abstract: bool = False,
     ) -> TrainingState:
-        """State before the first step."""
+        """State before the first step, or only its shapes."""
 
         def start(rng_key: jax.Array, data: Any, index: jax.Array, params: Any) -> Any:
             return self._svi.init(rng_key, data, index, fixed, init_params=params)
 
         # Compiled as a whole: one operation at a time, it is several times slower.
-        svi = jax.jit(start)(rng_key, data, jnp.asarray(index), params)
+        start = partial(jax.eval_shape, start) if abstract else jax.jit(start)
+        svi = start(rng_key, data, jnp.asarray(index), params)
         return TrainingState(svi, fixed, jnp.array(0))
 
     def _latents(
@@ -175,6 +179,23 @@ class Trainer:
     def params(self, state: TrainingState) -> dict[str, Any]:
         """Values of all parameters by name."""
         return {**self._svi.get_params(state.svi), **state.fixed}
+
+    def with_values(
+        self, state: TrainingState, values: dict[str, Any]
+    ) -> TrainingState:
+        """State with other values of some parameters, by name; the rest stays."""
+        fixed = {name: values.get(name, value) for name, value in state.fixed.items()}
+        trained = {name: v for name, v in values.items() if name not in fixed}
+        # Which leaves of the optimiser's state are the values of parameters.
+        leaves, structure = jax.tree.flatten(state.svi.optim_state)
+        numbered = jax.tree.unflatten(structure, range(len(leaves)))
+        places = self._svi.optim.get_params(numbered)
+        for name, value in self._svi.constrain_fn(trained, invert=True).items():
+            of_name = jax.tree.leaves(places[name])
+            for place, leaf in zip(of_name, jax.tree.leaves(value), strict=True):
+                leaves[place] = leaf
+        svi = state.svi._replace(optim_state=jax.tree.unflatten(structure, leaves))
+        return state._replace(svi=svi, fixed=fixed)
 
     def _step(
         self, state: TrainingState, data: Any, index: jax.Array
