@@ -12,7 +12,11 @@ from tqdm import tqdm
 
 from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.objectives.checkpoints import Checkpoint
-from numpyro_kaem.objectives.fit_checks import check_batch_size, check_parts
+from numpyro_kaem.objectives.fit_checks import (
+    check_batch_size,
+    check_chunk_size,
+    check_parts,
+)
 from numpyro_kaem.objectives.grid_update import GridUpdate
 from numpyro_kaem.objectives.refit import PriorRefit
 from numpyro_kaem.objectives.run import FitProgress, FitResult, Run
@@ -30,6 +34,7 @@ def fit(
     *,
     rng_key: jax.Array | None = None,
     batch_size: int | None = None,
+    chunk_size: int | None = None,
     guide: Callable | None = None,
     params: dict[str, Any] | None = None,
     penalty: Callable[[dict[str, Any]], jax.Array] | None = None,
@@ -65,6 +70,10 @@ def fit(
         Random key; None is ``jax.random.key(0)``.
     batch_size
         Number of data of a step; None is all. Every epoch has a new order.
+    chunk_size
+        How many data of a step run through the model at once, a divisor of their
+        number; None is all. Memory grows with it, and with the number of particles or
+        chains; gradients are those of the step, but for the draws.
     guide
         Guide for an ``ELBO`` of NumPyro, called as the model is.
     params
@@ -151,12 +160,13 @@ def fit(
         data = model.check_data(data)
     data = jnp.asarray(data)
     batch_size = check_batch_size(data, batch_size)
+    chunk_size = check_chunk_size(chunk_size, batch_size or len(data))
 
     key_init, key_order, key_refit = jax.random.split(rng_key, 3)
 
     def make_trainer(model: Callable) -> Trainer:
         parts = (model, guide, objective, optimizer)
-        return Trainer(*parts, unit_plate, batch_size, penalty)
+        return Trainer(*parts, unit_plate, batch_size, penalty, chunk_size)
 
     run = Run(
         model,

@@ -12,7 +12,7 @@ from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.objectives.grid_update import GridUpdate, grids_of
 from numpyro_kaem.objectives.refit import PriorRefit
 
-__all__ = ["check_batch_size", "check_parts"]
+__all__ = ["check_batch_size", "check_chunk_size", "check_parts"]
 
 
 def check_parts(
@@ -111,3 +111,29 @@ def check_batch_size(data: jax.Array, batch_size: int | None) -> int | None:
             f"{batch_size}."
         )
     return batch_size if batch_size < len(data) else None
+
+
+def check_chunk_size(chunk_size: int | None, batch_size: int) -> int | None:
+    """Return the number of data of a chunk; None for all of a batch.
+
+    Parameters
+    ----------
+    chunk_size
+        As :func:`~numpyro_kaem.fit` is given it.
+    batch_size
+        Number of data of a batch.
+
+    Raises
+    ------
+    ValueError
+        If it does not divide the number of data of a batch.
+    """
+    if chunk_size is None:
+        return None
+    chunk_size = as_count("chunk_size", chunk_size)
+    if batch_size % chunk_size != 0:
+        raise ValueError(
+            f"chunk_size must divide the number of data of a step, {batch_size}, got "
+            f"{chunk_size}; take batches of a multiple of it."
+        )
+    return chunk_size if chunk_size < batch_size else None

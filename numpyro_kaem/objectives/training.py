@@ -12,6 +12,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem.objectives.base import MaximumLikelihood
+from numpyro_kaem.objectives.chunked import Chunked
 from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["Batches", "Trainer", "TrainingState"]
@@ -106,6 +107,9 @@ class Trainer:
         Number of units of a batch; None is all.
     penalty
         Function of the parameters by name, added to the loss.
+    chunk_size
+        Number of units that run through the model at once, a divisor of the batch; None
+        is all.
     """
 
     def __init__(
@@ -117,7 +121,10 @@ class Trainer:
         unit_plate: str,
         subsample_size: int | None,
         penalty: Callable | None,
+        chunk_size: int | None = None,
     ) -> None:
+        self._chunk_size = chunk_size
+        subsample_size = subsample_size if chunk_size is None else chunk_size
         options = {}
         if subsample_size is not None:
             options = {"subsample_size": subsample_size}
@@ -141,6 +148,8 @@ class Trainer:
             def guide(*args: Any) -> None:
                 pass
 
+        if chunk_size is not None:
+            objective = Chunked(objective, chunk_size)
         loss = objective if penalty is None else _Penalised(objective, penalty)
         self._svi = SVI(self.model, guide, optimizer, loss=loss)
         self._whole, self._unit_plate = model, unit_plate
@@ -164,7 +173,7 @@ class Trainer:
 
         # Compiled as a whole: one operation at a time, it is several times slower.
         start = partial(jax.eval_shape, start) if abstract else jax.jit(start)
-        svi = start(rng_key, data, jnp.asarray(index), params)
+        svi = start(rng_key, data, jnp.asarray(index[: self._chunk_size]), params)
         return TrainingState(svi, fixed, jnp.array(0))
 
     def _latents(
