@@ -139,11 +139,7 @@ class KAEM(eqx.Module):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Values of all parameters by the name of their site, as ``SVI`` gives them.
-
-        Samplers that ask for the parameters of a model take them:
-        ``ImportanceSampling(model, params=model.params)``.
-        """
+        """Values of all parameters by the name of their site, as ``SVI`` gives them."""
         with handlers.block(), handlers.trace() as trace:
             self._learned()
         return {name: site["value"] for name, site in trace.items()}

@@ -243,9 +243,9 @@ def test_nuts_finds_latents_of_data(linear, key):
 
 def test_importance_sampling(linear, key):
     model = linear
-    sampler = kaem.infer.ImportanceSampling(
-        model, params=model.params, num_samples=4000, unit_plate="data"
-    )
+    sampler = kaem.infer.ImportanceSampling(model, num_samples=4000, unit_plate="data")
+    # Its own parameters, unless others are given.
+    assert list(sampler.params) == list(model.params)
     result = sampler.run(key, X)
     log_evidence, _ = exact_posterior(model, X)
     estimate = jax.scipy.special.logsumexp(result.log_weights, axis=0) - np.log(4000)
@@ -267,7 +267,7 @@ def test_deep_prior_has_no_exact_draws(key):
         DeepEnergyPrior(lambda z: z[0], 1), Linear(jnp.array(1.5)), NormalLikelihood()
     )
     with pytest.raises(ValueError, match=r"without a normaliser \(DeepEnergyPrior\)"):
-        kaem.infer.ImportanceSampling(model, params=model.params).run(key, X)
+        kaem.infer.ImportanceSampling(model).run(key, X)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def test_names_are_those_that_are_there():
         "Chebyshev",
         "Energy",
         "Fourier",
+        "GridUpdate",
         "InverseCDFTransform",
         "KAEMMixture",
         "KAEMPrior",

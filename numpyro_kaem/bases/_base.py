@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.bases._checks import Grid, GridLike, as_grid
 
-__all__ = ["AbstractBasis", "on_unit_grid"]
+__all__ = ["AbstractBasis", "on_grid", "on_unit_grid"]
 
 
 class AbstractBasis(eqx.Module):
@@ -192,8 +192,19 @@ class AbstractBasis(eqx.Module):
 
 def on_unit_grid(basis: AbstractBasis) -> AbstractBasis:
     """Return the same features on the grid [0, 1], so that compiled code is shared."""
+    return on_grid(basis, 0.0, 1.0)
+
+
+def on_grid(basis: AbstractBasis, low: GridLike, high: GridLike) -> AbstractBasis:
+    """Return the same features on another grid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the ends are not those of a grid; see :class:`AbstractBasis`.
+    """
     basis = copy.copy(basis)
-    for name, value in (("low", 0.0), ("high", 1.0)):
+    for name, value in zip(("low", "high"), as_grid(low, high), strict=True):
         object.__setattr__(basis, name, value)
     return basis
 

@@ -156,6 +156,21 @@ class KANDecoder(eqx.Module):
         dtype = self.layers[0].coefficients.dtype
         return _decode(self, as_latents(z, self.num_latents, dtype))
 
+    def layer_inputs(self, z: ArrayLike) -> tuple[jax.Array, ...]:
+        """Return what arrives at each layer, shapes (*batch, num_inputs).
+
+        Examples
+        --------
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from numpyro_kaem.decoders import KANDecoder
+        >>> decoder = KANDecoder(jax.random.key(0), 2, 3, hidden=(5,))
+        >>> [x.shape for x in decoder.layer_inputs(jnp.zeros((10, 2)))]
+        [(10, 2), (10, 5)]
+        """
+        dtype = self.layers[0].coefficients.dtype
+        return _inputs(self, as_latents(z, self.num_latents, dtype))
+
     def refit(self, basis: AbstractBasis | Sequence[AbstractBasis]) -> "KANDecoder":
         """Transfer every layer to another basis or grid by least squares.
 
@@ -199,11 +214,19 @@ class KANDecoder(eqx.Module):
 
 
 @jax.jit
-def _decode(decoder: KANDecoder, x: jax.Array) -> jax.Array:
-    for index, layer in enumerate(decoder.layers):
-        if index > 0 and decoder.layer_norm:
-            x = jax.nn.standardize(x, axis=-1)
+def _inputs(decoder: KANDecoder, x: jax.Array) -> tuple[jax.Array, ...]:
+    inputs = [x]
+    for layer in decoder.layers[:-1]:
         x = layer(x)
+        if decoder.layer_norm:
+            x = jax.nn.standardize(x, axis=-1)
+        inputs.append(x)
+    return tuple(inputs)
+
+
+@jax.jit
+def _decode(decoder: KANDecoder, x: jax.Array) -> jax.Array:
+    x = decoder.layers[-1](_inputs(decoder, x)[-1])
     x = x.reshape(*x.shape[:-1], *decoder.output_shape)
     return OUTPUT_ACTIVATIONS[decoder.output_activation](x)
 

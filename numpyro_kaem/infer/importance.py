@@ -11,6 +11,7 @@ from numpyro.util import is_prng_key
 from numpyro_kaem.infer.importance_proposals import Options, find_dependence, propose
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.resampling import check_count
+from numpyro_kaem.models import KAEM
 
 __all__ = ["ImportanceSampling"]
 
@@ -35,7 +36,7 @@ class ImportanceSampling:
         guide, are proposed from their own prior.
     params
         Constrained values of all ``param`` sites of model and guide, such as ``params``
-        of a result of :meth:`numpyro.infer.SVI.run`, or ``model.params`` of a
+        of a result of :meth:`numpyro.infer.SVI.run`. None is the model's own, of a
         :class:`~numpyro_kaem.KAEM`.
     num_samples
         Number :math:`S` of particles.
@@ -121,7 +122,9 @@ class ImportanceSampling:
             raise ValueError("share_proposals=True needs unit_plate.")
         self.model = model
         self.guide = guide
-        self.params = dict(params or {})
+        if params is None:
+            params = model.params if isinstance(model, KAEM) else {}
+        self.params = dict(params)
         self.num_samples = check_count("num_samples", num_samples)
         self._options = Options(
             unit_plate, share_proposals, check_count("chunk_size", chunk_size)

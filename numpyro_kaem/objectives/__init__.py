@@ -3,6 +3,7 @@
 from numpyro_kaem.objectives.amortised import AmortisedELBO
 from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.fit import FitProgress, FitResult, fit
+from numpyro_kaem.objectives.grid_update import GridUpdate
 from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
 from numpyro_kaem.objectives.langevin import LangevinMLE
 from numpyro_kaem.objectives.marginal_likelihood import (
@@ -25,6 +26,7 @@ __all__ = [
     "Degeneracy",
     "FitProgress",
     "FitResult",
+    "GridUpdate",
     "ImportanceMLE",
     "LangevinMLE",
     "MarginalLogLikelihood",

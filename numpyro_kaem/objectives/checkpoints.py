@@ -1,5 +1,6 @@
 """A folder of checkpoints, from which training goes on where it was stopped."""
 
+import inspect
 import os
 import re
 import warnings
@@ -148,7 +149,8 @@ class Checkpoint:
         ----------
         like
             A pytree of the structure, shapes and data types that were saved; its
-            values do not matter. Leaves may be :class:`jax.ShapeDtypeStruct`.
+            values do not matter. Leaves may be :class:`jax.ShapeDtypeStruct`. Or a
+            plain function from the metadata to such a pytree.
 
         Returns
         -------
@@ -182,7 +184,9 @@ class Checkpoint:
                     stacklevel=2,
                 )
                 continue
-            return step, restore_state(path, state, like), state.header["metadata"]
+            metadata = state.header["metadata"]
+            tree = like(metadata) if inspect.isroutine(like) else like
+            return step, restore_state(path, state, tree), metadata
         if damaged:
             raise ValueError(
                 f"all checkpoints in {self.directory} are damaged ("

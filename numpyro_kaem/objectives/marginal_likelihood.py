@@ -17,6 +17,7 @@ from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.infer.importance_checks import check_params
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.ladder import power_ladder
+from numpyro_kaem.models import KAEM
 from numpyro_kaem.objectives.annealing import Sizes, annealed_weights
 from numpyro_kaem.objectives.unit_model import UnitModel
 
@@ -201,7 +202,7 @@ def log_marginal_likelihood(
             f"data must have shape (num_data, ...) and not be empty, got {data.shape}."
         )
     if params is None:
-        params = getattr(model, "params", {})
+        params = model.params if isinstance(model, KAEM) else {}
     in_chunks = chunk_size < len(data)
     sizes = Sizes(num_particles, num_steps, chunk_size if in_chunks else None)
 

@@ -11,13 +11,13 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
-from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
 from numpyro_kaem.mixture_estimation import fit_mixture
+from numpyro_kaem.objectives.occasions import Occasions
 
-__all__ = ["PriorRefit", "refit_prior"]
+__all__ = ["PriorRefit", "refinement_of", "refit_prior", "with_refinement"]
 
 _MIXTURE_STEPS = 20
 # Error of a normaliser above which panels are halved, and how often, at most.
@@ -26,7 +26,7 @@ _FINEST = 8
 
 
 @dataclass(frozen=True)
-class PriorRefit:
+class PriorRefit(Occasions):
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
     Until ``start`` the prior is as it is given: with flat energies, its reference. Its
@@ -59,26 +59,8 @@ class PriorRefit:
     [200, 250, 300, 350]
     """
 
-    start: int
-    """Step of the first refit."""
-    every: int
-    """Number of steps from one to the next."""
-    stop: int | None = None
-    """Step after which there is none."""
     options: dict[str, Any] = field(default_factory=dict)
     """For :func:`refit_prior`."""
-
-    def __post_init__(self) -> None:
-        as_count("start", self.start)
-        as_count("every", self.every)
-        if self.stop is not None:
-            as_count("stop", self.stop)
-
-    def is_due(self, step: int) -> bool:
-        """Whether the prior is refitted before this step."""
-        after = step - self.start
-        ended = self.stop is not None and step > self.stop
-        return after >= 0 and after % self.every == 0 and not ended
 
     def fit(
         self,
@@ -196,6 +178,32 @@ def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
             return KAEMPrior.tree_unflatten(aux, (energy, parameters))
         # Doubled, so that there are few kinds to compile.
         refinement = min(2 * refinement, _FINEST)
+
+
+def refinement_of(prior: Any) -> int | None:
+    """How far the panels of a prior are divided, None if it has none."""
+    found = [
+        node.refinement
+        for node in jax.tree.leaves(prior, is_leaf=_is_density)
+        if _is_density(node)
+    ]
+    return max(found, default=None)
+
+
+def with_refinement(prior: Any, refinement: int) -> Any:
+    """Prior with its panels divided another way, its parameters as they are."""
+
+    def divide(node: Any) -> Any:
+        if not _is_density(node):
+            return node
+        children, (_, validate_args) = node.tree_flatten()
+        return KAEMPrior.tree_unflatten((refinement, validate_args), children)
+
+    return jax.tree.map(divide, prior, is_leaf=_is_density)
+
+
+def _is_density(node: Any) -> bool:
+    return isinstance(node, KAEMPrior)
 
 
 def _reference(prior: KAEMPrior) -> dist.Distribution | None:

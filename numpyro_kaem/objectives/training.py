@@ -1,6 +1,7 @@
 """One step of training, and what goes around it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
 from numpyro_kaem.objectives.base import MaximumLikelihood
+from numpyro_kaem.objectives.chunked import Chunked
 from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["Batches", "Trainer", "TrainingState"]
@@ -105,6 +107,9 @@ class Trainer:
         Number of units of a batch; None is all.
     penalty
         Function of the parameters by name, added to the loss.
+    chunk_size
+        Number of units that run through the model at once, a divisor of the batch; None
+        is all.
     """
 
     def __init__(
@@ -116,7 +121,10 @@ class Trainer:
         unit_plate: str,
         subsample_size: int | None,
         penalty: Callable | None,
+        chunk_size: int | None = None,
     ) -> None:
+        self._chunk_size = chunk_size
+        subsample_size = subsample_size if chunk_size is None else chunk_size
         options = {}
         if subsample_size is not None:
             options = {"subsample_size": subsample_size}
@@ -130,7 +138,7 @@ class Trainer:
 
             return run
 
-        self._of_batch = of_batch
+        self.model = of_batch(model)
         if guide is not None:
             guide = of_batch(guide)
         elif isinstance(objective, MaximumLikelihood):
@@ -140,18 +148,13 @@ class Trainer:
             def guide(*args: Any) -> None:
                 pass
 
+        if chunk_size is not None:
+            objective = Chunked(objective, chunk_size)
         loss = objective if penalty is None else _Penalised(objective, penalty)
-        self._svi = SVI(of_batch(model), guide, optimizer, loss=loss)
-        self._unit_plate = unit_plate
-        self.replace_model(model)
-
-    def replace_model(self, model: Callable) -> None:
-        """Go on with another model of the same parameters; the step compiles anew."""
-        self._whole, self.model = model, self._of_batch(model)
-        self._svi.model = self.model
-        # New functions, because JAX finds compiled code by their identity.
-        self.step = jax.jit(lambda *args: self._step(*args))
-        self.latents = jax.jit(lambda *args: self._latents(*args))
+        self._svi = SVI(self.model, guide, optimizer, loss=loss)
+        self._whole, self._unit_plate = model, unit_plate
+        self.step = jax.jit(self._step)
+        self.latents = jax.jit(self._latents)
 
     def init(
         self,
@@ -160,14 +163,17 @@ class Trainer:
         index: np.ndarray,
         fixed: dict[str, Any],
         params: dict[str, Any] | None,
+        *,
+        abstract: bool = False,
     ) -> TrainingState:
-        """State before the first step."""
+        """State before the first step, or only its shapes."""
 
         def start(rng_key: jax.Array, data: Any, index: jax.Array, params: Any) -> Any:
             return self._svi.init(rng_key, data, index, fixed, init_params=params)
 
         # Compiled as a whole: one operation at a time, it is several times slower.
-        svi = jax.jit(start)(rng_key, data, jnp.asarray(index), params)
+        start = partial(jax.eval_shape, start) if abstract else jax.jit(start)
+        svi = start(rng_key, data, jnp.asarray(index[: self._chunk_size]), params)
         return TrainingState(svi, fixed, jnp.array(0))
 
     def _latents(
@@ -182,6 +188,23 @@ class Trainer:
     def params(self, state: TrainingState) -> dict[str, Any]:
         """Values of all parameters by name."""
         return {**self._svi.get_params(state.svi), **state.fixed}
+
+    def with_values(
+        self, state: TrainingState, values: dict[str, Any]
+    ) -> TrainingState:
+        """State with other values of some parameters, by name; the rest stays."""
+        fixed = {name: values.get(name, value) for name, value in state.fixed.items()}
+        trained = {name: v for name, v in values.items() if name not in fixed}
+        # Which leaves of the optimiser's state are the values of parameters.
+        leaves, structure = jax.tree.flatten(state.svi.optim_state)
+        numbered = jax.tree.unflatten(structure, range(len(leaves)))
+        places = self._svi.optim.get_params(numbered)
+        for name, value in self._svi.constrain_fn(trained, invert=True).items():
+            of_name = jax.tree.leaves(places[name])
+            for place, leaf in zip(of_name, jax.tree.leaves(value), strict=True):
+                leaves[place] = leaf
+        svi = state.svi._replace(optim_state=jax.tree.unflatten(structure, leaves))
+        return state._replace(svi=svi, fixed=fixed)
 
     def _step(
         self, state: TrainingState, data: Any, index: jax.Array

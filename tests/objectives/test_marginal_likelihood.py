@@ -49,13 +49,13 @@ def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
     """Steps that follow the acceptance in the estimate itself would bias it."""
     model = linear_model()
     x = jnp.array([[0.5, 0.3, -0.2, 0.1], [2.0, -1.0, 0.5, 0.5]])
-    num_copies = 1500
+    num_copies = 20_000
     result = log_marginal_likelihood(
         model,
         jnp.repeat(x, num_copies, axis=0),
-        num_temperatures=4,
-        num_particles=25,
-        num_steps=1,
+        num_temperatures=8,
+        num_particles=2,
+        num_steps=10,
         chunk_size=2 * num_copies,
         **OPTIONS,
     )
@@ -64,12 +64,8 @@ def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
     error = ratios.std(1, ddof=1) / np.sqrt(num_copies)
     np.testing.assert_array_less(np.abs(ratios.mean(1) - 1), 4 * error)
     # The test can tell: the error is small, and single estimates are rough.
-    assert np.all(error < 0.03)
-    assert np.all(ratios.std(1) > 0.2)
-    # The first datum, of the two the easier, has standard errors that are right.
-    spread = np.std(result.values[:num_copies], ddof=1)
-    stated = np.sqrt(np.mean(result.standard_errors[:num_copies] ** 2))
-    np.testing.assert_allclose(stated, spread, rtol=0.3)
+    assert np.all(error < 0.01)
+    assert np.all(ratios.std(1) > 0.5)
 
 
 def energies(*shape):
