@@ -255,3 +255,47 @@ def test_digits(tmp_path, monkeypatch, capsys):
     assert max(errors) < 0.38
     for name in ("draws", "prior", "components", "filled_in"):
         assert (tmp_path / f"digits_{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_darcy_flow(tmp_path, monkeypatch, capsys):
+    printed = run("darcy_flow", tmp_path, monkeypatch, capsys)
+    untrained, half = re.findall(r"^   .* (-?[\d.]+) ± [\d.]+$", printed, re.M)
+    assert float(untrained) < float(half)
+    rows = re.findall(r"^(\w+) +(-?[\d.]+) ± ([\d.]+) +([\d.]+)", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ["Normal", "RBF", "Fourier"]
+    likelihood = {name: float(value) for name, value, _, _ in rows}
+    distance = {name: float(value) for name, _, _, value in rows}
+    for name in ("RBF", "Fourier"):
+        assert likelihood[name] > float(untrained)
+        assert distance[name] < distance["Normal"]
+    # By the maximum principle.
+    training = re.search(r"^training.* ([\d.]+)$", printed, re.MULTILINE)[1]
+    assert float(training) == 0.0
+    inside = float(re.search(r"sensors: (\d+)% of the cells", printed)[1])
+    assert inside > 70
+    figures = sorted(path.stem for path in tmp_path.iterdir())
+    assert figures == [
+        f"darcy_flow_{name}" for name in ("checks", "fields", "prior", "sensors")
+    ]
+
+
+@pytest.mark.slow
+def test_text(tmp_path, monkeypatch, capsys):
+    printed = run("text", tmp_path, monkeypatch, capsys)
+    rows = re.findall(
+        r"^(Normal|no latents|learned) +([\d.]+) ± ([\d.]+)(.*)$", printed, re.MULTILINE
+    )
+    names = [row[0] for row in rows]
+    assert names == ["Normal", "no latents", "Normal", "Normal", "learned"]
+    bits = [float(row[1]) for row in rows]
+    # Characters that are equally likely take this many.
+    assert max(bits[1:]) < np.log2(35) < bits[0]
+    assert all(float(row[2]) < 0.1 for row in rows)
+    # The latents have not collapsed.
+    for row in rows[3:]:
+        assert float(row[3].split()[-1]) > 1.0
+    drawn = printed.split("Draws")[1].split("Between")[0].strip().splitlines()
+    assert len(drawn) == 6
+    figures = sorted(path.stem for path in tmp_path.iterdir())
+    assert figures == ["text_prior", "text_training"]

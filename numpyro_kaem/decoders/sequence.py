@@ -39,6 +39,9 @@ class SequenceDecoder(eqx.Module):
         Number of heads of attention; it divides ``width``.
     num_blocks
         Number of blocks.
+    context
+        Number of positions that attention looks back on, the present one included.
+        ``None`` is all.
 
     Raises
     ------
@@ -51,6 +54,9 @@ class SequenceDecoder(eqx.Module):
     -----
     - Calling the decoder gives a distribution, so a model reads
       ``numpyro.sample("x", decoder(z), obs=tokens)``.
+    - A token depends on the ``num_blocks * (context - 1) + 1`` before it. A decoder that
+      sees them all may do without latents, which are then ignored ("posterior
+      collapse"). What reaches further than a short context they alone can tell.
     - Layers are normalised before attention and before the perceptron, as in GPT-2.
     - Leaves, in this order: ``token_embedding``, ``position_embedding``, those of
       ``latent_embedding``, ``blocks``, ``norm`` and ``head``.
@@ -61,6 +67,8 @@ class SequenceDecoder(eqx.Module):
     Processing Systems* 30.
     Radford et al. (2019), "Language models are unsupervised multitask learners",
     section 2.3.
+    Chen et al. (2017), "Variational lossy autoencoder", *International Conference on
+    Learning Representations*, on short contexts.
 
     Examples
     --------
@@ -101,6 +109,7 @@ class SequenceDecoder(eqx.Module):
         width: int = 64,
         num_heads: int = 4,
         num_blocks: int = 1,
+        context: int | None = None,
     ) -> None:
         num_latents = as_count("num_latents", num_latents)
         num_tokens = as_count("num_tokens", num_tokens, minimum=2)
@@ -108,6 +117,8 @@ class SequenceDecoder(eqx.Module):
         width = as_count("width", width)
         num_heads = as_count("num_heads", num_heads)
         num_blocks = as_count("num_blocks", num_blocks)
+        if context is not None:
+            context = as_count("context", context)
         if width % num_heads != 0:
             raise ValueError(
                 "num_heads must divide width, got "
@@ -120,7 +131,16 @@ class SequenceDecoder(eqx.Module):
             self.blocks,
             self.norm,
             self.head,
-        ) = _initial(key, num_latents, num_tokens, length, width, num_heads, num_blocks)
+        ) = _initial(
+            key,
+            num_latents,
+            num_tokens,
+            length,
+            width,
+            num_heads,
+            num_blocks,
+            context,
+        )
 
     @property
     def num_latents(self) -> int:
@@ -186,8 +206,11 @@ class _Block(eqx.Module):
     perceptron_input: eqx.nn.Linear
     perceptron_output: eqx.nn.Linear
     num_heads: int = eqx.field(static=True)
+    context: int | None = eqx.field(static=True)
 
-    def __init__(self, key: jax.Array, width: int, num_heads: int) -> None:
+    def __init__(
+        self, key: jax.Array, width: int, num_heads: int, context: int | None
+    ) -> None:
         keys = jax.random.split(key, 4)
         self.attention_norm = eqx.nn.LayerNorm(width)
         # No offset: the weights of attention would not depend on that of the keys.
@@ -199,6 +222,7 @@ class _Block(eqx.Module):
         self.perceptron_input = eqx.nn.Linear(width, 4 * width, key=keys[2])
         self.perceptron_output = eqx.nn.Linear(4 * width, width, key=keys[3])
         self.num_heads = num_heads
+        self.context = context
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """One sequence: (length, width) -> (length, width)."""
@@ -209,6 +233,8 @@ class _Block(eqx.Module):
         # Not by jax.nn.dot_product_attention: its softmax is in float32 always.
         scores = jnp.einsum("tnh,snh->nts", query, key) * query.shape[-1] ** -0.5
         seen = jnp.tril(jnp.ones((length, length), bool))
+        if self.context is not None:
+            seen = jnp.triu(seen, 1 - self.context)
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         attended = jnp.einsum("nts,snh->tnh", weights, value)
         x = x + jax.vmap(self.attention_output)(attended.reshape(length, width))
@@ -229,7 +255,7 @@ def _logits(decoder: SequenceDecoder, z: jax.Array, tokens: jax.Array) -> jax.Ar
     return jax.vmap(decoder.head)(jax.vmap(decoder.norm)(x))
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6, 7))
 def _initial(
     key: jax.Array,
     num_latents: int,
@@ -238,6 +264,7 @@ def _initial(
     width: int,
     num_heads: int,
     num_blocks: int,
+    context: int | None,
 ) -> tuple:
     """Random arrays and modules, in the order of the leaves."""
     keys = jax.random.split(key, 4 + num_blocks)
@@ -246,7 +273,7 @@ def _initial(
         jax.random.normal(keys[1], (length, width)),
         # The positions have an offset already.
         eqx.nn.Linear(num_latents, width, use_bias=False, key=keys[2]),
-        tuple(_Block(block_key, width, num_heads) for block_key in keys[4:]),
+        tuple(_Block(block_key, width, num_heads, context) for block_key in keys[4:]),
         eqx.nn.LayerNorm(width),
         eqx.nn.Linear(width, num_tokens, key=keys[3]),
     )

@@ -48,10 +48,11 @@ def attention(block, x):
     query, key, value = np.split(linear(block.query_key_value, x), 3, axis=-1)
     out = np.zeros_like(x)
     for t in range(len(x)):
+        seen = slice(max(t + 1 - (block.context or len(x)), 0), t + 1)
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
-            scores = key[: t + 1, part] @ query[t, part] / np.sqrt(size)
-            out[t, part] = special.softmax(scores) @ value[: t + 1, part]
+            scores = key[seen, part] @ query[t, part] / np.sqrt(size)
+            out[t, part] = special.softmax(scores) @ value[seen, part]
     return linear(block.attention_output, out)
 
 
@@ -89,6 +90,22 @@ def test_causality(decoder):
     assert np.all(np.max(np.abs(other - logits), axis=-1) > 1e-4)
 
 
+def test_short_context():
+    """Two blocks that look back on two positions: the three tokens before."""
+    decoder = random_leaves(
+        lambda key: SequenceDecoder(
+            key, 2, 5, 6, width=4, num_heads=2, num_blocks=2, context=2
+        )
+    )
+    logits = np.asarray(decoder.logits(Z, TOKENS))
+    expected = by_numpy(decoder, Z, TOKENS)
+    assert_close(logits, expected, rtol=(1e-3, 1e-9), atol=(1e-4, 1e-10))
+    tokens = TOKENS.copy()
+    tokens[1] = 4
+    changed = np.max(np.abs(decoder.logits(Z, tokens) - logits), axis=-1) > 0
+    assert_array_equal(changed, [False, False, True, True, True, False])
+
+
 def test_broadcasting(decoder):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 2)))
     tokens = np.random.default_rng(1).integers(0, 5, (4, 6))
@@ -115,6 +132,7 @@ def test_sizes(decoder):
         ({"width": 8.0}, TypeError, "width must be a positive integer"),
         ({"num_heads": 0}, ValueError, "num_heads must be a positive integer"),
         ({"num_blocks": 0}, ValueError, "num_blocks must be a positive integer"),
+        ({"context": 0}, ValueError, "context must be a positive integer"),
         ({"width": 10}, ValueError, "num_heads must divide width, got num_heads=4 and"),
     ],
 )
