@@ -54,8 +54,8 @@ class SequenceDecoder(eqx.Module):
     -----
     - Calling the decoder gives a distribution, so a model reads
       ``numpyro.sample("x", decoder(z), obs=tokens)``.
-    - A token depends on the ``num_blocks * (context - 1) + 1`` before it. A decoder that
-      sees them all may do without latents, which are then ignored ("posterior
+    - A token depends on the ``num_blocks * (context - 1) + 1`` before it. A decoder
+      that sees them all may do without latents, which are then ignored ("posterior
       collapse"). What reaches further than a short context they alone can tell.
     - Layers are normalised before attention and before the perceptron, as in GPT-2.
     - Leaves, in this order: ``token_embedding``, ``position_embedding``, those of
