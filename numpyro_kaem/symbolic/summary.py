@@ -100,7 +100,7 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
     >>> kaem.summarize_prior(kaem.KAEMPrior(energy, dist.Normal(0.0, 1.5)))
     component  mean  sd    entropy  divergence  modes
     0          0     1.5   1.824    0           0
-    1          0     1.72  1.736    0.2423      -1.83, 1.83
+    1          0     1.72  1.736    0.2424      -1.84, 1.84
     """
     marginals = marginals_of(prior, "summarize_prior")
     shape = marginals.batch_shape
