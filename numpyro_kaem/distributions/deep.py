@@ -193,8 +193,9 @@ class DeepEnergyPrior(dist.Distribution):
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Arrays of the network and the scale; the rest is static."""
-        # Activations are functions, which jit takes as static values only.
-        arrays, static = eqx.partition(self.network, eqx.is_array)
+        # Activations are functions, which jit takes as static values only. Not by
+        # what is an array: trees of other things than arrays have the same structure.
+        arrays, static = eqx.partition(self.network, lambda x: not _is_static(x))
         leaves, treedef = jax.tree_util.tree_flatten(static)
         sizes = (self.dim, self.num_steps, self.step_size, self._validate_args)
         return (arrays, self.scale), (tuple(leaves), treedef, *sizes)
@@ -304,6 +305,11 @@ class DeepEnergyPrior(dist.Distribution):
         # this part needs no value.
         reference -= jax.lax.stop_gradient(reference)
         return jnp.mean(self.energy(z) + reference)
+
+
+def _is_static(leaf: Any) -> bool:
+    """Whether a leaf of a network is a function, or a plain number or name."""
+    return callable(leaf) or isinstance(leaf, (bool, int, float, complex, str))
 
 
 @promote_batch_shape.register

@@ -112,6 +112,11 @@ def test_shapes_jit_and_pytree(key):
     copy = jax.tree_util.tree_unflatten(treedef, leaves)
     assert_close(log_prob(copy, z), expected)
     assert hash(treedef) == hash(jax.tree_util.tree_structure(copy))
+    # Also of a tree of other things than arrays, as compiling ahead of time makes them.
+    shapes = jax.tree_util.tree_map(jax.typeof, prior)
+    assert jax.tree_util.tree_structure(shapes) == treedef
+    compiled = log_prob.lower(prior, z).compile()
+    assert_close(compiled(prior, z), log_prob(prior, z), rtol=1e-6)
     many = jax.vmap(lambda scale: prior.replace(prior.network, scale).log_prob(z[0, 0]))
     assert jax.eval_shape(many, jnp.array([1.0, 2.0])).shape == (2,)
 
