@@ -34,7 +34,9 @@ import optax
 
 import numpyro_kaem as kaem
 
-NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS, NUM_DRAWS = 8, 20, 16, 2000
+NUM_LATENTS, NUM_BASIS, NUM_DRAWS = 8, 16, 2000
+# More components gain little while the decoder is trained, and cost in every move.
+NUM_COMPONENTS = {"trained": 20, "afterwards": 60}
 REFERENCE = dist.Normal(0.0, 1.0)
 # Bounds of the latents; energies are constant beyond.
 BASIS = kaem.BSpline(-5.0, 5.0, NUM_BASIS)
@@ -51,11 +53,11 @@ class Setting(NamedTuple):
     """Langevin moves of each image's chain in a step."""
     batch_size: int = 100
     """Images in a step."""
-    num_fit_steps: int = 1500
+    num_fit_steps: int = 3000
     """Steps of the fit of an autoregressive prior."""
 
 
-def make_prior(form: str, key: jax.Array) -> dist.Distribution:
+def make_prior(form: str, key: jax.Array, when: str = "trained") -> dist.Distribution:
     """Prior to start from: its reference, but for the neural one."""
     shape = (NUM_LATENTS,)
     if form == "independent":
@@ -63,11 +65,12 @@ def make_prior(form: str, key: jax.Array) -> dist.Distribution:
     if form == "KART":
         return flat_prior((2 * NUM_LATENTS + 1, NUM_LATENTS))
     if form == "mixture":
-        mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
-        component = flat_prior((NUM_COMPONENTS, *shape)).to_event(1)
+        num_components = NUM_COMPONENTS[when]
+        mixing = dist.Categorical(logits=jnp.zeros(num_components))
+        component = flat_prior((num_components, *shape)).to_event(1)
         return dist.MixtureSameFamily(mixing, component)
     if form == "autoregressive":
-        conditioner = kaem.MaskedConditioner(key, NUM_LATENTS, NUM_BASIS, 64, 2)
+        conditioner = kaem.MaskedConditioner(key, NUM_LATENTS, NUM_BASIS, 128, 2)
         return kaem.AutoregressiveKAEMPrior(BASIS, conditioner, REFERENCE)
     if form == "neural":
         return kaem.DeepEnergyPrior.init(key, NUM_LATENTS, width=64)
@@ -82,7 +85,9 @@ def flat_prior(shape: tuple[int, ...]) -> kaem.KAEMPrior:
 def refit_options(form: str, setting: Setting) -> dict:
     """Options of the fit of a prior to draws."""
     if form == "autoregressive":
-        return {"num_steps": setting.num_fit_steps}
+        return {"num_steps": setting.num_fit_steps, "learning_rate": 5e-3}
+    if form == "mixture":
+        return {"penalty": 1.0, "pseudo_count": 0.3}
     return {"penalty": 1.0}
 
 
@@ -141,7 +146,7 @@ def train(
         model,
         images,
         objective,
-        optax.adam(optax.cosine_decay_schedule(8e-3, num_steps)),
+        make_optimizer(form, num_steps),
         num_steps,
         rng_key=key_fit,
         batch_size=setting.batch_size,
@@ -156,6 +161,22 @@ def train(
     loc, log_scale = jnp.split(encoder(jnp.asarray(images)), 2, axis=-1)
     noise = jax.random.normal(key_draw, loc.shape)
     return result.model, np.asarray(loc + jnp.exp(log_scale) * noise)
+
+
+def make_optimizer(form: str, num_steps: int) -> optax.GradientTransformation:
+    """Adam's method; a neural prior diverges at the rate of the decoder."""
+    fast, slow = (
+        optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+        for rate in (8e-3, 3e-4)
+    )
+    if form != "neural":
+        return fast
+    return optax.multi_transform(
+        {"decoder": fast, "prior": slow},
+        lambda params: {
+            name: "prior" if name.startswith("prior") else "decoder" for name in params
+        },
+    )
 
 
 def run_seed(
@@ -188,7 +209,7 @@ def run_seed(
         for after in ("mixture", "autoregressive") if form == "normal" else ["mixture"]:
             start = [now - part for now, part in zip(clocks(), spent, strict=True)]
             prior = kaem.refit_prior(
-                make_prior(after, key),
+                make_prior(after, key, "afterwards"),
                 posterior,
                 rng_key=key,
                 **refit_options(after, setting),

@@ -33,7 +33,7 @@ from numpyro.infer import MCMC
 
 import numpyro_kaem as kaem
 
-NUM_LATENTS, NUM_COMPONENTS = 8, 20
+NUM_LATENTS, NUM_COMPONENTS = 8, 60
 NUM_HELD_OUT = 397
 # Beyond these bounds of the latents the energies are constant.
 BASIS, REFERENCE = kaem.BSpline(-5.0, 5.0, num_basis=16), dist.Normal(0.0, 1.0)
@@ -78,10 +78,22 @@ def fit_prior(name: str, latents: jax.Array, seed: int) -> dist.Distribution:
         return kaem.refit_prior(prior, latents, penalty=1.0)
     if name == "mixture":
         return kaem.fit_mixture(
-            latents, NUM_COMPONENTS, BASIS, REFERENCE, penalty=1.0, rng_key=key
+            latents,
+            NUM_COMPONENTS,
+            BASIS,
+            REFERENCE,
+            penalty=1.0,
+            pseudo_count=0.3,
+            rng_key=key,
         )
     return kaem.fit_autoregressive(
-        latents, BASIS, REFERENCE, rng_key=key, num_steps=1500
+        latents,
+        BASIS,
+        REFERENCE,
+        rng_key=key,
+        width=128,
+        num_steps=3000,
+        learning_rate=5e-3,
     )
 
 
@@ -149,9 +161,10 @@ def draw_components(model: kaem.KAEM, seed: int) -> plt.Figure:
     law = model.prior
     draws = law.component_distribution.sample(jax.random.key(seed), (12,))
     share = law.mixing_distribution.probs
+    largest = np.argsort(-np.asarray(share))[:8]
     rows = {
-        f"{share[k]:.0%}": np.asarray(model.decode(draws[:, k]))
-        for k in np.argsort(-share)[:8]
+        f"{number}: {share[k]:.1%}": np.asarray(model.decode(draws[:, k]))
+        for number, k in enumerate(largest, 1)
     }
     return draw_images(rows)
 

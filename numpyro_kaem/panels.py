@@ -338,7 +338,9 @@ def resolution_of(
     log_ratio = log_ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
     coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + log_ratio)
     difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
-    scale = jnp.max(jnp.abs(fine.energy), axis=(0, 1))
+    # Rounding of the energies costs where there is mass; elsewhere they may be huge.
+    has_mass = fine.log_mass > fine.log_normalizer + np.log(jnp.finfo(dtype).eps)
+    scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
     nodes = fine.energy[:, 1::2]
     change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
     return change, difference + jnp.finfo(dtype).eps * (24 + 2 * scale)

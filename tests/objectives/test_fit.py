@@ -189,8 +189,9 @@ def test_refits_go_on_and_refine_their_panels():
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
     rng = np.random.default_rng(0)
     draws = np.where(rng.random((600, 1)) < 0.3, -1.0, 1.0)
-    draws = draws + 0.06 * rng.normal(size=(600, 1))
-    first = kaem.refit_prior(prior, draws, penalty=1e-4)
+    draws = draws + 0.02 * rng.normal(size=(600, 1))
+    options = {"penalty": 1e-2, "pseudo_count": 0.0}
+    first = kaem.refit_prior(prior, draws, **options)
     component = first.component_distribution.base_dist
     assert component.refinement > 1
     assert float(component.quadrature_error.max()) < 1e-4
@@ -199,7 +200,7 @@ def test_refits_go_on_and_refine_their_panels():
     second = kaem.refit_prior(first, wide, warm_start=True, penalty=1e3)
     assert second.component_distribution.base_dist.refinement == component.refinement
     # Components stay where they were: from clusters their order is that of chance.
-    again = kaem.refit_prior(first, draws, warm_start=True, penalty=1e-4)
+    again = kaem.refit_prior(first, draws, warm_start=True, **options)
     place = [law.component_distribution.base_dist.mean for law in (first, again)]
     np.testing.assert_allclose(place[1], place[0], atol=0.05)
 
@@ -215,24 +216,36 @@ def test_refit_fills_the_places_of_empty_components():
 
 
 def test_training_goes_on_with_finer_panels():
-    weight = jnp.array([[1.0], [0.5]])
-    prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
-    model = kaem.KAEM(prior, lambda z: z @ weight.T, kaem.NormalLikelihood(0.02))
-    signs = jax.random.rademacher(jax.random.key(3), (300, 1))
-    x = model.conditional(signs + 0.05 * jax.random.normal(jax.random.key(4), (300, 1)))
+    seen = []
+
+    class Finer(kaem.PriorRefit):
+        """Energies stay as they are, and panels are halved once."""
+
+        def fit(self, prior, draws, rng_key, warm_start=False):
+            seen.append((prior.base_dist.refinement, warm_start, draws.shape))
+            law = kaem.KAEMPrior(
+                prior.base_dist.energy, dist.Normal(0.0, 1.0), refinement=2
+            )
+            return law.to_event(1)
+
+    energy = kaem.Energy(kaem.BSpline(-4.0, 4.0, 12), jnp.zeros((2, 12)))
+    prior = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0), refinement=1).to_event(1)
+    weight = jnp.array([[1.0, 0.2], [0.1, 1.0]])
+    model = kaem.KAEM(prior, lambda z: z @ weight.T, kaem.NormalLikelihood(0.2))
     result = kaem.fit(
         model,
-        x.sample(jax.random.key(6)),
-        LangevinMLE(10),
+        model.sample(jax.random.key(0), 50),
+        LangevinMLE(1),
         optax.adam(1e-3),
-        60,
-        refit=kaem.PriorRefit(start=30, every=10, options={"penalty": 1e-4}),
+        5,
+        refit=Finer(start=1, every=2),
         progress_bar=False,
     )
-    component = result.model.prior.component_distribution.base_dist
-    assert component.refinement > 1
-    assert float(component.quadrature_error.max()) < 1e-4
+    assert seen == [(1, False, (50, 2)), (2, True, (50, 2))]
+    assert result.model.prior.base_dist.refinement == 2
     assert np.all(np.isfinite(result.losses))
+    # Of the model that was passed nothing changes.
+    assert model.prior.base_dist.refinement == 1
 
 
 def test_wrong_refits():
