@@ -84,7 +84,7 @@ def run(name, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert str(tmp_path) in printed.splitlines()[-1]
-    figures = sorted(tmp_path.iterdir())
+    figures = sorted(tmp_path.glob("*.png"))
     assert figures
     for path in figures:
         content = path.read_bytes()
@@ -103,6 +103,26 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert max(map(float, errors)) < 5.0
     figures = sorted(path.name for path in tmp_path.iterdir())
     assert figures == ["quickstart_1.png", "quickstart_2.png"]
+
+
+@pytest.mark.arviz
+def test_results(tmp_path, monkeypatch, capsys):
+    """Three samplers agree, under either line of ArviZ; so does what is saved."""
+    printed = run("results", tmp_path, monkeypatch, capsys)
+    assert "the loaded prior is equal: True" in printed
+    rows = [
+        [float(x) for x in re.findall(r"(-?[\d.]+) ± ([\d.]+)", line) for x in x]
+        for line in printed.splitlines()
+        if line.startswith(("NUTS", "importance", "annealed")) and "±" in line
+    ]
+    assert len(rows) == 3
+    nuts, importance, annealed = np.array(rows).reshape(3, 5, 2).transpose(0, 2, 1)
+    for mean, sd in (nuts, annealed):
+        assert np.all(np.abs(mean - importance[0]) < 0.35 * importance[1])
+        np.testing.assert_allclose(sd, importance[1], rtol=0.3)
+    line = next(x for x in printed.splitlines() if x.startswith("log evidence"))
+    first, error, second, other = map(float, re.findall(r"-?\d[\d.]*", line))
+    assert abs(first - second) < 5 * np.hypot(error, other)
 
 
 def test_baseball(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,9 @@ def to_arviz(
     ``ImportanceResult``      draws resampled by the smoothed weights
     ``PosteriorSample``       all draws of the run that was chosen
     ``SVIRunResult``          draws of the ``guide``
-    ``FitResult``             none: learned prior, generated data, history of training
+    ``FitResult``             last states of the chains of the training data, if they
+                              are kept and given as ``model_args=(data,)``; with them
+                              the learned prior, generated data, history of training
     ``MarginalFit``           latent value of every unit, under the fitted prior
     ``UnitPosterior``         the same
     ``dict``                  draws, each of shape ``(num_draws, *site)``
@@ -51,7 +53,8 @@ def to_arviz(
     result
         What was run.
     model, model_args, model_kwargs
-        NumPyro model with the arguments it was run with. An ``MCMC`` knows its own.
+        NumPyro model with the arguments it was run with. An ``MCMC`` knows its own, and
+        a ``FitResult`` its model, not its data.
         With a model come its data, the log likelihood and deterministic sites.
     guide
         Guide of an ``SVIRunResult``.
@@ -128,7 +131,9 @@ def to_arviz(
         num_samples = as_count("num_samples", num_samples)
     call = None if model is None else ModelCall(model, model_args, model_kwargs or {})
     keys = jax.random.split(rng_key, 4)
-    found = extract(result, Request(call, guide, keys[0], num_samples))
+    found = extract(
+        result, Request(call, tuple(model_args), guide, keys[0], num_samples)
+    )
     sites = None if found.call is None else found.call.sites()
     named = {} if sites is None else sites.dims
     groups = Groups({**found.dims, **named, **(dims or {})}, coords)

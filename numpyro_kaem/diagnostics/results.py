@@ -14,7 +14,9 @@ from numpyro.infer.svi import SVIRunResult
 from numpyro_kaem.diagnostics.sites import ModelCall
 from numpyro_kaem.empirical_bayes import MarginalFit, UnitPosterior, unit_posterior
 from numpyro_kaem.infer import ImportanceResult, PosteriorSample
+from numpyro_kaem.models import KAEM
 from numpyro_kaem.objectives import FitResult
+from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["Extracted", "Request", "extract"]
 
@@ -39,6 +41,8 @@ class Request:
 
     call: ModelCall | None
     """Model with its arguments."""
+    args: tuple[Any, ...]
+    """Arguments of the model, also of one that the result knows."""
     guide: Callable | None
     """Guide of variational inference."""
     rng_key: jax.Array
@@ -208,18 +212,28 @@ def _(result: SVIRunResult, request: Request) -> Extracted:
 @extract.register
 def _(result: FitResult, request: Request) -> Extracted:
     count, model = _count(request), result.model
-    if not (hasattr(model, "latents") and hasattr(model, "sample")):
+    if not isinstance(model, KAEM):
         raise TypeError(
             "result must be the fit of a KAEM; of another model's fit, the losses are "
             "result.losses."
         )
-    return Extracted(
+    found = Extracted(
         # With one key these belong together.
         prior=_one_chain({"z": model.latents(request.rng_key, count)}),
         prior_predictive=_one_chain({"x": model.sample(request.rng_key, count)}),
         training={"loss": result.losses},
-        dims={"z": ("latent",)},
     )
+    position = result.memory.get("position")
+    if position is None or not request.args:
+        return found
+    if "temperatures" in result.memory:
+        # The chain of the posterior.
+        position = position[:, -1:]
+    found.call = ModelCall(model, request.args, {})
+    units = UnitModel(jax.random.key(0), result.params, model, request.args, {}, "data")
+    latents = jax.vmap(lambda chain: units.constrain(chain)[0], 1)(position)
+    found.posterior = _one_chain(latents)
+    return found
 
 
 @extract.register

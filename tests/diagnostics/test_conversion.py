@@ -235,6 +235,36 @@ def test_trained_model():
     np.testing.assert_array_equal(values_of(data, "training", "loss"), result.losses)
 
 
+def test_chains_of_a_trained_model():
+    """Their last states, as NumPyro's own transforms make latents of them."""
+    x = jax.random.normal(jax.random.key(8), (12, 2))
+    energy = kaem.Energy(kaem.BSpline(-2.0, 2.0, 5), jnp.zeros((1, 5)))
+    decoder = kaem.KANDecoder(jax.random.key(6), 1, (2,), hidden=())
+    model = kaem.KAEM(
+        kaem.KAEMPrior(energy).to_event(1), decoder, kaem.NormalLikelihood(1.0)
+    )
+    objective = kaem.infer.LangevinMLE(num_chains=3, num_steps=1)
+    result = kaem.fit(
+        model,
+        x,
+        objective,
+        optax.adam(1e-3),
+        2,
+        rng_key=jax.random.key(1),
+        progress_bar=False,
+    )
+    data = kaem.to_arviz(result, model_args=(x,), num_samples=20)
+    z = values_of(data, "posterior", "z")
+    assert z.shape == (1, 3, 12, 1)
+    assert data["posterior"]["z"].dims[2] == "data"
+    position = np.moveaxis(np.asarray(result.memory["position"]), 1, 0)
+    constrain = dist.biject_to(dist.constraints.interval(-2.0, 2.0))
+    np.testing.assert_allclose(z[0], constrain(position), rtol=1e-5)
+    expected = dist.Normal(result.model.decode(z[0]), 1.0).log_prob(x).sum(-1)
+    found = values_of(data, "log_likelihood", "x")
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+
+
 def test_units_of_a_marginal_fit():
     """Posterior of every unit under the fitted prior."""
     x = jax.random.normal(jax.random.key(7), (40,)) * 1.3
