@@ -190,6 +190,7 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
         ):
             ax.axhline(value, color="0.3", linestyle=style, linewidth=1.2, label=name)
         ax.set(xlabel=f"unit of {result.unit_plate!r}", ylabel="Pareto k")
+        ax.locator_params(axis="x", integer=True)
         share = np.mean(k > MAX_PARETO_K)
         ax.set_title(f"{share:.0%} of the units not reliable", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")
