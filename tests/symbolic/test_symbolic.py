@@ -34,7 +34,9 @@ def two_wells(z):
 def priors():
     """Unlike densities on one grid: Normal, gamma-like, two wells, and rough."""
     z = greville(BASIS)
-    rough = np.random.default_rng(3).normal(0.0, 2.5, BASIS.num_basis)
+    # Twelve modes.
+    rough = np.random.default_rng(3).uniform(1.0, 3.0, BASIS.num_basis)
+    rough = rough * (-1.0) ** np.arange(BASIS.num_basis)
     log_gumbel = stats.gumbel_r(0.5, 1.0).logpdf(z) - stats.norm(1, 2).logpdf(z)
     coefficients = [-0.3 * z + 0.1, np.maximum(log_gumbel, -30.0), two_wells(z), rough]
     energy = kaem.Energy(BASIS, jnp.asarray(np.stack(coefficients), float))
