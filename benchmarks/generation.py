@@ -9,9 +9,9 @@ function, the decoder, the noise. It is set beside
 - the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
   linear interpolation between them, whose draws do not follow their density.
 
-"Longest loop" is that of the program that is compiled, random bits aside: of exact draws
-a bisection among panels, or one step for each dimension. Medians of draws in turn, after
-one to warm up.
+"Longest loop" is that of the program that is compiled, random bits aside: of exact
+draws a bisection among panels, or one step for each dimension. Medians of draws in
+turn, after one to warm up.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.A
 
 
 def longest_loop(program: Any) -> float:
-    """Steps of the longest loop of a program, infinite where data decide."""
+    """Count the steps of a program's longest loop, infinite where data decide."""
     longest = 0
     for equation in program.eqns:
         if equation.primitive.name == "while":
