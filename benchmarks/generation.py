@@ -9,12 +9,14 @@ function, the decoder, the noise. It is set beside
 - the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
   linear interpolation between them, whose draws do not follow their density.
 
-The loops of a compiled pass are counted: those of random bits, which JAX rolls up on
-some devices, and others. Medians of draws in turn, after one to warm up.
+"Longest loop" is that of the program that is compiled, random bits aside: of exact
+draws a bisection among panels, or one step for each dimension. Medians of draws in
+turn, after one to warm up.
 """
 
 import argparse
-import re
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,18 +79,22 @@ def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.A
     return nodes[upper - 1] + share * (nodes[upper] - nodes[upper - 1])
 
 
-def loops(text: str) -> tuple[int, int]:
-    """Loops of random bits, and others, in what a compiler was given."""
-    function, of_bits, others = "", 0, 0
-    for line in text.splitlines():
-        start = re.match(r"\s*func\.func \w+ @(\w+)", line)
-        function = start[1] if start else function
-        if "stablehlo.while" in line:
-            if function.startswith("threefry2x32"):
-                of_bits += 1
-            else:
-                others += 1
-    return of_bits, others
+def longest_loop(program: Any) -> float:
+    """Count the steps of a program's longest loop, infinite where data decide."""
+    longest = 0
+    for equation in program.eqns:
+        if equation.primitive.name == "while":
+            return math.inf
+        if equation.primitive.name == "scan":
+            longest = max(longest, equation.params["length"])
+        for inner in jax.tree.leaves(equation.params, is_leaf=_is_program):
+            if _is_program(inner):
+                longest = max(longest, longest_loop(getattr(inner, "jaxpr", inner)))
+    return longest
+
+
+def _is_program(leaf: Any) -> bool:
+    return hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
 
 
 def main() -> None:
@@ -106,7 +112,7 @@ def compare_models(sizes: list[int], repeats: int) -> None:
     """Draws of the model beside its decoder and beside the neural prior's."""
     print(f"\nDraws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
     print(
-        f"{'draws, prior':28s} {'loops: bits, others':>19s} {'compile s':>9s} "
+        f"{'draws, prior':28s} {'longest loop':>12s} {'compile s':>9s} "
         f"{'ms':>8s} {'decoder ms':>10s} {'/decoder':>8s} {'/Langevin':>9s}"
     )
     for size in sizes:
@@ -118,7 +124,7 @@ def compare_models(sizes: list[int], repeats: int) -> None:
             def sample(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
                 return model.sample(key, size)
 
-            counts[name] = loops(jax.jit(sample).lower(model, key).as_text())
+            counts[name] = longest_loop(jax.make_jaxpr(sample)(model, key).jaxpr)
             run, compiling[name] = compile_seconds(sample, model, key)
             functions[name] = lambda run=run, model=model, key=key: run(model, key)
             decode, _ = compile_seconds(kaem.KAEM.decode, model, z)
@@ -126,10 +132,9 @@ def compare_models(sizes: list[int], repeats: int) -> None:
         seconds = median_seconds(functions, repeats)
         for name in MODELS:
             time, decoder = seconds[name], seconds[name, "decoder"]
-            of_bits, others = counts[name]
             label = f"{size:,} {name}"
             print(
-                f"{label:28s} {of_bits:11d}, {others:6d} {compiling[name]:9.1f} "
+                f"{label:28s} {counts[name]:12.0f} {compiling[name]:9.1f} "
                 f"{1e3 * time:8.2f} {1e3 * decoder:10.2f} {time / decoder:8.1f} "
                 f"{time / seconds[NEURAL]:9.3f}"
             )
