@@ -182,7 +182,11 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, prior):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optax.sgd(0.0), numpyro.optim.Adam(1e-9)], ids=["optax", "numpyro"]
+    "optimizer",
+    [
+        pytest.param(optax.sgd(0.0), id="optax"),
+        pytest.param(numpyro.optim.Adam(1e-9), id="numpyro", marks=pytest.mark.slow),
+    ],
 )
 def test_training_goes_on_from_the_same_functions(optimizer):
     model = make_model()

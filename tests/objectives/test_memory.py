@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import Trace_ELBO
-from numpyro.infer.autoguide import AutoDelta
 
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
@@ -71,7 +71,12 @@ def after_a_step(trainer, start, data, index):
 def test_chunks_give_the_gradient_of_the_batch():
     """With a guide without noise, to rounding."""
     model = linear_model()
-    guide = AutoDelta(model, init_loc_fn=lambda site: jnp.ones(site["fn"].shape()))
+
+    def guide(x, subsample_size=None):
+        weight = numpyro.param("encoder", jnp.full((6, 2), 0.1))
+        with numpyro.plate("data", len(x), subsample_size=subsample_size) as index:
+            numpyro.sample("z", dist.Delta(x[index] @ weight, event_dim=1))
+
     whole, chunked = (
         after_a_step(*make_trainer(model, Trace_ELBO(), 12, size, guide=guide, size=12))
         for size in (None, 4)
