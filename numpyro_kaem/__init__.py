@@ -1,18 +1,18 @@
 """Kolmogorov-Arnold energy models for NumPyro."""
 
-from numpyro_kaem import datasets, infer
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from numpyro_kaem._version import __version__
-from numpyro_kaem.autoguide import AutoKAEM
-from numpyro_kaem.autoregressive_estimation import fit_autoregressive
-from numpyro_kaem.bases import RBF, RSWAF, BSpline, Chebyshev, Fourier, Wavelet
-from numpyro_kaem.conditioner import MaskedConditioner
-from numpyro_kaem.decoders import ConvDecoder, KANDecoder, KANLayer, SequenceDecoder
-from numpyro_kaem.diagnostics import (
-    CalibrationResult,
-    posterior_predictive_p_values,
-    simulation_based_calibration,
-    to_arviz,
+from numpyro_kaem.bases import (
+    RBF,
+    RSWAF,
+    BSpline,
+    Chebyshev,
+    Fourier,
+    Wavelet,
 )
+from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
     DeepEnergyPrior,
@@ -21,19 +21,9 @@ from numpyro_kaem.distributions import (
     KAEMPrior,
     TokenSequence,
 )
-from numpyro_kaem.empirical_bayes import (
-    MarginalFit,
-    UnitPosterior,
-    fit_marginal,
-    log_marginal_likelihood,
-    unit_log_likelihood,
-    unit_posterior,
-)
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
-from numpyro_kaem.io import load, save
 from numpyro_kaem.kart import kart
-from numpyro_kaem.learning import learn_prior, set_parameters
 from numpyro_kaem.likelihoods import (
     AbstractLikelihood,
     BernoulliLikelihood,
@@ -41,31 +31,7 @@ from numpyro_kaem.likelihoods import (
     NormalLikelihood,
 )
 from numpyro_kaem.mixture_estimation import fit_mixture
-from numpyro_kaem.models import KAEM
 from numpyro_kaem.modules import parameter_priors, random_walk_energy
-from numpyro_kaem.objectives import (
-    Checkpoint,
-    FitProgress,
-    FitResult,
-    GridUpdate,
-    PriorRefit,
-    cyclical_schedule,
-    fit,
-    kan_penalty,
-    refit_prior,
-)
-from numpyro_kaem.plotting import (
-    interpolate_latents,
-    plot_band,
-    plot_calibration,
-    plot_history,
-    plot_interpolation,
-    plot_ladder,
-    plot_prior,
-    plot_samples,
-    plot_traversal,
-    plot_weights,
-)
 from numpyro_kaem.sample_quality import SampleQuality, sample_quality
 from numpyro_kaem.symbolic import (
     PriorSummary,
@@ -74,6 +40,57 @@ from numpyro_kaem.symbolic import (
     summarize_prior,
     symbolic,
 )
+
+if TYPE_CHECKING:
+    from numpyro_kaem import datasets, infer
+    from numpyro_kaem.autoguide import AutoKAEM
+    from numpyro_kaem.autoregressive_estimation import fit_autoregressive
+    from numpyro_kaem.decoders import (
+        ConvDecoder,
+        KANDecoder,
+        KANLayer,
+        SequenceDecoder,
+    )
+    from numpyro_kaem.diagnostics import (
+        CalibrationResult,
+        posterior_predictive_p_values,
+        simulation_based_calibration,
+        to_arviz,
+    )
+    from numpyro_kaem.empirical_bayes import (
+        MarginalFit,
+        UnitPosterior,
+        fit_marginal,
+        log_marginal_likelihood,
+        unit_log_likelihood,
+        unit_posterior,
+    )
+    from numpyro_kaem.io import load, save
+    from numpyro_kaem.learning import learn_prior, set_parameters
+    from numpyro_kaem.models import KAEM
+    from numpyro_kaem.objectives import (
+        Checkpoint,
+        FitProgress,
+        FitResult,
+        GridUpdate,
+        PriorRefit,
+        cyclical_schedule,
+        fit,
+        kan_penalty,
+        refit_prior,
+    )
+    from numpyro_kaem.plotting import (
+        interpolate_latents,
+        plot_band,
+        plot_calibration,
+        plot_history,
+        plot_interpolation,
+        plot_ladder,
+        plot_prior,
+        plot_samples,
+        plot_traversal,
+        plot_weights,
+    )
 
 __all__ = [
     "KAEM",
@@ -150,3 +167,69 @@ __all__ = [
     "unit_log_likelihood",
     "unit_posterior",
 ]
+
+# Imported when first asked for, since most programs need few of them; the imports above
+# show them to type checkers. A name that is also its module's, such as ``kart``, cannot
+# wait: an import of the module from elsewhere would put the module in its place.
+_LATER = {
+    "datasets": [],
+    "infer": [],
+    "autoguide": ["AutoKAEM"],
+    "autoregressive_estimation": ["fit_autoregressive"],
+    "decoders": ["ConvDecoder", "KANDecoder", "KANLayer", "SequenceDecoder"],
+    "diagnostics": [
+        "CalibrationResult",
+        "posterior_predictive_p_values",
+        "simulation_based_calibration",
+        "to_arviz",
+    ],
+    "empirical_bayes": [
+        "MarginalFit",
+        "UnitPosterior",
+        "fit_marginal",
+        "log_marginal_likelihood",
+        "unit_log_likelihood",
+        "unit_posterior",
+    ],
+    "io": ["load", "save"],
+    "learning": ["learn_prior", "set_parameters"],
+    "models": ["KAEM"],
+    "objectives": [
+        "Checkpoint",
+        "FitProgress",
+        "FitResult",
+        "GridUpdate",
+        "PriorRefit",
+        "cyclical_schedule",
+        "fit",
+        "kan_penalty",
+        "refit_prior",
+    ],
+    "plotting": [
+        "interpolate_latents",
+        "plot_band",
+        "plot_calibration",
+        "plot_history",
+        "plot_interpolation",
+        "plot_ladder",
+        "plot_prior",
+        "plot_samples",
+        "plot_traversal",
+        "plot_weights",
+    ],
+}
+_MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """What `import numpyro_kaem` offers, and that all of it says what it is."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -127,10 +128,51 @@ def test_docstring_has_parameters_errors_and_an_example(name):
         assert parameter in text, f"{name} does not document {parameter}"
 
 
-def test_import_loads_no_plotting():
-    """Figures and diagnostics are imported where they are used."""
-    code = "import sys, numpyro_kaem; print({'matplotlib', 'arviz'} & set(sys.modules))"
+def _run(code):
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "set()"
+    return done.stdout.strip()
+
+
+def test_import_loads_no_plotting():
+    """Figures and diagnostics are imported where they are used."""
+    code = "import sys, numpyro_kaem; print({'matplotlib', 'arviz'} & set(sys.modules))"
+    assert _run(code) == "set()"
+
+
+def test_import_leaves_for_later_what_most_programs_do_not_use():
+    later = {f"numpyro_kaem.{module}" for module in kaem._LATER}
+    code = f"import sys, numpyro_kaem; print({later} & set(sys.modules))"
+    assert _run(code) == "set()"
+    assert _run("import numpyro_kaem as k; print(set(k.__all__) - set(dir(k)))") == (
+        "set()"
+    )
+
+
+def test_any_name_may_be_asked_for_first():
+    """No order of imports is needed, though the parts use each other."""
+    code = """
+import importlib, sys
+import numpyro_kaem
+for name in numpyro_kaem._LATER:
+    for module in [m for m in sys.modules if m.split(".")[0] == "numpyro_kaem"]:
+        del sys.modules[module]
+    importlib.import_module(f"numpyro_kaem.{name}")
+"""
+    assert _run(code) == ""
+
+
+def test_type_checkers_see_what_is_imported_later():
+    tree = ast.parse(inspect.getsource(kaem))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {node.module: {name.name for name in node.names} for node in block.body}
+    modules = seen.pop("numpyro_kaem")
+    assert modules == {module for module, names in kaem._LATER.items() if not names}
+    later = {f"numpyro_kaem.{m}": set(names) for m, names in kaem._LATER.items()}
+    assert seen == {module: names for module, names in later.items() if names}
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'KAEMPosterior'"):
+        kaem.KAEMPosterior  # noqa: B018

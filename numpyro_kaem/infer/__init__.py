@@ -34,15 +34,14 @@ from numpyro_kaem.infer.smoothing import SmoothedWeights, pareto_smooth
 from numpyro_kaem.infer.ula import ULA
 
 # After the samplers, which these are made of.
-from numpyro_kaem.objectives import (
-    AmortisedELBO,
-    Degeneracy,
-    ImportanceMLE,
-    LangevinMLE,
+from numpyro_kaem.objectives.amortised import AmortisedELBO
+from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
+from numpyro_kaem.objectives.langevin import LangevinMLE
+from numpyro_kaem.objectives.marginal_likelihood import (
     MarginalLogLikelihood,
-    ThermodynamicMLE,
     log_marginal_likelihood,
 )
+from numpyro_kaem.objectives.thermodynamic import ThermodynamicMLE
 
 __all__ = [
     "MALA",

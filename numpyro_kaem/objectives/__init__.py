@@ -1,5 +1,8 @@
 """Maximum likelihood of models with latent values: objectives, and training."""
 
+# First, whichever of the two is asked for: the objectives are made of its samplers, and
+# it shows them beside these.
+import numpyro_kaem.infer  # noqa: F401
 from numpyro_kaem.objectives.amortised import AmortisedELBO
 from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.fit import FitProgress, FitResult, fit
