@@ -13,6 +13,7 @@ PUBLIC = sorted(set(kaem.__all__) - {"__version__", "datasets", "infer"})
 SAMPLERS = sorted(kaem.infer.__all__)
 # Results, which functions make: their fields and methods say what they are.
 RESULTS = {
+    "CalibrationResult",
     "Degeneracy",
     "Evidence",
     "EvidenceEstimate",
@@ -77,8 +78,19 @@ def test_names_are_those_that_are_there():
         "fit_marginal",
         "log_marginal_likelihood",
         "parameter_priors",
+        "interpolate_latents",
         "plot_band",
+        "plot_calibration",
+        "plot_history",
+        "plot_interpolation",
+        "plot_ladder",
         "plot_prior",
+        "plot_samples",
+        "plot_traversal",
+        "plot_weights",
+        "posterior_predictive_p_values",
+        "simulation_based_calibration",
+        "to_arviz",
         "random_walk_energy",
         "refit_prior",
         "sample_quality",
