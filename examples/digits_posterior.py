@@ -98,11 +98,9 @@ def run_chains(kernel, pixels: jax.Array, count: int, rng_key: jax.Array) -> MCM
     return mcmc
 
 
-def summary(draws: np.ndarray) -> pd.DataFrame:
-    """Summarise draws ``(num_chains, num_draws, num_latents)`` by ArviZ."""
-    # A nested dictionary is what both lines of ArviZ take.
-    data = az.from_dict({"posterior": {"z": draws}})
-    table = az.summary(data, round_to="none")
+def summary(data) -> pd.DataFrame:
+    """Summarise the draws of the latents by ArviZ."""
+    table = az.summary(data, var_names=["z"], round_to="none")
     return table[["mean", "sd", "ess_bulk", "r_hat"]].astype(float)
 
 
@@ -209,10 +207,10 @@ def main() -> None:
     pixels = jnp.asarray(image[:NUM_SEEN])
     posterior = upper_half_of(model)
 
-    results, seconds = {}, {}
+    objects, seconds = {}, {}
     start = time.perf_counter()
     nuts = run_chains(NUTS(posterior), pixels, count, keys[0])
-    results["NUTS"] = np.asarray(nuts.get_samples(group_by_chain=True)["z"])
+    objects["NUTS"] = kaem.to_arviz(nuts, log_likelihood=False)
     seconds["NUTS"] = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -220,18 +218,22 @@ def main() -> None:
         posterior, num_samples=10_000 if args.quick else 100_000
     )
     weighted = sampler.run(keys[1], pixels)
-    resampled = weighted.resample(keys[2], NUM_CHAINS * count)["z"]
-    results["importance sampling"] = np.asarray(resampled)[None]
+    objects["importance sampling"] = kaem.to_arviz(
+        weighted, rng_key=keys[2], num_samples=NUM_CHAINS * count
+    )
     seconds["importance sampling"] = time.perf_counter() - start
 
     start = time.perf_counter()
     kernel = kaem.infer.AnnealedLangevin(posterior, num_temperatures=10)
     annealed = run_chains(kernel, pixels, count, keys[3])
-    draws = annealed.get_samples(group_by_chain=True)["z"]
-    results["annealed population"] = np.asarray(draws)
+    objects["annealed population"] = kaem.to_arviz(annealed, log_likelihood=False)
     seconds["annealed population"] = time.perf_counter() - start
 
-    tables = {name: summary(draws) for name, draws in results.items()}
+    tables = {name: summary(data) for name, data in objects.items()}
+    results = {
+        name: np.asarray(data["posterior"]["z"].values)
+        for name, data in objects.items()
+    }
     # Resampled draws repeat each other: the weights tell what they are worth.
     tables["importance sampling"]["ess_bulk"] = weighted.ess
     print(pd.concat(tables, axis=1).round(2).to_string())

@@ -189,7 +189,7 @@ def test_refits_go_on_and_refine_their_panels():
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
     rng = np.random.default_rng(0)
     draws = np.where(rng.random((600, 1)) < 0.3, -1.0, 1.0)
-    draws = draws + 0.02 * rng.normal(size=(600, 1))
+    draws = draws + 0.1 * rng.normal(size=(600, 1))
     options = {"penalty": 1e-2, "pseudo_count": 0.0}
     first = kaem.refit_prior(prior, draws, **options)
     component = first.component_distribution.base_dist
