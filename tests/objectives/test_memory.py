@@ -206,14 +206,13 @@ def digits_model(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["kart", "mixture"])
 @pytest.mark.parametrize(
-    ("objective", "chunk_size"),
+    ("form", "objective", "chunk_size"),
     [
-        (ImportanceMLE(100), None),
-        (LangevinMLE(20), None),
-        (ThermodynamicMLE(10, num_sweeps=1, num_local_steps=20), None),
-        (ThermodynamicMLE(20, num_sweeps=1, num_local_steps=20), 20),
+        ("mixture", ImportanceMLE(100), None),
+        ("kart", LangevinMLE(20), None),
+        ("kart", ThermodynamicMLE(10, num_sweeps=1, num_local_steps=20), None),
+        ("mixture", ThermodynamicMLE(20, num_sweeps=1, num_local_steps=20), 20),
     ],
     ids=["importance", "langevin", "thermodynamic", "thermodynamic in chunks"],
 )
