@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
+from numpyro.util import is_prng_key
 
-__all__ = ["Grid", "GridLike", "as_bandwidth", "as_count", "as_grid"]
+__all__ = ["Grid", "GridLike", "as_bandwidth", "as_count", "as_grid", "check_key"]
 
 Grid: TypeAlias = float | tuple[Any, ...]
 """An end of the grid as stored: a float or nested tuples of floats, hence hashable."""
@@ -45,6 +46,21 @@ def as_grid(low: GridLike, high: GridLike) -> tuple[Grid, Grid]:
             f"high={highs[column]}{where}."
         )
     return _as_tuples(lows.tolist()), _as_tuples(highs.tolist())
+
+
+def check_key(rng_key: Any) -> None:
+    """Check that ``rng_key`` is one random key, old or new in style.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not is_prng_key(rng_key):
+        raise TypeError(
+            "rng_key must be one random key such as jax.random.key(0), got "
+            f"{type(rng_key).__name__}."
+        )
 
 
 def as_count(name: str, value: Any, minimum: int = 1) -> int:

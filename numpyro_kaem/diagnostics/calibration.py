@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, init_to_sample
-from numpyro.util import is_prng_key
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.diagnostics.groups import SAMPLE_DIMS, Groups
 from numpyro_kaem.diagnostics.sites import ModelCall
 
@@ -174,11 +173,7 @@ def simulation_based_calibration(
     >>> bool(result.p_values["mean"] > 0.01)
     True
     """
-    if not is_prng_key(rng_key):
-        raise TypeError(
-            "rng_key must be one random key such as jax.random.key(0), got "
-            f"{type(rng_key).__name__}."
-        )
+    check_key(rng_key)
     num_simulations = as_count("num_simulations", num_simulations)
     num_draws = as_count("num_draws", num_draws)
     call = ModelCall(model, model_args, model_kwargs)

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpyro.util import is_prng_key
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.diagnostics.groups import Groups
 from numpyro_kaem.diagnostics.results import Extracted, Request, extract
 from numpyro_kaem.diagnostics.sites import ModelCall
@@ -122,11 +121,7 @@ def to_arviz(
     ((1, 500), ('chain', 'draw', 'person'))
     """
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    if not is_prng_key(rng_key):
-        raise TypeError(
-            "rng_key must be one random key such as jax.random.key(0), got "
-            f"{type(rng_key).__name__}."
-        )
+    check_key(rng_key)
     if num_samples is not None:
         num_samples = as_count("num_samples", num_samples)
     call = None if model is None else ModelCall(model, model_args, model_kwargs or {})

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.util import is_prng_key
 
+from numpyro_kaem.bases._checks import check_key
 from numpyro_kaem.infer.importance_proposals import Options, find_dependence, propose
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.resampling import check_count
@@ -163,11 +163,7 @@ class ImportanceSampling:
         ValueError
             As the class says.
         """
-        if not is_prng_key(rng_key):
-            raise TypeError(
-                "rng_key must be one random key such as jax.random.key(0), got "
-                f"{type(rng_key).__name__}."
-            )
+        check_key(rng_key)
         run = (self.model, self.guide, self.params, self._options)
         if self._options.unit_plate is not None:
             self._check_independence(*run, rng_key, args, kwargs)

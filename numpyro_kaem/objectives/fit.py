@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from numpyro.infer.elbo import ELBO
-from numpyro.util import is_prng_key
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.fit_checks import (
     check_batch_size,
@@ -148,11 +147,7 @@ def fit(
     """
     num_steps = as_count("num_steps", num_steps)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    if not is_prng_key(rng_key):
-        raise TypeError(
-            "rng_key must be one random key such as jax.random.key(0), got "
-            f"{type(rng_key).__name__}."
-        )
+    check_key(rng_key)
     if patience is not None:
         patience = as_count("patience", patience)
     check_parts(model, objective, guide, refit, grid_update)

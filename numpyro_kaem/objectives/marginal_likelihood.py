@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from numpyro.util import is_prng_key
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.infer.importance_checks import check_params
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.ladder import power_ladder
@@ -185,11 +184,7 @@ def log_marginal_likelihood(
         raise TypeError(
             f"model must be a NumPyro model, a callable, got {type(model).__name__}."
         )
-    if not is_prng_key(rng_key):
-        raise TypeError(
-            "rng_key must be one random key such as jax.random.key(0), got "
-            f"{type(rng_key).__name__}."
-        )
+    check_key(rng_key)
     ladder = power_ladder(as_count("num_temperatures", num_temperatures, 2))
     num_particles = as_count("num_particles", num_particles, 2)
     num_steps = as_count("num_steps", num_steps)

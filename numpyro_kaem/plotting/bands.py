@@ -13,7 +13,7 @@ from numpyro_kaem.plotting.style import LEARNED, TRUTH, make_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_band"]
+__all__ = ["band_of_draws", "plot_band"]
 
 
 def plot_band(
@@ -152,6 +152,11 @@ def _band(z: np.ndarray, densities: Any, level: float) -> Band:
             "densities must be draws of one density, of batch shape (num_draws,), got "
             f"{densities.batch_shape}."
         )
-    values = np.exp(densities.log_prob(z[:, None].astype(densities.energy.dtype)))
+    return band_of_draws(densities, z, level)
+
+
+def band_of_draws(draws: KAEMPrior, z: np.ndarray, level: float) -> Band:
+    """Pointwise intervals and medians over draws of a density, the first batch axis."""
+    values = np.exp(draws.log_prob(z[:, None].astype(draws.energy.dtype)))
     tail = 0.5 - 0.5 * level
     return Band(*np.quantile(values, [tail, 0.5, 1 - tail], axis=1))

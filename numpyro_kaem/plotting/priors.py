@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import Band
+from numpyro_kaem.plotting.bands import band_of_draws
 from numpyro_kaem.plotting.style import (
     BAND,
     COLORS,
@@ -361,9 +362,8 @@ def _interval(
             raise ValueError(
                 f"band must have batch shape ({expected}), got {band.batch_shape}."
             )
-        values = np.exp(band.log_prob(z[:, None].astype(band.energy.dtype)))
-        tail = 0.5 - 0.5 * level
-        return tuple(np.quantile(values, [tail, 1 - tail], axis=1))
+        found = band_of_draws(band, z, level)
+        return found.lower, found.upper
     if not callable(band):
         raise TypeError(
             "band must be a KAEMPrior with a batch of draws, or a function such as "
