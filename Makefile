@@ -20,6 +20,16 @@ IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/distributions/test_known_laws.py \
 	tests/distributions/test_derivatives.py tests/symbolic \
 	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
+# Float32 code as users compile it, for what asks for accuracy or memory; for the rest
+# half of the time would be the compiler's optimisations.
+OPTIMISED := tests/bases tests/test_energy.py tests/test_quadrature.py \
+	tests/test_references.py tests/test_model_draws.py \
+	tests/distributions/test_contract.py tests/distributions/test_inversion.py \
+	tests/distributions/test_known_laws.py tests/distributions/test_mixture.py \
+	tests/distributions/test_normalizer.py tests/objectives/test_memory.py
+HASTE := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$$XLA_FLAGS $$( \
+	flag=--xla_cpu_use_fusion_emitters=false; if XLA_FLAGS=$$flag JAX_PLATFORMS=cpu \
+	$(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1; then echo $$flag; fi)"
 # A worker begins with neighbouring files, which share compiled code, and takes tests of
 # another only when it has none left.
 IN_PARALLEL := -n auto --dist worksteal
@@ -39,10 +49,12 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 test: $(VENV)/.installed ## run all tests in float32, the numerical ones in float64
-	@echo "== 1/2: tests and docstring examples in float32"
-	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
-	@echo "== 2/2: the numerical tests in float64, the slow ones left out"
-	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
+	@echo "== 1/3: tests of accuracy and memory in float32"
+	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) $(OPTIMISED)
+	@echo "== 2/3: all other tests and docstring examples in float32, compiled in haste"
+	$(ON_CPU) JAX_ENABLE_X64=0 $(HASTE) $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) $(addprefix --ignore=,$(OPTIMISED))
+	@echo "== 3/3: the numerical tests in float64, the slow ones left out, compiled in haste"
+	$(ON_CPU) JAX_ENABLE_X64=1 $(HASTE) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
 
 demo: $(VENV)/.installed ## run examples/quickstart.py
 	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)

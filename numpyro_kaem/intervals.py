@@ -47,7 +47,9 @@ def find_interval(
         key = flat.at[middle].get(mode="promise_in_bounds")
         return jnp.where(w >= key, middle, index)
 
-    # A loop, which the compiler keeps apart: unrolled, it would fuse all gathers with
-    # what follows, compute them more than once and not with vector instructions.
-    index = jax.lax.fori_loop(0, length.bit_length() - 1, halve, first)
-    return index - first
+    # On a processor a loop, which the compiler keeps apart: unrolled, it would fuse all
+    # gathers with what follows, compute them more than once and not with vector
+    # instructions. On an accelerator every turn of a loop waits for its launch.
+    unroll = jax.default_backend() != "cpu"
+    num_turns = length.bit_length() - 1
+    return jax.lax.fori_loop(0, num_turns, halve, first, unroll=unroll) - first

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 __all__ = ["draw", "folded_uniform"]
 
-# Draws at a time: their intermediate arrays stay in the caches of a processor.
+# Draws at a time: their intermediate arrays stay in the caches of a processor. One chunk
+# does not fill an accelerator: there so many are drawn side by side, and are the same.
 _CHUNK = 1 << 18
+_CHUNKS_AT_ONCE = 16
 
 
 def folded_uniform(
@@ -78,7 +80,9 @@ def draw(
         whole = (r for r in candidates if num_samples % (2 * r) == 0)
         num_rows = next(whole, num_rows)
         num_pairs = -(-num_samples // (2 * num_rows))
-        draws = jax.lax.map(pair_of_chunks, jax.random.split(key, num_pairs))
+        at_once = None if jax.default_backend() == "cpu" else _CHUNKS_AT_ONCE
+        keys = jax.random.split(key, num_pairs)
+        draws = jax.lax.map(pair_of_chunks, keys, batch_size=at_once)
         count = 2 * num_pairs * num_rows
 
     def shaped(array: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from importlib.metadata import version
 import arviz
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -129,6 +130,24 @@ def test_arviz_works_with_it(chains):
     np.testing.assert_allclose(float(elpd), law.log_prob(pairs).sum(), atol=0.3)
     table = arviz.compare({"one": data, "two": data})
     assert set(table.index) == {"one", "two"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["plot_trace", "plot_rank", "plot_ess"])
+def test_arviz_draws_it(chains, name):
+    """ArviZ's own figures take the object as it is."""
+    plt.close("all")
+    getattr(arviz, name)(kaem.to_arviz(chains), var_names=["mean"])
+    axes = [axis for number in plt.get_fignums() for axis in plt.figure(number).axes]
+    drawn = [axis for axis in axes if axis.has_data()]
+    assert len(drawn) >= 2
+    if name == "plot_trace":
+        lines = [np.asarray(line.get_ydata()) for axis in axes for line in axis.lines]
+        draws = np.asarray(chains.get_samples(group_by_chain=True)["mean"])
+        for chain, school in np.ndindex(2, 3):
+            wanted = draws[chain, :, school]
+            assert any(y.shape == wanted.shape and np.all(y == wanted) for y in lines)
+    plt.close("all")
 
 
 def test_resampled_draws_keep_their_weights(weighted):
