@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 __all__ = ["draw", "folded_uniform"]
 
-# Draws at a time: their intermediate arrays stay in the caches of a processor. That does
-# not fill an accelerator, where so many chunks are drawn side by side; the draws are the
+# Draws at a time: their intermediate arrays stay in the caches of a processor. That
+# does not fill an accelerator: there many chunks are drawn side by side, and are the
 # same.
 _CHUNK = 1 << 18
 _CHUNKS_AT_ONCE = 16
