@@ -38,6 +38,8 @@ NUM_LATENTS, NUM_BASIS, NUM_DRAWS = 8, 16, 2000
 # More components gain little while the decoder is trained, and cost in every move.
 NUM_COMPONENTS = {"trained": 20, "afterwards": 60}
 REFERENCE = dist.Normal(0.0, 1.0)
+# Standard deviation of the random energies that KART starts from.
+KART_SCALE = 1.5
 # Bounds of the latents; energies are constant beyond.
 BASIS = kaem.BSpline(-5.0, 5.0, NUM_BASIS)
 FORMS = ("normal", "independent", "KART", "mixture", "autoregressive", "VAE", "neural")
@@ -58,12 +60,15 @@ class Setting(NamedTuple):
 
 
 def make_prior(form: str, key: jax.Array, when: str = "trained") -> dist.Distribution:
-    """Prior to start from: its reference, but for the neural one."""
+    """Prior to start from: its reference, but for KART's and the neural one."""
     shape = (NUM_LATENTS,)
     if form == "independent":
         return flat_prior(shape).to_event(1)
     if form == "KART":
-        return flat_prior((2 * NUM_LATENTS + 1, NUM_LATENTS))
+        # Not flat: rows of the same densities would tell a decoder one and the same.
+        rows = (2 * NUM_LATENTS + 1, NUM_LATENTS)
+        energy = kaem.Energy.init(key, BASIS, rows, scale=KART_SCALE)
+        return kaem.KAEMPrior(energy, REFERENCE)
     if form == "mixture":
         num_components = NUM_COMPONENTS[when]
         mixing = dist.Categorical(logits=jnp.zeros(num_components))

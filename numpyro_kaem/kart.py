@@ -53,6 +53,9 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
       So ``z`` has no density on its own space: the log density of the model is that of
       the base, in which ``prior`` does not appear. Its parameters are learned through
       what ``z`` explains. For independent latents sample ``prior.to_event(2)``.
+    - A decoder sees the rows, often as their sums. Where all rows have the same
+      densities it is told the same ``2 * P + 1`` times: start training from energies
+      that differ, such as :meth:`Energy.init` makes, not from flat ones.
     - Inside plates the base gets their shape, whatever their sizes: the prior's own
       shape is never broadcast against a plate.
     - Uniform latents of 0 and 1 are moved inside by less than the spacing of draws.
