@@ -78,7 +78,7 @@ def make_prior(form: str, key: jax.Array, when: str = "trained") -> dist.Distrib
         conditioner = kaem.MaskedConditioner(key, NUM_LATENTS, NUM_BASIS, 128, 2)
         return kaem.AutoregressiveKAEMPrior(BASIS, conditioner, REFERENCE)
     if form == "neural":
-        return kaem.DeepEnergyPrior.init(key, NUM_LATENTS, width=64)
+        return kaem.DeepEnergyPrior.init(key, NUM_LATENTS, width=64, step_size=0.2)
     return REFERENCE.expand(shape).to_event(1)
 
 
@@ -172,7 +172,7 @@ def make_optimizer(form: str, num_steps: int) -> optax.GradientTransformation:
     """Adam's method; a neural prior diverges at the rate of the decoder."""
     fast, slow = (
         optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-        for rate in (8e-3, 3e-4)
+        for rate in (8e-3, 5e-4)
     )
     if form != "neural":
         return fast

@@ -68,6 +68,9 @@ class DeepEnergyPrior(dist.Distribution):
 
       have a bias that falls with ``step_size``, and with ``num_steps`` times its
       square. No derivative goes through them.
+    - **Training** is stable at small learning rates only (with Adam's method, 1e-4 to
+      5e-4): at larger ones the energies grow until the steps of Langevin's algorithm
+      jump over their modes, and draws and energies run away together.
     - The posterior of the latents under given parameters does not need :math:`Z`: MCMC
       is as exact as ever.
 

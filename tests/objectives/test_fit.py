@@ -118,8 +118,9 @@ def ready_model():
 
 def two_clusters(model, num_data=300):
     """Data of latents that are near -1.5 or 1.5."""
-    signs = jax.random.rademacher(jax.random.key(3), (num_data, 2))
-    z = 1.5 * signs + 0.3 * jax.random.normal(jax.random.key(4), (num_data, 2))
+    shape = (num_data, *model.prior.shape())
+    signs = jax.random.rademacher(jax.random.key(3), shape)
+    z = 1.5 * signs + 0.3 * jax.random.normal(jax.random.key(4), shape)
     return model.conditional(z).sample(jax.random.key(6))
 
 
@@ -142,6 +143,27 @@ def test_the_prior_of_a_ready_model_finds_two_modes(how):
     assert np.all(density[[0, 2]] > 3 * density[1])
     draws = np.asarray(result.model.sample(jax.random.key(7), 2000))
     np.testing.assert_allclose(draws.std(0), np.std(x, axis=0), rtol=0.15)
+
+
+@pytest.mark.slow
+def test_a_deep_prior_finds_two_modes():
+    """By the contrast with its own draws, which its log density needs."""
+    prior = kaem.DeepEnergyPrior.init(jax.random.key(0), 1, step_size=0.2)
+    model = kaem.KAEM(prior, lambda z: z, kaem.NormalLikelihood(0.2))
+    x = two_clusters(model, num_data=400)
+    result = kaem.fit(
+        model,
+        x,
+        LangevinMLE(5),
+        optax.adam(3e-4),
+        600,
+        batch_size=100,
+        progress_bar=False,
+    )
+    draws = np.asarray(result.model.sample(jax.random.key(7), 4000))
+    assert np.mean(np.abs(draws) < 0.5) < 0.05
+    np.testing.assert_allclose(np.mean(draws > 0), np.mean(x > 0), atol=0.1)
+    np.testing.assert_allclose(np.abs(draws).mean(), np.abs(x).mean(), rtol=0.1)
 
 
 @pytest.mark.parametrize(
