@@ -105,7 +105,7 @@ def plot_calibration(
             number += 1
     ax.set(xlabel="rank as a share of the draws", ylabel="difference from uniform")
     ax.set_xlim(0.0, 1.0)
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(fontsize="small", framealpha=0.9)
     return ax
 
 
