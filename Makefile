@@ -20,13 +20,14 @@ IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/distributions/test_known_laws.py \
 	tests/distributions/test_derivatives.py tests/symbolic \
 	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
-# Float32 code as users compile it, for what asks for accuracy or memory; for the rest
-# half of the time would be the compiler's optimisations.
+# Float32 code as users compile it, for what asks for accuracy, memory or much computing;
+# for the rest half of the time would be the optimisations of the compiler.
 OPTIMISED := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/test_references.py tests/test_model_draws.py \
 	tests/distributions/test_contract.py tests/distributions/test_inversion.py \
 	tests/distributions/test_known_laws.py tests/distributions/test_mixture.py \
-	tests/distributions/test_normalizer.py tests/objectives/test_memory.py
+	tests/distributions/test_normalizer.py tests/objectives/test_memory.py \
+	tests/empirical_bayes/test_calibration.py
 HASTE := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$$XLA_FLAGS $$( \
 	flag=--xla_cpu_use_fusion_emitters=false; if XLA_FLAGS=$$flag JAX_PLATFORMS=cpu \
 	$(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1; then echo $$flag; fi)"
