@@ -19,7 +19,9 @@ IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/test_modules.py tests/distributions/test_mixture.py \
 	tests/distributions/test_known_laws.py \
 	tests/distributions/test_derivatives.py tests/symbolic \
-	tests/empirical_bayes/test_quadrature.py tests/empirical_bayes/test_estimation.py
+	tests/empirical_bayes/test_quadrature.py \
+	tests/empirical_bayes/test_estimation.py \
+	tests/objectives/test_gradients.py tests/io
 # Float32 code as users compile it, for what asks for accuracy, memory or much computing;
 # for the rest half of the time would be the optimisations of the compiler.
 OPTIMISED := tests/bases tests/test_energy.py tests/test_quadrature.py \
