@@ -13,7 +13,7 @@ over cosines and sines.
 3. Reconstruct a field that was left out from a few noisy sensors, with its uncertainty:
    posterior inference of the latents, with nothing trained anew.
 
-Run it with ``python examples/darcy_flow.py``; it takes about three minutes on two
+Run it with ``python examples/darcy_flow.py``; it takes about four minutes on two
 cores, and half a minute with ``--quick``.
 """
 
