@@ -10,7 +10,7 @@ effective sample size and Pareto k say so.
 Held-out log likelihood tells which decoder and prior explain images that were left out
 best. It is estimated by annealing from the prior, in the same way for all.
 
-Run it with ``python examples/digits_objectives.py``; it takes about five minutes on two
+Run it with ``python examples/digits_objectives.py``; it takes about ten minutes on two
 cores, and half of one with ``--quick``, for two latents only.
 """
 

@@ -12,7 +12,7 @@ reaches further, such as the kind of the words, is left to the latents.
 2. Look at draws, at the learned densities, at texts between two texts, and at what one
    latent does.
 
-Run it with ``python examples/text.py``; it takes about three minutes on two cores, and
+Run it with ``python examples/text.py``; it takes about five minutes on two cores, and
 half a minute with ``--quick``.
 """
 
