@@ -11,7 +11,7 @@ Held-out log likelihood tells which decoder and prior explain images that were l
 best. It is estimated by annealing from the prior, in the same way for all.
 
 Run it with ``python examples/digits_objectives.py``; it takes about ten minutes on two
-cores, and half of one with ``--quick``, for two latents only.
+cores, and one to two with ``--quick``, for two latents only.
 """
 
 import argparse
