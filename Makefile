@@ -29,7 +29,8 @@ OPTIMISED := tests/bases tests/test_energy.py tests/test_quadrature.py \
 	tests/distributions/test_contract.py tests/distributions/test_inversion.py \
 	tests/distributions/test_known_laws.py tests/distributions/test_mixture.py \
 	tests/distributions/test_normalizer.py tests/objectives/test_memory.py \
-	tests/empirical_bayes/test_calibration.py
+	tests/empirical_bayes/test_calibration.py tests/infer/test_choosing.py \
+	tests/infer/test_importance.py tests/test_examples.py
 HASTE := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$$XLA_FLAGS $$( \
 	flag=--xla_cpu_use_fusion_emitters=false; if XLA_FLAGS=$$flag JAX_PLATFORMS=cpu \
 	$(BIN)/python -c 'import jax; jax.devices()' >/dev/null 2>&1; then echo $$flag; fi)"

@@ -255,7 +255,6 @@ def test_importance_dimension(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 # A decoder that is hardly trained explains few images well.
 @pytest.mark.filterwarnings("ignore:fewer than a twentieth of the draws")
-@pytest.mark.filterwarnings("ignore:.*left without samples")
 def test_digits(tmp_path, monkeypatch, capsys):
     printed = run("digits", tmp_path, monkeypatch, capsys)
     number = r"(-?[\d.]+)"

@@ -99,8 +99,6 @@ def test_the_annealed_population_is_taken_where_chains_disagree():
 
 
 @pytest.mark.slow
-# With some keys the R-hat of the population is a little too large as well.
-@pytest.mark.filterwarnings("ignore:Importance sampling with")
 def test_chains_that_agree_are_checked_for_a_missed_mode():
     def narrow(y):
         z = numpyro.sample("z", dist.Normal(3.0, 2.0))
