@@ -13,7 +13,8 @@ from jax.scipy.special import logsumexp
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.coordinates import Design, make_design
-from numpyro_kaem.exponential_family import RIDGE, Nodes, make_nodes
+from numpyro_kaem.exponential_family import RIDGE
+from numpyro_kaem.reference_nodes import Nodes, make_nodes
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = ["Setting", "Training", "make_setting", "train"]

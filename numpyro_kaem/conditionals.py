@@ -11,8 +11,9 @@ import numpy as np
 
 from numpyro_kaem import inversion
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
-from numpyro_kaem.energy import Energy, PlacedEnergy
+from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels, integrand, make_panels
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import ReferenceParameters, support_bounds
 
 __all__ = ["Chain", "from_unit", "log_prob", "make_chain", "positions", "to_unit"]

@@ -24,12 +24,8 @@ from numpyro_kaem.estimation_checks import (
     reference_parameters,
     support_ends,
 )
-from numpyro_kaem.exponential_family import (
-    Fit,
-    fit_columns,
-    make_nodes,
-    mean_features,
-)
+from numpyro_kaem.exponential_family import Fit, fit_columns, mean_features
+from numpyro_kaem.reference_nodes import make_nodes
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 
 __all__ = ["choose_parts", "fit_density"]

@@ -6,7 +6,7 @@ one Newton step is a few small matrix products, well scaled even in float32.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,12 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.coordinates import Design
-from numpyro_kaem.energy import Energy, PlacedEnergy
-from numpyro_kaem.panels import Panels, integrand, make_panels
-from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
-from numpyro_kaem.references import ReferenceParameters
+from numpyro_kaem.reference_nodes import Nodes
 
 __all__ = [
     "RIDGE",
     "Fit",
-    "Nodes",
     "fit_columns",
-    "make_nodes",
     "mean_features",
 ]
 
@@ -36,19 +31,8 @@ RIDGE = 1e-3
 _NUM_PENALTIES = 24
 _MAX_STEPS = 60
 _MAX_HALVINGS = 25
-# Features held at a time, and nodes to a multiple of which the quadrature is padded so
-# that a compiled fit serves many data sets.
+# Features held at a time.
 _CHUNK = 2_000_000
-_PADDING = 256
-
-
-class Nodes(NamedTuple):
-    """Quadrature of the reference law, tails included, columns flattened."""
-
-    position: jax.Array
-    """Unit positions, shape ``(num_columns or 1, num_nodes)``."""
-    log_mass: jax.Array
-    """Log masses, minus infinity where there is none, the same shape."""
 
 
 class Fit(NamedTuple):
@@ -64,67 +48,6 @@ class Fit(NamedTuple):
     """Whether Newton's method converged."""
     coordinates: jax.Array
     """The same energies in the coordinates of the design, the shape of coefficients."""
-
-
-# --- the reference ------------------------------------------------------------------
-
-
-def make_nodes(
-    basis: AbstractBasis,
-    parameters: ReferenceParameters | None,
-    batch_shape: tuple[int, ...],
-    dtype: Any,
-) -> Nodes:
-    """Quadrature of the reference on the panels of a prior, tails as two nodes."""
-    flat = Energy(basis, jnp.zeros(basis.num_features, dtype))
-    panels = make_panels(flat, parameters, 1)
-    return _make_nodes(flat.placed, parameters, panels, batch_shape)
-
-
-@partial(jax.jit, static_argnames="batch_shape")
-def _make_nodes(
-    flat: PlacedEnergy,
-    parameters: ReferenceParameters | None,
-    panels: Panels,
-    batch_shape: tuple[int, ...],
-) -> Nodes:
-    dtype = flat.dtype
-    values = integrand(flat, parameters, panels)
-    if panels.unit_edges is not None:
-        # The positions are those of all columns.
-        edges = np.asarray(panels.unit_edges)
-        x, _ = gauss_legendre(nodes_per_panel(dtype))
-        inner = edges[:-1, None] + np.diff(edges)[:, None] * (x + 1) / 2
-        positions = [jnp.asarray(inner.reshape(-1), dtype)]
-        ends = jnp.asarray(edges[[0, -1]], dtype)
-    else:
-        inner = flat.to_unit(values.nodes)
-        positions = [inner.reshape(-1, *inner.shape[2:])]
-        ends = flat.to_unit(panels.edges[jnp.asarray([0, -1])])
-    masses = [values.log_mass.reshape(-1, *values.log_mass.shape[2:])]
-    for side, tail in enumerate(values.log_tails):
-        if tail is not None:
-            positions.append(ends[side][None])
-            masses.append(tail[None])
-    return Nodes(
-        _columns(positions, batch_shape, 0.0), _columns(masses, batch_shape, -jnp.inf)
-    )
-
-
-def _columns(
-    parts: list[jax.Array], batch_shape: tuple[int, ...], fill: float
-) -> jax.Array:
-    """Join along the first axis; one row a column, or one row if they are all alike."""
-    joined = jnp.concatenate(parts)
-    if joined[0].size == 1:
-        rows = joined.reshape(1, -1)
-    else:
-        rank = len(batch_shape) - joined.ndim + 1
-        joined = joined.reshape(-1, *(1,) * rank, *joined.shape[1:])
-        rows = jnp.broadcast_to(joined, (joined.shape[0], *batch_shape))
-        rows = rows.reshape(rows.shape[0], -1).T
-    missing = -rows.shape[1] % _PADDING
-    return jnp.pad(rows, ((0, 0), (0, missing)), constant_values=fill)
 
 
 # --- data ----------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.intervals import find_interval
 from numpyro_kaem.panels import Integrand, Panels, integrand
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import (
     ReferenceParameters,
     log_density,

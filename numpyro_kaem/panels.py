@@ -9,7 +9,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.energy import Energy, PlacedEnergy
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,

@@ -10,7 +10,8 @@ from jax.scipy.special import logsumexp
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.coordinates import Design, make_design
-from numpyro_kaem.exponential_family import RIDGE, Fit, Nodes, fit_columns, make_nodes
+from numpyro_kaem.exponential_family import RIDGE, Fit, fit_columns
+from numpyro_kaem.reference_nodes import Nodes, make_nodes
 from numpyro_kaem.references import ReferenceParameters, log_density
 
 __all__ = ["MixtureFit", "Problem", "fit_product_mixture", "held_out", "make_problem"]

@@ -20,7 +20,7 @@ from numpyro_kaem.decoders._checks import (
     as_shape,
 )
 from numpyro_kaem.decoders._scales import mean_square
-from numpyro_kaem.energy import BASE_ACTIVATIONS
+from numpyro_kaem.placed_energy import BASE_ACTIVATIONS
 
 __all__ = ["ConvDecoder"]
 

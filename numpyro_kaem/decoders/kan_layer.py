@@ -11,7 +11,8 @@ from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.decoders._checks import as_latents, as_name
 from numpyro_kaem.decoders._scales import mean_square, normal_points
-from numpyro_kaem.energy import BASE_ACTIVATIONS, Energy
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.placed_energy import BASE_ACTIVATIONS
 
 __all__ = ["KANLayer"]
 

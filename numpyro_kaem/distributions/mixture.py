@@ -16,9 +16,9 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem import density
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
-from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.intervals import find_interval
 from numpyro_kaem.inversion import select_rows
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.sampling import draw, folded_uniform
 from numpyro_kaem.series import bracketed_step
 

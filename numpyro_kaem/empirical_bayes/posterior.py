@@ -15,7 +15,6 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.inversion import (
     Table,
     masses,
@@ -23,6 +22,7 @@ from numpyro_kaem.inversion import (
     tabulate_integrand,
 )
 from numpyro_kaem.panels import integrand
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 from numpyro_kaem.sampling import draw, folded_uniform
 

@@ -16,8 +16,9 @@ from numpyro_kaem.empirical_bayes.likelihood import (
     check_units,
     evaluate,
 )
-from numpyro_kaem.energy import Energy, PlacedEnergy
+from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Integrand, Panels, integrand, make_panels
+from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import ReferenceParameters, concretely, is_concrete
 
