@@ -28,20 +28,13 @@ tabulate = jax.jit(inversion.tabulate)
 log_prob = jax.jit(inversion.log_prob)
 cdf_pair = jax.jit(inversion.cdf_pair)
 icdf_folded = jax.jit(inversion.icdf_folded)
+resolution = jax.jit(resolution_of)
 
 
 @jax.jit
 def log_normalizer(energy: PlacedEnergy, parameters: Any, panels: Panels) -> jax.Array:
     """Log of the normaliser, shape ``(*batch_shape,)``."""
     return integrand(energy, parameters, panels).log_normalizer
-
-
-@jax.jit
-def resolution(
-    energy: PlacedEnergy, parameters: Any, panels: Panels
-) -> tuple[jax.Array, jax.Array]:
-    """Largest change of the energy within a panel, and the error of the normaliser."""
-    return resolution_of(energy, parameters, panels)
 
 
 @partial(jax.jit, static_argnames="sample_shape")

@@ -28,7 +28,14 @@ from numpyro_kaem.references import (
     with_rank,
 )
 
-__all__ = ["Integrand", "Panels", "integrand", "make_panels", "resolution_of"]
+__all__ = [
+    "Integrand",
+    "Panels",
+    "Resolution",
+    "integrand",
+    "make_panels",
+    "resolution_of",
+]
 
 
 class Panels(eqx.Module):
@@ -62,6 +69,23 @@ class Integrand(NamedTuple):
         terms = [logsumexp(self.log_mass, axis=(0, 1))]
         terms += [tail for tail in self.log_tails if tail is not None]
         return terms[0] if len(terms) == 1 else logsumexp(jnp.stack(terms), axis=0)
+
+
+class Resolution(NamedTuple):
+    """How well panels resolve a density, and how well its energies are known."""
+
+    change: jax.Array
+    """Largest change of the energy within a panel, a scalar."""
+    panels: jax.Array
+    """Relative difference of the normaliser between the Gauss rule and its Kronrod
+    extension on the same panels, shape ``(*batch_shape,)``."""
+    rounding: jax.Array
+    """What rounding of the energies alone may cost, the same shape."""
+
+    @property
+    def error(self) -> jax.Array:
+        """Estimated relative error of the normaliser."""
+        return self.panels + self.rounding
 
 
 def make_panels(
@@ -317,18 +341,8 @@ def integrand(
 
 def resolution_of(
     energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
-) -> tuple[jax.Array, jax.Array]:
-    """Say how well panels resolve a density.
-
-    Returns
-    -------
-    change
-        Largest change of the energy within a panel, a scalar.
-    error
-        Estimated relative error of the normaliser, shape ``(*batch_shape,)``: the
-        difference between the Gauss rule and its Kronrod extension on the same panels,
-        plus what rounding of the energies alone may cost.
-    """
+) -> Resolution:
+    """Say how well panels resolve a density."""
     dtype = energy.dtype
     num_nodes = nodes_per_panel(dtype)
     fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
@@ -344,4 +358,4 @@ def resolution_of(
     scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
     nodes = fine.energy[:, 1::2]
     change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
-    return change, difference + jnp.finfo(dtype).eps * (24 + 2 * scale)
+    return Resolution(change, difference, jnp.finfo(dtype).eps * (24 + 2 * scale))

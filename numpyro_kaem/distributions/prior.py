@@ -17,7 +17,7 @@ from numpyro_kaem import density
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.inversion import Table
-from numpyro_kaem.panels import Panels, make_panels
+from numpyro_kaem.panels import Panels, Resolution, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
@@ -273,27 +273,26 @@ class KAEMPrior(dist.Distribution):
 
         By the Gauss-Kronrod rule on the same panels, plus rounding.
         """
+        return self._resolution.error
+
+    @property
+    def _resolution(self) -> Resolution:
         return self._cached(
-            "_cached_error",
+            "_cached_resolution",
             lambda: density.resolution(
                 self.energy.placed, self._parameters, self._panels
-            )[1],
+            ),
         )
 
     def _check_resolution(self, choose: bool) -> None:
         """Refine the panels of a concrete energy, and warn where that is not enough."""
-        with concretely():
-            change, error = density.resolution(
-                self.energy.placed, self._parameters, self._panels
-            )
-            change, error = float(np.max(change)), np.asarray(error)
-            is_double = self.energy.dtype == np.float64
-            wanted = int(np.ceil(change / _CHANGE_PER_PANEL[is_double]))
-            if choose and wanted > 1:
-                self._refinement = min(wanted, _MAX_REFINEMENT)
-                del self.__dict__["_cached_panels"]
-                error = np.asarray(self.quadrature_error)
-        worst = float(np.max(error))
+        change = float(self._resolution.change)
+        is_double = self.energy.dtype == np.float64
+        wanted = int(np.ceil(change / _CHANGE_PER_PANEL[is_double]))
+        if choose and wanted > 1:
+            self._refinement = min(wanted, _MAX_REFINEMENT)
+            del self.__dict__["_cached_panels"], self.__dict__["_cached_resolution"]
+        worst = float(np.max(np.asarray(self.quadrature_error)))
         if not worst <= _WARN_ABOVE:
             warnings.warn(
                 f"the normaliser has an estimated relative error of {worst:.1e}: the "

@@ -174,7 +174,9 @@ def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
     while True:
         aux = (refinement, validate_args)
         new = KAEMPrior.tree_unflatten(aux, (energy, parameters))
-        if refinement >= _FINEST or np.max(new.quadrature_error) <= _LARGEST_ERROR:
+        # Finer panels don't lower what rounding of the energies costs.
+        floor = np.maximum(_LARGEST_ERROR, new._resolution.rounding)
+        if refinement >= _FINEST or np.all(new._resolution.panels <= floor):
             return KAEMPrior.tree_unflatten(aux, (energy, parameters))
         # Doubled, so that there are few kinds to compile.
         refinement = min(2 * refinement, _FINEST)
