@@ -4,7 +4,8 @@
 #   PYTHON=...       interpreter that makes the environment (default: python3, or the
 #                    first newer one found if that is older than 3.11)
 #   VENV=...         where the environment lives (default: .venv)
-#   PYTEST_FLAGS=... DEMO_FLAGS=... BENCH_FLAGS=...   passed on, e.g. BENCH_FLAGS=--quick
+#   PYTEST_FLAGS=... DEMO_FLAGS=... BENCH_FLAGS=... DOCS_FLAGS=...
+#                    passed on, e.g. BENCH_FLAGS=--quick
 
 SHELL := bash
 PYTHON ?= python3
@@ -12,6 +13,7 @@ VENV ?= .venv
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
+DOCS_FLAGS ?=
 
 BIN := $(VENV)/bin
 # What depends most on the precision.
@@ -47,7 +49,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench lint format clean
+.PHONY: help test demo bench docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -70,6 +72,12 @@ bench: $(VENV)/.installed-bench ## run every benchmark
 	  echo "== $$script"; $(ON_CPU) $(BIN)/python "$$script" $(BENCH_FLAGS); \
 	done
 
+# In full, as on the site: make docs DOCS_FLAGS='-t full'.
+docs: $(VENV)/.installed-docs ## build the documentation, its tutorials in their short form
+	$(ON_CPU) $(BIN)/python -m sphinx -W --keep-going $(DOCS_FLAGS) docs docs/_build/html
+	@$(BIN)/python docs/_check.py docs/_build/html
+	@echo "documentation: file://$(CURDIR)/docs/_build/html/index.html"
+
 lint: $(VENV)/.installed-dev ## check style and spelling, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,7 +88,8 @@ format: $(VENV)/.installed-dev ## fix style where it can be fixed by a program
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, builds and caches
-	rm -rf -- "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov
+	rm -rf -- "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov \
+	  docs/_build docs/tutorials docs/sg_*
 	find numpyro_kaem tests examples benchmarks -name __pycache__ -prune \
 	  -exec rm -rf {} + 2>/dev/null || true
 
@@ -119,6 +128,9 @@ $(VENV)/.installed: $(METADATA) | $(VENV)/pyvenv.cfg
 
 $(VENV)/.installed-bench: $(METADATA) | $(VENV)/.installed
 	$(call install,bench)
+
+$(VENV)/.installed-docs: $(METADATA) | $(VENV)/.installed
+	$(call install,docs)
 
 $(VENV)/.installed-dev: $(METADATA) | $(VENV)/pyvenv.cfg
 	$(call install,dev)

@@ -1,0 +1,57 @@
+"""How the scripts in ``examples/`` become pages: their options, and their figures."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from sphinx_gallery.scrapers import figure_rst
+
+# One folder a build process; the scripts write their figures there.
+OUTPUT = Path(tempfile.mkdtemp(prefix="numpyro_kaem-docs-"))
+
+
+def output_folder(script: str) -> Path:
+    """Folder of the figures of one script."""
+    return OUTPUT / Path(script).stem
+
+
+def quick_arguments(gallery_conf: dict, script_vars: dict) -> list[str]:
+    """Command line of the short form."""
+    return ["--quick", *full_arguments(gallery_conf, script_vars)]
+
+
+def full_arguments(gallery_conf: dict, script_vars: dict) -> list[str]:
+    """Command line of the full form, in an empty folder."""
+    folder = output_folder(script_vars["src_file"])
+    shutil.rmtree(folder, ignore_errors=True)
+    return ["--output", str(folder)]
+
+
+def saved_figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:
+    """Show the figures that a block of a script has saved, and take them away.
+
+    A figure says in its metadata what it shows, for those who cannot see it:
+    ``fig.savefig(path, metadata={"Description": "..."})``.
+
+    Returns
+    -------
+    str
+        The figures in reStructuredText.
+
+    Raises
+    ------
+    ValueError
+        If a figure does not say what it shows.
+    """
+    pages = []
+    folder = output_folder(block_vars["src_file"])
+    for path in sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+        with Image.open(path) as image:
+            description = image.info.get("Description")
+        if not description:
+            raise ValueError(f"{path.name} has no metadata {{'Description': ...}}")
+        target = next(block_vars["image_path_iterator"])
+        shutil.move(path, target)
+        pages.append(figure_rst([target], gallery_conf["src_dir"], description))
+    return "".join(pages)

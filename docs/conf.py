@@ -1,0 +1,93 @@
+"""Settings of the documentation: ``make docs``, or ``make docs DOCS_FLAGS='-t full'``.
+
+The tutorials are the scripts in ``examples/``. They and the code of the other pages run
+at every build; with the tag ``full`` the scripts run in full, without it with
+``--quick``. An error in any of them fails the build, and so does a warning of Sphinx.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+# What runs here shows no progress bars, and computes on the CPU as everywhere else.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from numpyro_kaem import __version__  # noqa: E402
+
+project = "numpyro_kaem"
+author = "The numpyro_kaem developers"
+project_copyright = f"2026, {author}"
+version = release = __version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "tutorials/*.ipynb"]
+
+# Prose pages: Markdown, with code cells that run.
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# Reference: what the docstrings say, in the order of the pages.
+napoleon_google_docstring = False
+autodoc_default_options = {"members": True, "special-members": "__call__"}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+python_display_short_literal_types = True
+maximum_signature_line_length = 80
+add_module_names = False
+
+# Internal references are checked; those to other libraries stay plain text, so that a
+# build needs no network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(jax|jaxlib|numpy|numpyro|equinox|optax|arviz|matplotlib)(\..*)?"),
+]
+
+# Tutorials.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"[/\\][^_/\\][^/\\]*\.py$",
+    "ignore_pattern": r"^_",
+    "copyfile_regex": r"index\.rst|_.*\.py",
+    "reset_argv": "tutorial_pages.full_arguments" if tags.has("full") else "tutorial_pages.quick_arguments",  # noqa: E501, F821
+    "image_scrapers": ("tutorial_pages.saved_figures",),
+    "capture_repr": (),
+    "doc_module": ("numpyro_kaem",),
+    "run_stale_examples": True,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+}
+
+# Site.
+html_theme = "furo"
+html_title = "numpyro_kaem"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+suppress_warnings = ["config.cache"]
