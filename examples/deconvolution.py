@@ -1,10 +1,12 @@
-"""The density of what was measured with an error, and how well it is known.
+"""Deconvolution
+=============
 
-Units have latent values from a law with two skewed modes, and each is measured with a
-Normal error. The density of the latent values is learned from the measurements alone,
-for more and more units, and compared with the truth and with a mixture of two Gaussian
-laws fitted to the same measurements. Over many simulated data sets, the 90 % bands
-should cover the truth about nine times in ten.
+The density of what was measured with an error, and how well it is known. Units have
+latent values from a law with two skewed modes, and each is measured with a Normal
+error. The density of the latent values is learned from the measurements alone, for more
+and more units, and compared with the truth and with a mixture of two Gaussian laws
+fitted to the same measurements. Over many simulated data sets, the 90 % bands should
+cover the truth about nine times in ten.
 
 Run it with ``python examples/deconvolution.py``; it takes some minutes, less with
 ``--quick``.
@@ -25,6 +27,10 @@ from tqdm import tqdm
 import numpyro_kaem as kaem
 
 BLUE, ORANGE = "#0072B2", "#E69F00"
+
+# %%
+# The truth, and measurements of it
+# ---------------------------------
 
 ERROR = 0.7
 """Standard deviation of the error of a measurement."""
@@ -59,10 +65,23 @@ def simulate(num_units: int, seed: int) -> np.ndarray:
     return latent + ERROR * rng.normal(size=num_units)
 
 
+# %%
+# Learn the density
+# -----------------
+# One measurement of a unit is its likelihood, as a function of the latent value. The
+# reference is wide; the grid of the basis covers where latent values can be.
+
+
 def learn(x: np.ndarray) -> kaem.MarginalFit:
     """Prior of the latent values by maximum marginal likelihood."""
     units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, ERROR), x)
     return kaem.fit_marginal(units, kaem.BSpline(-5.0, 7.0, 30), dist.Normal(0.0, 3.0))
+
+
+# %%
+# What to compare with
+# --------------------
+# A mixture of two Gaussian laws, by expectation and maximisation.
 
 
 def gaussian_mixture(x: np.ndarray, seed: int, num_starts: int = 5) -> np.ndarray:
@@ -96,6 +115,11 @@ def gaussian_mixture(x: np.ndarray, seed: int, num_starts: int = 5) -> np.ndarra
     return (share * stats.norm.pdf(GRID[:, None], mean, np.sqrt(variance))).sum(1)
 
 
+# %%
+# Two measures: the distance of a density from the truth, and whether the band
+# covers it.
+
+
 def squared_error(density: np.ndarray) -> float:
     """Integrated squared error of a density on the grid."""
     return float(np.trapezoid((density - true_density(GRID)) ** 2, GRID))
@@ -106,6 +130,11 @@ def covers(fit: kaem.MarginalFit) -> np.ndarray:
     z = true_quantiles()
     band, truth = fit.density_band(z), true_density(z)
     return (np.asarray(band.lower) <= truth) & (truth <= np.asarray(band.upper))
+
+
+# %%
+# The figure
+# ----------
 
 
 def draw(fit: kaem.MarginalFit, x: np.ndarray, errors: dict) -> plt.Figure:
@@ -133,9 +162,15 @@ def draw(fit: kaem.MarginalFit, x: np.ndarray, errors: dict) -> plt.Figure:
     return fig
 
 
+# %%
+# Run it
+# ------
+# For each number of units, over many data sets.
+
+
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Deconvolution")
     parser.add_argument("--output", type=Path, default=Path("figures"))
     parser.add_argument("--quick", action="store_true", help="few, small data sets")
     args = parser.parse_args()
@@ -167,7 +202,16 @@ def main() -> None:
     print("Errors are medians of the integrated squared error of the density.")
 
     fig = draw(fit, x, errors)
-    fig.savefig(args.output / "deconvolution.png", dpi=150)
+    fig.savefig(
+        args.output / "deconvolution.png",
+        dpi=150,
+        metadata={
+            "Description": "Left: the learned density with its band over the histogram "
+            "of the measurements, which is smoother than the true density with two "
+            "modes. Right: the error against the number of units; that of the learned "
+            "density falls below that of two Gaussian laws."
+        },
+    )
     plt.close(fig)
     print(f"\nFigures: {args.output.resolve()}")
 

@@ -1,16 +1,9 @@
-"""Handwritten digits from latents whose prior can be read.
+"""Handwritten digits
+==================
 
 A decoder maps eight latents to an image of 8 × 8 pixels. It is trained by maximum
-likelihood, with Langevin chains that follow the posterior of each image.
-
-1. Train with a fixed Normal prior, and keep a draw from the posterior of each image.
-2. Fit priors to these draws: independent densities, a mixture of products of them, and
-   an autoregressive form. The last two keep the dependence of the latents.
-3. Compare: what each prior draws, by the Fréchet distance from the images, precision
-   and recall; and the likelihood of images that were left out.
-4. Read the prior: the density of each latent, and what each component draws.
-5. Fill in the lower half of images that were left out. That is posterior inference of
-   the latents given the upper half: nothing is trained anew.
+likelihood, with Langevin chains that follow the posterior of each image. Then priors
+are fitted to those posteriors, compared, read, and used to fill in half an image.
 
 Run it with ``python examples/digits.py``; it takes a few minutes on two cores, and
 less than one with ``--quick``. ``benchmarks/digits_priors.py`` compares more priors,
@@ -32,6 +25,30 @@ import optax
 from numpyro.infer import MCMC
 
 import numpyro_kaem as kaem
+
+parser = argparse.ArgumentParser(description="Handwritten digits")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="few steps of training")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+num_draws = 500 if args.quick else 2000
+
+
+def save(fig: plt.Figure, name: str, description: str) -> None:
+    """Write a figure, with words for those who cannot see it."""
+    path = args.output / f"digits_{name}.png"
+    fig.savefig(path, dpi=150, metadata={"Description": description})
+    plt.close(fig)
+
+
+# %%
+# Train with a Normal prior
+# -------------------------
+# ``kaem.KAEM`` puts prior, decoder and likelihood together as one NumPyro model, and
+# ``kaem.fit`` trains it. ``LangevinMLE`` keeps a chain for every image, so that
+# training leaves a draw from the posterior of each.
 
 NUM_LATENTS, NUM_COMPONENTS = 8, 60
 NUM_HELD_OUT = 397
@@ -69,6 +86,19 @@ def train(images: np.ndarray, num_steps: int, seed: int) -> tuple[kaem.KAEM, jax
     return result.model, result.memory["position"][:, 0]
 
 
+data = kaem.datasets.load_digits(test_size=NUM_HELD_OUT)
+start = time.perf_counter()
+trained, latents = train(data.images, 200 if args.quick else 4000, args.seed)
+models = {"normal": trained}
+print(f"trained in {time.perf_counter() - start:.0f} seconds")
+
+# %%
+# Fit priors to the posteriors
+# ----------------------------
+# Independent densities, a mixture of products of them, and an autoregressive form. The
+# last two keep the dependence of the latents.
+
+
 def fit_prior(name: str, latents: jax.Array, seed: int) -> dist.Distribution:
     """Prior of one of the forms, from draws of the posteriors."""
     key = jax.random.key(seed)
@@ -102,21 +132,36 @@ def with_prior(model: kaem.KAEM, prior: dist.Distribution) -> kaem.KAEM:
     return kaem.KAEM(prior, model.decoder, model.likelihood)
 
 
-def fill_in(model: kaem.KAEM, image: np.ndarray, quick: bool, seed: int) -> np.ndarray:
-    """Draws of a whole image given its upper half, shape ``(num_draws, 8, 8)``."""
+# %%
+# What each prior draws is compared with real images by the Fréchet distance, precision
+# and recall. The draws of the posteriors, decoded, are what a perfect prior would give.
 
-    def upper_half(pixels: jax.Array) -> None:
-        z = numpyro.sample("z", model.prior)
-        mean = model.decode(z)
-        scale = model.likelihood.scale
-        numpyro.sample("x", dist.Normal(mean[:4], scale).to_event(2), obs=pixels)
 
-    kernel = kaem.infer.AnnealedLangevin(upper_half, num_temperatures=8)
-    count = 150 if quick else 600
-    mcmc = MCMC(kernel, num_warmup=count, num_samples=count, progress_bar=not quick)
-    mcmc.run(jax.random.key(seed + 2), jnp.asarray(image[:4]))
-    draws = mcmc.get_samples()["z"]
-    return np.asarray(model.decode(draws[:: count // 5]))
+def compare(name: str, draws: np.ndarray, seconds: float) -> None:
+    """Print how near draws are to the images."""
+    quality = kaem.sample_quality(draws, data.images)
+    distance, precision, recall = quality
+    print(f"{name:22s} {distance:9.3f} {precision:10.2f} {recall:7.2f} {seconds:8.0f}")
+
+
+print("\nprior                   Fréchet  precision  recall  seconds")
+compare("held-out images", data.test_images, 0.0)
+compare("posteriors of images", np.asarray(trained.decode(latents)), 0.0)
+rows = {"real": data.images[:12]}
+learned = ["mixture"] if args.quick else ["independent", "mixture", "autoregressive"]
+for name in ["normal", *learned]:
+    start = time.perf_counter()
+    if name != "normal":
+        prior = fit_prior(name, latents, args.seed)
+        models[name] = with_prior(trained, prior)
+    seconds = time.perf_counter() - start
+    z = models[name].latents(jax.random.key(args.seed + 3), num_draws)
+    draws = np.asarray(models[name].decode(z))
+    compare(name, draws, seconds)
+    rows[name] = draws[:12]
+
+# %%
+# Draws of each, beside real images:
 
 
 def draw_images(rows: dict[str, np.ndarray]) -> plt.Figure:
@@ -138,6 +183,19 @@ def draw_images(rows: dict[str, np.ndarray]) -> plt.Figure:
     return fig
 
 
+save(
+    draw_images(rows),
+    "draws",
+    "Rows of twelve images of digits: real ones, draws with the Normal prior, and "
+    "draws with learned priors, more of which are readable digits.",
+)
+
+# %%
+# Read the prior
+# --------------
+# The density of each latent under the mixture, beside its reference:
+
+
 def draw_prior(law: dist.MixtureSameFamily) -> plt.Figure:
     """Marginal density of each latent under the mixture."""
     z = jnp.linspace(-4.0, 4.0, 401)[:, None, None]
@@ -156,6 +214,17 @@ def draw_prior(law: dist.MixtureSameFamily) -> plt.Figure:
     return fig
 
 
+save(
+    draw_prior(models["mixture"].prior),
+    "prior",
+    "The marginal density of each of eight latents under the learned mixture, and the "
+    "Normal reference.",
+)
+
+# %%
+# What a component of the mixture draws, the largest components first:
+
+
 def draw_components(model: kaem.KAEM, seed: int) -> plt.Figure:
     """Draws of each of the largest components of a mixture."""
     law = model.prior
@@ -169,83 +238,73 @@ def draw_components(model: kaem.KAEM, seed: int) -> plt.Figure:
     return draw_images(rows)
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="few steps of training")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-    num_draws = 500 if args.quick else 2000
+save(
+    draw_components(models["mixture"], args.seed),
+    "components",
+    "A row of twelve images for each of the eight largest components of the mixture; "
+    "the images of a row resemble each other.",
+)
 
-    def save(fig: plt.Figure, name: str) -> None:
-        fig.savefig(args.output / f"digits_{name}.png", dpi=150)
-        plt.close(fig)
+# %%
+# Held-out likelihood
+# -------------------
+# ``kaem.infer.log_marginal_likelihood`` anneals from the prior to the posterior of each
+# image, and is unbiased before the logarithm.
 
-    data = kaem.datasets.load_digits(test_size=NUM_HELD_OUT)
-    start = time.perf_counter()
-    trained, latents = train(data.images, 200 if args.quick else 4000, args.seed)
-    models = {"normal": trained}
-    print(f"trained in {time.perf_counter() - start:.0f} seconds")
-
-    def compare(name: str, draws: np.ndarray, seconds: float) -> None:
-        quality = kaem.sample_quality(draws, data.images)
-        distance, precision, recall = quality
-        print(
-            f"{name:22s} {distance:9.3f} {precision:10.2f} {recall:7.2f} {seconds:8.0f}"
-        )
-
-    print("\nprior                   Fréchet  precision  recall  seconds")
-    compare("held-out images", data.test_images, 0.0)
-    compare("posteriors of images", np.asarray(trained.decode(latents)), 0.0)
-    rows = {"real": data.images[:12]}
-    learned = (
-        ["mixture"] if args.quick else ["independent", "mixture", "autoregressive"]
+print("\nlog likelihood of an image that was left out, estimated")
+left_out = data.test_images[: 10 if args.quick else 100]
+for name in ["normal", *learned]:
+    result = kaem.infer.log_marginal_likelihood(
+        models[name],
+        left_out,
+        rng_key=jax.random.key(args.seed + 4),
+        num_temperatures=16 if args.quick else 64,
+        num_particles=16 if args.quick else 32,
+        progress_bar=False,
     )
-    for name in ["normal", *learned]:
-        start = time.perf_counter()
-        if name != "normal":
-            prior = fit_prior(name, latents, args.seed)
-            models[name] = with_prior(trained, prior)
-        seconds = time.perf_counter() - start
-        z = models[name].latents(jax.random.key(args.seed + 3), num_draws)
-        draws = np.asarray(models[name].decode(z))
-        compare(name, draws, seconds)
-        rows[name] = draws[:12]
-    save(draw_images(rows), "draws")
-    save(draw_prior(models["mixture"].prior), "prior")
-    save(draw_components(models["mixture"], args.seed), "components")
+    print(f"{name:16s} {result.mean:7.2f} ± {result.standard_error:.2f}")
 
-    print("\nlog likelihood of an image that was left out, estimated")
-    left_out = data.test_images[: 10 if args.quick else 100]
-    for name in ["normal", *learned]:
-        result = kaem.infer.log_marginal_likelihood(
-            models[name],
-            left_out,
-            rng_key=jax.random.key(args.seed + 4),
-            num_temperatures=16 if args.quick else 64,
-            num_particles=16 if args.quick else 32,
-            progress_bar=False,
-        )
-        print(f"{name:16s} {result.mean:7.2f} ± {result.standard_error:.2f}")
-
-    print()
-    filled = {}
-    for number, image in enumerate(data.test_images[: 2 if args.quick else 4]):
-        draws = fill_in(models["mixture"], image, args.quick, args.seed + number)
-        seen = image.copy()
-        seen[4:] = 0.0
-        filled[f"image {number + 1}"] = np.stack([image, seen, *draws])
-        error = np.sqrt(np.mean((draws[:, 4:] - image[4:]) ** 2))
-        print(f"image {number + 1}: lower half filled in to {error:.2f} a pixel")
-    fig = draw_images(filled)
-    for ax, title in zip(fig.axes, ("image", "seen", "filled in"), strict=False):
-        ax.set_title(title, fontsize="small")
-    save(fig, "filled_in")
-    print(f"\nFigures: {args.output.resolve()}")
+# %%
+# Fill in half an image
+# ---------------------
+# That is posterior inference of the latents given the upper half: nothing is trained
+# anew. The model of the upper half is written with ``model.prior`` and
+# ``model.decode``, as any NumPyro model.
 
 
-if __name__ == "__main__":
-    main()
+def fill_in(model: kaem.KAEM, image: np.ndarray, quick: bool, seed: int) -> np.ndarray:
+    """Draws of a whole image given its upper half, shape ``(num_draws, 8, 8)``."""
+
+    def upper_half(pixels: jax.Array) -> None:
+        z = numpyro.sample("z", model.prior)
+        mean = model.decode(z)
+        scale = model.likelihood.scale
+        numpyro.sample("x", dist.Normal(mean[:4], scale).to_event(2), obs=pixels)
+
+    kernel = kaem.infer.AnnealedLangevin(upper_half, num_temperatures=8)
+    count = 150 if quick else 600
+    mcmc = MCMC(kernel, num_warmup=count, num_samples=count, progress_bar=not quick)
+    mcmc.run(jax.random.key(seed + 2), jnp.asarray(image[:4]))
+    draws = mcmc.get_samples()["z"]
+    return np.asarray(model.decode(draws[:: count // 5]))
+
+
+print()
+filled = {}
+for number, image in enumerate(data.test_images[: 2 if args.quick else 4]):
+    draws = fill_in(models["mixture"], image, args.quick, args.seed + number)
+    seen = image.copy()
+    seen[4:] = 0.0
+    filled[f"image {number + 1}"] = np.stack([image, seen, *draws])
+    error = np.sqrt(np.mean((draws[:, 4:] - image[4:]) ** 2))
+    print(f"image {number + 1}: lower half filled in to {error:.2f} a pixel")
+fig = draw_images(filled)
+for ax, title in zip(fig.axes, ("image", "seen", "filled in"), strict=False):
+    ax.set_title(title, fontsize="small")
+save(
+    fig,
+    "filled_in",
+    "Rows of images: a digit, its upper half, and five images that go on from the "
+    "upper half in different ways.",
+)
+print(f"\nFigures: {args.output.resolve()}")

@@ -1,14 +1,12 @@
-"""Handwritten digits by each way to train, with few latents and with more.
+"""Ways to train
+=============
 
 The same model, a decoder of 8 × 8 pixels with independent learned densities as the
-prior of its latents, is trained by all objectives of the library for the same number of
-steps: with draws of the prior that are weighted, with Langevin chains, with a
-population between prior and posterior, and with an encoder. The first is simple, and
-right for two latents; with eight, one draw in thousands carries all the weight, and its
-effective sample size and Pareto k say so.
-
-Held-out log likelihood tells which decoder and prior explain images that were left out
-best. It is estimated by annealing from the prior, in the same way for all.
+prior of its latents, is trained on handwritten digits by all objectives of the library
+for the same number of steps: with draws of the prior that are weighted, with Langevin
+chains, with a population between prior and posterior, and with an encoder. The first is
+simple, and right for two latents; with eight, one draw in thousands carries all the
+weight, and its effective sample size and Pareto k say so.
 
 Run it with ``python examples/digits_objectives.py``; it takes about ten minutes on two
 cores, and one to two with ``--quick``, for two latents only.
@@ -43,6 +41,39 @@ COLORS = {
     "thermodynamic": "#009E73",
     "encoder": "#CC79A7",
 }
+
+parser = argparse.ArgumentParser(description="Ways to train")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="few steps, two latents")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+num_steps = 60 if args.quick else 1500
+num_held_out = 20 if args.quick else 100
+
+# %%
+# The model
+# ---------
+# Its energies are zero at first, so that the prior starts as its reference.
+
+
+def make_model(num_latents: int, seed: int) -> kaem.KAEM:
+    """Model whose prior starts as its reference."""
+    basis = kaem.BSpline(-5.0, 5.0, 20)
+    flat = kaem.Energy(basis, jnp.zeros((num_latents, basis.num_features)))
+    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0)).to_event(1)
+    decoder = kaem.KANDecoder(jax.random.key(seed), num_latents, (8, 8), hidden=(64,))
+    likelihood = kaem.NormalLikelihood(0.3, learn_scale=True, min_scale=0.1)
+    return kaem.KAEM(prior, decoder, likelihood)
+
+
+# %%
+# The objectives
+# --------------
+# Each is a NumPyro ``ELBO``, and ``kaem.fit`` takes any of them. One needs an encoder:
+# means and log scales of the latents, from an image.
+
 BATCH = 200
 NUM_PARTICLES = 1000
 
@@ -58,16 +89,6 @@ class Encoder(eqx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Encode: (num_images, 8, 8) -> (num_images, 2 * num_latents)."""
         return jax.vmap(self.network)(images.reshape(-1, 64))
-
-
-def make_model(num_latents: int, seed: int) -> kaem.KAEM:
-    """Model whose prior starts as its reference."""
-    basis = kaem.BSpline(-5.0, 5.0, 20)
-    flat = kaem.Energy(basis, jnp.zeros((num_latents, basis.num_features)))
-    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0)).to_event(1)
-    decoder = kaem.KANDecoder(jax.random.key(seed), num_latents, (8, 8), hidden=(64,))
-    likelihood = kaem.NormalLikelihood(0.3, learn_scale=True, min_scale=0.1)
-    return kaem.KAEM(prior, decoder, likelihood)
 
 
 def make_objectives(num_latents: int, seed: int) -> dict:
@@ -95,6 +116,70 @@ def train(
     )
 
 
+# %%
+# Train, and compare
+# ------------------
+# Held-out log likelihood tells which decoder and prior explain images that were left
+# out best. It is estimated by annealing from the prior, in the same way for all.
+
+data = kaem.datasets.load_digits(test_size=397)
+held_out = data.test_images[:num_held_out]
+best = kaem.sample_quality(data.test_images, data.images)
+print(f"{num_steps} steps, {num_held_out} images held out for the likelihood")
+print(
+    "latents  objective      seconds  log likelihood (error)  Fréchet distance  "
+    "precision  recall"
+)
+print(
+    f"{'':8} {'real images':13} {'-':>8}  {'-':>22} {best.frechet_distance:17.3f} "
+    f"{best.precision:10.2f} {best.recall:7.2f}"
+)
+rows, histories, verdicts = {"real images": data.images[:12]}, {}, {}
+for num_latents in (2,) if args.quick else (2, 8):
+    model = make_model(num_latents, args.seed)
+    histories[num_latents] = {}
+    for name, objective in make_objectives(num_latents, args.seed).items():
+        start = time.perf_counter()
+        result = train(model, objective, data.images, num_steps, args.seed)
+        seconds = time.perf_counter() - start
+        histories[num_latents][name] = result.losses / len(data.images)
+        likelihood = log_marginal_likelihood(
+            result.model,
+            held_out,
+            rng_key=jax.random.key(args.seed + 3),
+            num_temperatures=16 if args.quick else 96,
+            num_particles=8 if args.quick else 32,
+        )
+        fitted = result.model
+        z = fitted.latents(jax.random.key(args.seed + 4), 2000)
+        draws = np.asarray(fitted.decode(z))
+        quality = kaem.sample_quality(draws, data.images)
+        print(
+            f"{num_latents:7}  {name:13} {seconds:8.0f}  "
+            f"{likelihood.mean:15.1f} ({likelihood.standard_error:.1f}) "
+            f"{quality.frechet_distance:18.3f} {quality.precision:10.2f} "
+            f"{quality.recall:7.2f}",
+            flush=True,
+        )
+        rows[f"{name}, {num_latents} latents"] = draws[:12]
+        if name == "importance":
+            found = objective.diagnose(
+                jax.random.key(args.seed + 5), result.params, model, held_out
+            )
+            verdicts[num_latents] = found.verdict
+
+# %%
+# Importance sampling diagnoses itself:
+
+print()
+for num_latents, verdict in verdicts.items():
+    print(f"Importance weights with {num_latents} latents: {verdict}")
+
+# %%
+# Draws
+# -----
+
+
 def draw_digits(rows: dict[str, np.ndarray]) -> plt.Figure:
     """Draw rows of images, each with its name."""
     num_columns = min(len(images) for images in rows.values())
@@ -110,6 +195,24 @@ def draw_digits(rows: dict[str, np.ndarray]) -> plt.Figure:
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return fig
+
+
+fig = draw_digits(rows)
+fig.savefig(
+    args.output / "digits_objectives_draws.png",
+    dpi=150,
+    metadata={
+        "Description": "A row of twelve images for each objective, and one of real "
+        "images."
+    },
+)
+plt.close(fig)
+
+# %%
+# Losses
+# ------
+# They are not alike: of Langevin, log prior and log likelihood at the chains; of the
+# encoder, minus a bound; of the others, minus an estimate of the log likelihood.
 
 
 def draw_history(histories: dict[int, dict[str, np.ndarray]]) -> plt.Figure:
@@ -141,78 +244,13 @@ def draw_history(histories: dict[int, dict[str, np.ndarray]]) -> plt.Figure:
     return fig
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="few steps, two latents")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-    num_steps = 60 if args.quick else 1500
-    num_held_out = 20 if args.quick else 100
-
-    data = kaem.datasets.load_digits(test_size=397)
-    held_out = data.test_images[:num_held_out]
-    best = kaem.sample_quality(data.test_images, data.images)
-    print(f"{num_steps} steps, {num_held_out} images held out for the likelihood")
-    print(
-        "latents  objective      seconds  log likelihood (error)  Fréchet distance  "
-        "precision  recall"
-    )
-    print(
-        f"{'':8} {'real images':13} {'-':>8}  {'-':>22} {best.frechet_distance:17.3f} "
-        f"{best.precision:10.2f} {best.recall:7.2f}"
-    )
-    rows, histories, verdicts = {"real images": data.images[:12]}, {}, {}
-    for num_latents in (2,) if args.quick else (2, 8):
-        model = make_model(num_latents, args.seed)
-        histories[num_latents] = {}
-        for name, objective in make_objectives(num_latents, args.seed).items():
-            start = time.perf_counter()
-            result = train(model, objective, data.images, num_steps, args.seed)
-            seconds = time.perf_counter() - start
-            histories[num_latents][name] = result.losses / len(data.images)
-            likelihood = log_marginal_likelihood(
-                result.model,
-                held_out,
-                rng_key=jax.random.key(args.seed + 3),
-                num_temperatures=16 if args.quick else 96,
-                num_particles=8 if args.quick else 32,
-            )
-            fitted = result.model
-            z = fitted.latents(jax.random.key(args.seed + 4), 2000)
-            draws = np.asarray(fitted.decode(z))
-            quality = kaem.sample_quality(draws, data.images)
-            print(
-                f"{num_latents:7}  {name:13} {seconds:8.0f}  "
-                f"{likelihood.mean:15.1f} ({likelihood.standard_error:.1f}) "
-                f"{quality.frechet_distance:18.3f} {quality.precision:10.2f} "
-                f"{quality.recall:7.2f}",
-                flush=True,
-            )
-            rows[f"{name}, {num_latents} latents"] = draws[:12]
-            if name == "importance":
-                found = objective.diagnose(
-                    jax.random.key(args.seed + 5), result.params, model, held_out
-                )
-                verdicts[num_latents] = found.verdict
-    print()
-    for num_latents, verdict in verdicts.items():
-        print(f"Importance weights with {num_latents} latents: {verdict}")
-    print(
-        "The losses are not alike: of Langevin, log prior and log likelihood at the "
-        "chains;\nof the encoder, minus a bound; of the others, minus an estimate of "
-        "the log likelihood."
-    )
-
-    figures = {"draws": draw_digits(rows), "history": draw_history(histories)}
-    for name, fig in figures.items():
-        fig.savefig(args.output / f"digits_objectives_{name}.png", dpi=150)
-        plt.close(fig)
-    print(f"\nFigures: {args.output.resolve()}")
-
-
-if __name__ == "__main__":
-    main()
+fig = draw_history(histories)
+fig.savefig(
+    args.output / "digits_objectives_history.png",
+    dpi=150,
+    metadata={
+        "Description": "The loss of each objective against the step of training."
+    },
+)
+plt.close(fig)
+print(f"\nFigures: {args.output.resolve()}")

@@ -1,14 +1,12 @@
-"""The latents of a digit of which half was seen: three samplers of one posterior.
+"""Half of a digit: three samplers
+===============================
 
 A model with four latents, whose prior is a mixture of products of learned densities, is
 trained on handwritten digits. Of a digit that was left out only the upper half is seen.
-It may go on in several ways, so the posterior of its latents has several modes.
-
-1. Sample it by NUTS, by importance sampling from the prior, and by an annealed
-   population, and set the summaries of ArviZ side by side.
-2. Count how often each component of the prior is visited, by chain: chains of NUTS stay
-   in the mode where they start, and none knows how much the others weigh.
-3. Draw the marginal densities of the latents, and the images that they stand for.
+It may go on in several ways, so the posterior of its latents has several modes. NUTS,
+importance sampling from the prior and an annealed population sample it side by side:
+chains of NUTS stay in the mode where they start, and none knows how much the others
+weigh.
 
 Run it with ``python examples/digits_posterior.py``; it takes about three minutes on two
 cores, and half of one with ``--quick``.
@@ -40,12 +38,25 @@ COLORS = {
     "annealed population": "#009E73",
 }
 BLACK = "#000000"
+
+parser = argparse.ArgumentParser(description="Half of a digit: three samplers")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="little of everything")
+parser.add_argument("--image", type=int, default=0, help="number of the digit")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+count = 200 if args.quick else 2000
+keys = jax.random.split(jax.random.key(args.seed + 2), 4)
+
+# %%
+# Train a model
+# -------------
+# ``kaem.PriorRefit`` fits the mixture to the posteriors of the latents from time to
+# time while the decoder is trained.
+
 NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS = 4, 10, 24
-NUM_SEEN = 4
-"""Rows of the image that are seen, of eight."""
-NUM_CHAINS = 4
-NUM_IMAGES = 500
-"""Images of a method in a figure."""
 
 
 def train(images: np.ndarray, num_steps: int, seed: int) -> kaem.KAEM:
@@ -73,6 +84,18 @@ def train(images: np.ndarray, num_steps: int, seed: int) -> kaem.KAEM:
     ).model
 
 
+data = kaem.datasets.load_digits(test_size=397)
+model = train(data.images, 90 if args.quick else 1500, args.seed)
+
+# %%
+# A model of what is seen
+# -----------------------
+# The trained prior and decoder in a NumPyro model of four rows of pixels.
+
+NUM_SEEN = 4
+"""Rows of the image that are seen, of eight."""
+
+
 def upper_half_of(model: kaem.KAEM) -> Callable[[jax.Array], None]:
     """NumPyro model of the rows that are seen."""
 
@@ -82,6 +105,18 @@ def upper_half_of(model: kaem.KAEM) -> Callable[[jax.Array], None]:
         numpyro.sample("pixels", law.to_event(2), obs=pixels)
 
     return upper_half
+
+
+image = data.test_images[args.image]
+pixels = jnp.asarray(image[:NUM_SEEN])
+posterior = upper_half_of(model)
+
+# %%
+# Three samplers
+# --------------
+# Each result becomes an ArviZ object by ``kaem.to_arviz``.
+
+NUM_CHAINS = 4
 
 
 def run_chains(kernel, pixels: jax.Array, count: int, rng_key: jax.Array) -> MCMC:
@@ -98,10 +133,55 @@ def run_chains(kernel, pixels: jax.Array, count: int, rng_key: jax.Array) -> MCM
     return mcmc
 
 
+objects, seconds = {}, {}
+start = time.perf_counter()
+nuts = run_chains(NUTS(posterior), pixels, count, keys[0])
+objects["NUTS"] = kaem.to_arviz(nuts, log_likelihood=False)
+seconds["NUTS"] = time.perf_counter() - start
+
+start = time.perf_counter()
+sampler = kaem.infer.ImportanceSampling(
+    posterior, num_samples=10_000 if args.quick else 100_000
+)
+weighted = sampler.run(keys[1], pixels)
+objects["importance sampling"] = kaem.to_arviz(
+    weighted, rng_key=keys[2], num_samples=NUM_CHAINS * count
+)
+seconds["importance sampling"] = time.perf_counter() - start
+
+start = time.perf_counter()
+kernel = kaem.infer.AnnealedLangevin(posterior, num_temperatures=10)
+annealed = run_chains(kernel, pixels, count, keys[3])
+objects["annealed population"] = kaem.to_arviz(annealed, log_likelihood=False)
+seconds["annealed population"] = time.perf_counter() - start
+
+# %%
+# Their summaries side by side. Importance sampling has its effective sample size and
+# Pareto k, the chains have R-hat.
+
+
 def summary(data) -> pd.DataFrame:
     """Summarise the draws of the latents by ArviZ."""
     table = az.summary(data, var_names=["z"], round_to="none")
     return table[["mean", "sd", "ess_bulk", "r_hat"]].astype(float)
+
+
+tables = {name: summary(data) for name, data in objects.items()}
+results = {
+    name: np.asarray(data["posterior"]["z"].values) for name, data in objects.items()
+}
+# Resampled draws repeat each other: the weights tell what they are worth.
+tables["importance sampling"]["ess_bulk"] = weighted.ess
+print(pd.concat(tables, axis=1).round(2).to_string())
+for name, value in seconds.items():
+    print(f"{name}: {value:.0f} s, compilation included")
+print(f"Pareto k of the weights: {weighted.pareto_k:.2f}. {weighted.verdict}")
+
+# %%
+# Where the chains have been
+# --------------------------
+# A component of the prior is a place in the space of latents. Its share of the draws,
+# chain by chain, shows that each chain of NUTS knows one place.
 
 
 def component_shares(model: kaem.KAEM, draws: np.ndarray) -> np.ndarray:
@@ -112,6 +192,30 @@ def component_shares(model: kaem.KAEM, draws: np.ndarray) -> np.ndarray:
     law = model.prior
     log_joint = jax.jit(law.component_log_probs)(jnp.asarray(draws))
     return np.asarray(jax.nn.softmax(log_joint, -1).mean(1))
+
+
+print(f"\nShare of each of {NUM_COMPONENTS} components of the prior, in per cent")
+rows = {}
+for name, draws in results.items():
+    shares = component_shares(model, draws)
+    if name == "NUTS":
+        rows.update({f"NUTS, chain {i + 1}": s for i, s in enumerate(shares)})
+    else:
+        rows[name] = shares.mean(0)
+        if len(shares) > 1:
+            rows["  of its runs, +-"] = shares.std(0, ddof=1)
+shares = pd.DataFrame(rows, index=range(1, NUM_COMPONENTS + 1)).T
+print((100 * shares).round(0).astype(int).to_string())
+worst = {name: table["r_hat"].max() for name, table in tables.items()}
+print(
+    f"\nLargest R-hat: {worst['NUTS']:.2f} for NUTS, "
+    f"{worst['annealed population']:.2f} for the population, whose replicas made "
+    f"{int(np.sum(annealed.last_state.round_trips))} round trips to the prior."
+)
+
+# %%
+# The latents
+# -----------
 
 
 def draw_marginals(results: dict[str, np.ndarray]) -> plt.Figure:
@@ -137,6 +241,27 @@ def draw_marginals(results: dict[str, np.ndarray]) -> plt.Figure:
     lines, labels = axes[0].get_legend_handles_labels()
     fig.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
     return fig
+
+
+fig = draw_marginals(results)
+fig.savefig(
+    args.output / "digits_posterior_marginals.png",
+    dpi=150,
+    metadata={
+        "Description": "The posterior density of each of four latents by three "
+        "samplers. Importance sampling and the annealed population agree; NUTS gives "
+        "other weights to the modes."
+    },
+)
+plt.close(fig)
+
+# %%
+# The images that they stand for
+# ------------------------------
+# Nine in ten of the decoded images lie within these bands, row by row:
+
+NUM_IMAGES = 500
+"""Images of a method in a figure."""
 
 
 def draw_bands(images: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
@@ -171,6 +296,26 @@ def draw_bands(images: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
     return fig
 
 
+decoded, pictures = {}, {}
+for name, draws in results.items():
+    flat = draws.reshape(-1, NUM_LATENTS)
+    decoded[name] = np.asarray(model.decode(flat[:: len(flat) // NUM_IMAGES]))
+fig = draw_bands(decoded, image)
+fig.savefig(
+    args.output / "digits_posterior_bands.png",
+    dpi=150,
+    metadata={
+        "Description": "Intensity of the pixels of each of the eight rows, by three "
+        "samplers, with the image itself. The bands are narrow in the rows that were "
+        "seen and wide in the hidden ones."
+    },
+)
+plt.close(fig)
+
+# %%
+# Some images of each chain:
+
+
 def draw_images(rows: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
     """Draw the image, and the images of some draws of each chain."""
     shown = np.where(np.arange(8)[:, None] < NUM_SEEN, image, 0.0)
@@ -188,97 +333,20 @@ def draw_images(rows: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
     return fig
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="little of everything")
-    parser.add_argument("--image", type=int, default=0, help="number of the digit")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-    count = 200 if args.quick else 2000
-    keys = jax.random.split(jax.random.key(args.seed + 2), 4)
-
-    data = kaem.datasets.load_digits(test_size=397)
-    model = train(data.images, 90 if args.quick else 1500, args.seed)
-    image = data.test_images[args.image]
-    pixels = jnp.asarray(image[:NUM_SEEN])
-    posterior = upper_half_of(model)
-
-    objects, seconds = {}, {}
-    start = time.perf_counter()
-    nuts = run_chains(NUTS(posterior), pixels, count, keys[0])
-    objects["NUTS"] = kaem.to_arviz(nuts, log_likelihood=False)
-    seconds["NUTS"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    sampler = kaem.infer.ImportanceSampling(
-        posterior, num_samples=10_000 if args.quick else 100_000
-    )
-    weighted = sampler.run(keys[1], pixels)
-    objects["importance sampling"] = kaem.to_arviz(
-        weighted, rng_key=keys[2], num_samples=NUM_CHAINS * count
-    )
-    seconds["importance sampling"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    kernel = kaem.infer.AnnealedLangevin(posterior, num_temperatures=10)
-    annealed = run_chains(kernel, pixels, count, keys[3])
-    objects["annealed population"] = kaem.to_arviz(annealed, log_likelihood=False)
-    seconds["annealed population"] = time.perf_counter() - start
-
-    tables = {name: summary(data) for name, data in objects.items()}
-    results = {
-        name: np.asarray(data["posterior"]["z"].values)
-        for name, data in objects.items()
-    }
-    # Resampled draws repeat each other: the weights tell what they are worth.
-    tables["importance sampling"]["ess_bulk"] = weighted.ess
-    print(pd.concat(tables, axis=1).round(2).to_string())
-    for name, value in seconds.items():
-        print(f"{name}: {value:.0f} s, compilation included")
-    print(f"Pareto k of the weights: {weighted.pareto_k:.2f}. {weighted.verdict}")
-
-    print(f"\nShare of each of {NUM_COMPONENTS} components of the prior, in per cent")
-    rows = {}
-    for name, draws in results.items():
-        shares = component_shares(model, draws)
-        if name == "NUTS":
-            rows.update({f"NUTS, chain {i + 1}": s for i, s in enumerate(shares)})
-        else:
-            rows[name] = shares.mean(0)
-            if len(shares) > 1:
-                rows["  of its runs, +-"] = shares.std(0, ddof=1)
-    shares = pd.DataFrame(rows, index=range(1, NUM_COMPONENTS + 1)).T
-    print((100 * shares).round(0).astype(int).to_string())
-    worst = {name: table["r_hat"].max() for name, table in tables.items()}
-    print(
-        f"\nLargest R-hat: {worst['NUTS']:.2f} for NUTS, "
-        f"{worst['annealed population']:.2f} for the population, whose replicas made "
-        f"{int(np.sum(annealed.last_state.round_trips))} round trips to the prior."
-    )
-
-    decoded, pictures = {}, {}
-    for name, draws in results.items():
-        flat = draws.reshape(-1, NUM_LATENTS)
-        decoded[name] = np.asarray(model.decode(flat[:: len(flat) // NUM_IMAGES]))
-    step = count // 10
-    for number, chain in enumerate(results["NUTS"], start=1):
-        pictures[f"NUTS, chain {number}"] = model.decode(chain[::step])
-    pictures["importance"] = decoded["importance sampling"][:10]
-    pictures["annealed"] = model.decode(results["annealed population"][0, ::step])
-    figures = {
-        "marginals": draw_marginals(results),
-        "bands": draw_bands(decoded, image),
-        "images": draw_images(pictures, image),
-    }
-    for name, fig in figures.items():
-        fig.savefig(args.output / f"digits_posterior_{name}.png", dpi=150)
-        plt.close(fig)
-    print(f"\nFigures: {args.output.resolve()}")
-
-
-if __name__ == "__main__":
-    main()
+pictures = {}
+step = count // 10
+for number, chain in enumerate(results["NUTS"], start=1):
+    pictures[f"NUTS, chain {number}"] = model.decode(chain[::step])
+pictures["importance"] = decoded["importance sampling"][:10]
+pictures["annealed"] = model.decode(results["annealed population"][0, ::step])
+fig = draw_images(pictures, image)
+fig.savefig(
+    args.output / "digits_posterior_images.png",
+    dpi=150,
+    metadata={
+        "Description": "The digit, its upper half, and ten decoded draws of each chain "
+        "of NUTS, of importance sampling and of the annealed population."
+    },
+)
+plt.close(fig)
+print(f"\nFigures: {args.output.resolve()}")

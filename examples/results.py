@@ -1,6 +1,8 @@
-"""From posterior draws to what is read: tables, figures, a formula and a file.
+"""Tables, figures, a formula and a file
+=====================================
 
-Velocities of 82 galaxies become a prior, and the prior reads five coarse measurements.
+From posterior draws to what is read. Velocities of 82 galaxies become a prior, and the
+prior reads five coarse measurements.
 
 1. Describe the learned density in closed form, if there is a short one, and save it.
 2. Sample the posterior in three ways: NUTS, importance sampling and an annealed
@@ -27,6 +29,35 @@ from _galaxies import VELOCITIES
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_kaem as kaem
+
+parser = argparse.ArgumentParser(description="Tables, figures, a formula and a file")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="few draws")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+
+# %%
+# A formula, a table and a file
+# -----------------------------
+# ``kaem.symbolic`` looks for a short form of the density and says how much is lost by
+# it. ``kaem.save`` writes arrays by name and no code; what is loaded is equal to the
+# last bit.
+
+prior = kaem.fit_density(VELOCITIES, support="positive")
+print("learned density:", kaem.symbolic(prior, num_samples=len(VELOCITIES)))
+print(kaem.summarize_prior(prior))
+path = args.output / "velocities.kaem"
+kaem.save(path, prior)
+again = kaem.load(path)
+z = jnp.linspace(5.0, 40.0, 500)
+same = bool(jnp.all(again.log_prob(z) == prior.log_prob(z)))
+print(f"saved to {path.name}; the loaded prior is equal: {same}")
+
+# %%
+# Three samplers of one posterior
+# -------------------------------
 
 # Five galaxies that were not in the survey (made up for this example): what a coarse
 # instrument reads, in 1000 km/s, and the standard deviation of its error.
@@ -66,6 +97,14 @@ def sample(model, readings: jax.Array, seed: int, quick: bool) -> dict:
     return {"NUTS": nuts, "importance": importance, "annealed": annealed}
 
 
+model, readings = make_model(again), jnp.asarray(READINGS)
+runs = sample(model, readings, args.seed, args.quick)
+
+# %%
+# ``kaem.to_arviz`` takes each of the three results, and the summaries of ArviZ stand
+# below each other.
+
+
 def print_table(objects: dict) -> None:
     """Posterior means and standard deviations of each sampler, by ArviZ."""
     print("\nposterior of the velocities: mean ± standard deviation")
@@ -78,94 +117,107 @@ def print_table(objects: dict) -> None:
         print(f"{name:12s}", *cells)
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="few draws")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-
-    prior = kaem.fit_density(VELOCITIES, support="positive")
-    print("learned density:", kaem.symbolic(prior, num_samples=len(VELOCITIES)))
-    print(kaem.summarize_prior(prior))
-    path = args.output / "velocities.kaem"
-    kaem.save(path, prior)
-    again = kaem.load(path)
-    z = jnp.linspace(5.0, 40.0, 500)
-    same = bool(jnp.all(again.log_prob(z) == prior.log_prob(z)))
-    print(f"saved to {path.name}; the loaded prior is equal: {same}")
-
-    model, readings = make_model(again), jnp.asarray(READINGS)
-    runs = sample(model, readings, args.seed, args.quick)
-    objects = {
-        name: kaem.to_arviz(
-            run,
-            model=model,
-            model_args=(readings,),
-            posterior_predictive=name == "NUTS",
-            coords={"galaxy": [f"galaxy {i + 1}" for i in range(len(READINGS))]},
-        )
-        for name, run in runs.items()
-    }
-    print_table(objects)
-    annealed = kaem.infer.log_evidence(runs["annealed"]).steppingstone
-    weights = runs["importance"].log_evidence
-    error = np.sqrt(np.sum(np.square(weights.standard_error)))
-    print(
-        f"log evidence: annealed {annealed.value:.3f} ± {annealed.standard_error:.3f}, "
-        f"importance {np.sum(weights.value):.3f} ± {error:.3f}"
+objects = {
+    name: kaem.to_arviz(
+        run,
+        model=model,
+        model_args=(readings,),
+        posterior_predictive=name == "NUTS",
+        coords={"galaxy": [f"galaxy {i + 1}" for i in range(len(READINGS))]},
     )
+    for name, run in runs.items()
+}
+print_table(objects)
 
-    calibration = kaem.simulation_based_calibration(
-        model,
-        jax.random.key(args.seed + 1),
-        readings,
-        num_simulations=20 if args.quick else 200,
-        num_draws=49,
-        num_warmup=200,
-        progress_bar=not args.quick,
+# %%
+# Two of the three know the evidence too.
+
+annealed = kaem.infer.log_evidence(runs["annealed"]).steppingstone
+weights = runs["importance"].log_evidence
+error = np.sqrt(np.sum(np.square(weights.standard_error)))
+print(
+    f"log evidence: annealed {annealed.value:.3f} ± {annealed.standard_error:.3f}, "
+    f"importance {np.sum(weights.value):.3f} ± {error:.3f}"
+)
+
+# %%
+# Calibration
+# -----------
+# Parameters are drawn from the prior, data from the parameters, and the posterior given
+# the data from the sampler. Over many simulations the rank of the truth among the draws
+# is uniform if the sampler is right. Posterior predictive p values compare the data
+# with what the model would make.
+
+calibration = kaem.simulation_based_calibration(
+    model,
+    jax.random.key(args.seed + 1),
+    readings,
+    num_simulations=20 if args.quick else 200,
+    num_draws=49,
+    num_warmup=200,
+    progress_bar=not args.quick,
+)
+print(calibration)
+replicated = objects["NUTS"]["posterior_predictive"]["reading"].values
+p_values = kaem.posterior_predictive_p_values(
+    replicated.reshape(-1, len(READINGS)), READINGS
+)
+print("p values:", *(f"{n} {float(p):.2f}" for n, p in p_values.items()))
+
+# %%
+# Figures
+# -------
+# The prior with its posterior, the weights of importance sampling, the ranks of the
+# calibration, and the three samplers beside each other.
+
+fig, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
+draws = objects["NUTS"]["posterior"]["velocity"].values.reshape(-1)
+kaem.plot_prior(
+    prior,
+    data=VELOCITIES,
+    posterior=draws,
+    ax=axes[0, 0],
+    xlabel="velocity (1000 km/s)",
+)
+kaem.plot_weights(runs["importance"], ax=axes[0, 1])
+kaem.plot_calibration(calibration, ax=axes[1, 0])
+for name, color in zip(objects, ("#0072B2", "#E69F00", "#009E73"), strict=True):
+    values = objects[name]["posterior"]["velocity"].values[..., 3].reshape(-1)
+    axes[1, 1].hist(
+        values,
+        bins=60,
+        density=True,
+        histtype="step",
+        color=color,
+        linewidth=1.4,
+        label=name,
     )
-    print(calibration)
-    replicated = objects["NUTS"]["posterior_predictive"]["reading"].values
-    p_values = kaem.posterior_predictive_p_values(
-        replicated.reshape(-1, len(READINGS)), READINGS
-    )
-    print("p values:", *(f"{n} {float(p):.2f}" for n, p in p_values.items()))
+axes[1, 1].set(xlabel="velocity of galaxy 4 (1000 km/s)", ylabel="density")
+axes[1, 1].legend(frameon=False, fontsize="small")
+fig.savefig(
+    args.output / "results.png",
+    dpi=150,
+    metadata={
+        "Description": "Four panels: the learned density of the velocities over their "
+        "histogram, with posterior draws; the weights of importance sampling; the "
+        "ranks of simulation-based calibration within their band; and the posterior of "
+        "galaxy 4, where the three samplers agree."
+    },
+)
+plt.close(fig)
 
-    fig, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
-    draws = objects["NUTS"]["posterior"]["velocity"].values.reshape(-1)
-    kaem.plot_prior(
-        prior,
-        data=VELOCITIES,
-        posterior=draws,
-        ax=axes[0, 0],
-        xlabel="velocity (1000 km/s)",
-    )
-    kaem.plot_weights(runs["importance"], ax=axes[0, 1])
-    kaem.plot_calibration(calibration, ax=axes[1, 0])
-    for name, color in zip(objects, ("#0072B2", "#E69F00", "#009E73"), strict=True):
-        values = objects[name]["posterior"]["velocity"].values[..., 3].reshape(-1)
-        axes[1, 1].hist(
-            values,
-            bins=60,
-            density=True,
-            histtype="step",
-            color=color,
-            linewidth=1.4,
-            label=name,
-        )
-    axes[1, 1].set(xlabel="velocity of galaxy 4 (1000 km/s)", ylabel="density")
-    axes[1, 1].legend(frameon=False, fontsize="small")
-    fig.savefig(args.output / "results.png", dpi=150)
-    plt.close(fig)
-    axes = kaem.plot_ladder(runs["annealed"])
-    axes[0].figure.savefig(args.output / "results_ladder.png", dpi=150)
-    plt.close(axes[0].figure)
-    print(f"\nFigures: {args.output.resolve()}")
+# %%
+# The ladder of the population: how often neighbours exchange, and the mean log
+# likelihood at each temperature.
 
-
-if __name__ == "__main__":
-    main()
+axes = kaem.plot_ladder(runs["annealed"])
+axes[0].figure.savefig(
+    args.output / "results_ladder.png",
+    dpi=150,
+    metadata={
+        "Description": "The ladder of temperatures of the annealed population: swap "
+        "rates of neighbours and the log likelihood along it."
+    },
+)
+plt.close(axes[0].figure)
+print(f"\nFigures: {args.output.resolve()}")

@@ -1,16 +1,10 @@
-"""Short pieces of English, character by character, from latents.
+"""Short pieces of English
+=======================
 
 A small transformer writes sixteen characters, each given those before it and eight
 latents. Such decoders are strong enough to do without latents, which are then ignored:
 posterior collapse. So the decoder here looks back on few characters only, and what
 reaches further, such as the kind of the words, is left to the latents.
-
-1. Train the decoder without latents, with Normal latents, from half way on with a
-   learned prior, and with Normal latents and all characters seen. Compare the bits that
-   a held-out character takes, and how much the latents tell of a text, the divergence
-   of posterior from prior. Where the latter is zero, latents have collapsed.
-2. Look at draws, at the learned densities, at texts between two texts, and at what one
-   latent does.
 
 Run it with ``python examples/text.py``; it takes about five minutes on two cores, and
 half a minute with ``--quick``.
@@ -31,11 +25,45 @@ import optax
 
 import numpyro_kaem as kaem
 
-LENGTH, CONTEXT, NUM_LATENTS, NUM_BASIS = 16, 2, 8, 16
-NUM_CHARACTERS = len(kaem.datasets.ALPHABET)
-REFERENCE = dist.Normal(0.0, 1.0)
 COLOURS = {"no latents": "0.4", "Normal": "#E69F00", "learned": "#0072B2"}
 COLOURS["Normal, all seen"] = "#009E73"
+
+parser = argparse.ArgumentParser(description="Short pieces of English")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="few steps of training")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+num_steps = 200 if args.quick else 2000
+quick, seed = args.quick, args.seed
+
+# %%
+# The data
+# --------
+# Windows of sixteen characters from prose that comes with Python.
+
+LENGTH, CONTEXT, NUM_LATENTS, NUM_BASIS = 16, 2, 8, 16
+NUM_CHARACTERS = len(kaem.datasets.ALPHABET)
+
+
+def as_bits(num_texts: int) -> float:
+    """Bits a character in a nat of so many texts."""
+    return 1.0 / (num_texts * LENGTH * np.log(2.0))
+
+
+text = kaem.datasets.load_text(LENGTH)
+tokens = np.random.default_rng(seed).permutation(text.tokens)
+held_out, tokens = tokens[: 30 if quick else 100], tokens[500:]
+bits = as_bits(1)
+
+# %%
+# A decoder of sequences
+# ----------------------
+# ``kaem.SequenceDecoder`` takes latents and returns the law of a text. One that is told
+# nothing by the latents is what to compare with.
+
+REFERENCE = dist.Normal(0.0, 1.0)
 
 
 class WithoutLatents(eqx.Module):
@@ -46,6 +74,26 @@ class WithoutLatents(eqx.Module):
     def __call__(self, z: jax.Array) -> dist.Distribution:
         """Law of texts, the same for all latents."""
         return self.decoder(jnp.zeros_like(z))
+
+
+def make_model(seed: int, context: int | None, latents: bool = True) -> kaem.KAEM:
+    """Model with Normal latents, or with latents that are ignored."""
+    decoder = kaem.SequenceDecoder(
+        jax.random.key(seed),
+        NUM_LATENTS,
+        NUM_CHARACTERS,
+        LENGTH,
+        width=32,
+        num_heads=2,
+        context=context,
+    )
+    prior = REFERENCE.expand([NUM_LATENTS]).to_event(1)
+    return kaem.KAEM(prior, decoder if latents else WithoutLatents(decoder))
+
+
+# %%
+# An encoder
+# ----------
 
 
 class Encoder(eqx.Module):
@@ -68,6 +116,23 @@ class Encoder(eqx.Module):
         return jnp.concatenate([mean, log_scale - 0.5], axis=-1)
 
 
+def draw_latents(
+    encoder: Encoder, tokens: np.ndarray, seed: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws of the encoder's law, and its log density at them."""
+    mean, log_scale = jnp.split(encoder(jnp.asarray(tokens)), 2, axis=-1)
+    law = dist.Normal(mean, jnp.exp(log_scale)).to_event(1)
+    z = law.sample(jax.random.key(seed))
+    return z, law.log_prob(z)
+
+
+# %%
+# Training
+# --------
+# The weight of the divergence rises from a small start to one
+# (``kaem.cyclical_schedule``).
+
+
 class Trained(NamedTuple):
     """A model after training."""
 
@@ -75,21 +140,6 @@ class Trained(NamedTuple):
     encoder: Encoder
     losses: np.ndarray
     """Bits a character of every step, by the bound."""
-
-
-def make_model(seed: int, context: int | None, latents: bool = True) -> kaem.KAEM:
-    """Model with Normal latents, or with latents that are ignored."""
-    decoder = kaem.SequenceDecoder(
-        jax.random.key(seed),
-        NUM_LATENTS,
-        NUM_CHARACTERS,
-        LENGTH,
-        width=32,
-        num_heads=2,
-        context=context,
-    )
-    prior = REFERENCE.expand([NUM_LATENTS]).to_event(1)
-    return kaem.KAEM(prior, decoder if latents else WithoutLatents(decoder))
 
 
 def train(
@@ -121,19 +171,8 @@ def train(
     return Trained(result.model, encoder, result.losses * as_bits(len(tokens)))
 
 
-def as_bits(num_texts: int) -> float:
-    """Bits a character in a nat of so many texts."""
-    return 1.0 / (num_texts * LENGTH * np.log(2.0))
-
-
-def draw_latents(
-    encoder: Encoder, tokens: np.ndarray, seed: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws of the encoder's law, and its log density at them."""
-    mean, log_scale = jnp.split(encoder(jnp.asarray(tokens)), 2, axis=-1)
-    law = dist.Normal(mean, jnp.exp(log_scale)).to_event(1)
-    z = law.sample(jax.random.key(seed))
-    return z, law.log_prob(z)
+# %%
+# From half way on, the densities of the latents are fitted to draws of the encoder.
 
 
 def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distribution:
@@ -144,6 +183,15 @@ def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distrib
     flat = kaem.KAEMPrior(energy, REFERENCE).to_event(1)
     z, _ = draw_latents(encoder, tokens, seed)
     return kaem.refit_prior(flat, z, penalty=1.0)
+
+
+# %%
+# Train and compare
+# -----------------
+# Without latents, with Normal latents, from half way on with a learned prior, and, in
+# the full form, with Normal latents and all characters seen. What is compared: the bits
+# that a held-out character takes, and how much the latents tell of a text, the
+# divergence of posterior from prior. Where the latter is zero, latents have collapsed.
 
 
 def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
@@ -163,53 +211,67 @@ def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
     return found.values, found.standard_error
 
 
-def draw_priors(law: dist.Distribution) -> plt.Figure:
-    """Density of each latent."""
-    z = jnp.linspace(-4.0, 4.0, 401)[:, None]
-    densities = jnp.exp(law.base_dist.log_prob(z))
-    fig, axes = plt.subplots(
-        2, NUM_LATENTS // 2, figsize=(9.0, 4.0), layout="constrained", sharey=True
-    )
-    for latent, ax in enumerate(axes.flat):
-        normal = jnp.exp(REFERENCE.log_prob(z))
-        ax.plot(z, normal, color=COLOURS["Normal"], linestyle="--", label="reference")
-        ax.plot(z, densities[:, latent], color=COLOURS["learned"], label="learned")
-        ax.set_xlabel(f"latent {latent + 1}")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("density")
-    lines, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(lines, labels, loc="outside upper right", ncols=2, frameon=False)
-    return fig
+print("prior             bits a character  gain in nats a text  divergence")
+values, held = {}, {}
 
 
-def draw_history(
-    histories: dict[str, tuple[int, np.ndarray]],
-    held_out: dict[str, dict[int, tuple[float, float]]],
-) -> plt.Figure:
-    """Bits a character in training, and of held-out texts."""
-    fig, ax = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
-    for name, (first, losses) in histories.items():
-        width = max(len(losses) // 40, 1)
-        mean = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
-        step = first + width * (np.arange(len(mean)) + 0.5)
-        ax.plot(step, mean, color=COLOURS[name], label=f"{name}: training bound")
-    for name, points in held_out.items():
-        steps = sorted(points)
-        values, errors = np.array([points[step] for step in steps]).T
-        ax.errorbar(
-            steps,
-            values,
-            errors,
-            color=COLOURS[name],
-            fmt="o",
-            capsize=3,
-            label=f"{name}: held out",
-        )
-    ax.set_xlabel("step of training")
-    ax.set_ylabel("bits a character")
-    ax.set_ylim(top=4.0)
-    ax.legend(frameon=False, fontsize="small")
-    return fig
+def report(name: str, step: int, trained: Trained) -> None:
+    """Print and keep what held-out texts say of a model."""
+    values[name], error = log_likelihood(trained.model, held_out, quick)
+    mean = -values[name].mean() * bits
+    held.setdefault(name, {})[step] = mean, error * bits
+    line = f"{name:17s} {mean:7.3f} ± {error * bits:5.3f}"
+    if "no latents" in values and step > 0:
+        gain = values[name] - values["no latents"]
+        spread = gain.std(ddof=1) / np.sqrt(len(gain))
+        line += f"   {gain.mean():8.2f} ± {spread:4.2f}"
+    if trained.encoder is not None and step > 0:
+        z, log_density = draw_latents(trained.encoder, held_out, seed)
+        divergence = float(jnp.mean(log_density - trained.model.prior.log_prob(z)))
+        line += f"  {divergence:10.2f}"
+    print(line)
+
+
+histories = {}
+half, encoder = num_steps // 2, Encoder(jax.random.key(seed + 1))
+report("Normal", 0, Trained(make_model(seed, CONTEXT), encoder, None))
+without = make_model(seed, CONTEXT, latents=False)
+without = train(without, None, tokens, num_steps, seed + 2)
+histories["no latents"] = 0, without.losses
+report("no latents", num_steps, without)
+first = train(make_model(seed, CONTEXT), encoder, tokens, half, seed + 2)
+report("Normal", half, first)
+# From here with either prior, and the divergence in full.
+prior = learn_prior(first.encoder, tokens, seed)
+priors = {"Normal": first.model.prior, "learned": prior}
+trained = {"Normal": first}
+for name in ("learned",) if quick else ("Normal", "learned"):
+    model = kaem.KAEM(priors[name], first.model.decoder)
+    trained[name] = train(model, first.encoder, tokens, half, seed + 3, 1.0)
+    report(name, num_steps, trained[name])
+    histories[name] = half, trained[name].losses
+histories["Normal"] = 0, first.losses
+if not quick:
+    losses = np.concatenate([first.losses, trained["Normal"].losses])
+    histories["Normal"] = 0, losses
+learned = trained["learned"]
+if not quick:
+    name = "Normal, all seen"
+    seen = train(make_model(seed, None), encoder, tokens, num_steps, seed + 2)
+    histories[name] = 0, seen.losses
+    report(name, num_steps, seen)
+
+# %%
+# Draws
+# -----
+
+print("\nDraws")
+draws = learned.model.sample(jax.random.key(seed + 4), 6)
+for line in text.decode(np.asarray(draws)):
+    print(f"   {line!r}")
+
+# %%
+# Texts between two texts, and what one latent does:
 
 
 def show_between(trained: Trained, tokens: np.ndarray, seed: int) -> None:
@@ -247,84 +309,86 @@ def show_between(trained: Trained, tokens: np.ndarray, seed: int) -> None:
         print(f"   when {name:4s} {letters}")
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="few steps of training")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
-    num_steps = 200 if args.quick else 2000
-    quick, seed = args.quick, args.seed
+show_between(learned, held_out, seed + 5)
 
-    text = kaem.datasets.load_text(LENGTH)
-    tokens = np.random.default_rng(seed).permutation(text.tokens)
-    held_out, tokens = tokens[: 30 if quick else 100], tokens[500:]
-    bits = as_bits(1)
-
-    print("prior             bits a character  gain in nats a text  divergence")
-    values, held = {}, {}
-
-    def report(name: str, step: int, trained: Trained) -> None:
-        values[name], error = log_likelihood(trained.model, held_out, quick)
-        mean = -values[name].mean() * bits
-        held.setdefault(name, {})[step] = mean, error * bits
-        line = f"{name:17s} {mean:7.3f} ± {error * bits:5.3f}"
-        if "no latents" in values and step > 0:
-            gain = values[name] - values["no latents"]
-            spread = gain.std(ddof=1) / np.sqrt(len(gain))
-            line += f"   {gain.mean():8.2f} ± {spread:4.2f}"
-        if trained.encoder is not None and step > 0:
-            z, log_density = draw_latents(trained.encoder, held_out, seed)
-            divergence = float(jnp.mean(log_density - trained.model.prior.log_prob(z)))
-            line += f"  {divergence:10.2f}"
-        print(line)
-
-    histories = {}
-    half, encoder = num_steps // 2, Encoder(jax.random.key(seed + 1))
-    report("Normal", 0, Trained(make_model(seed, CONTEXT), encoder, None))
-    without = make_model(seed, CONTEXT, latents=False)
-    without = train(without, None, tokens, num_steps, seed + 2)
-    histories["no latents"] = 0, without.losses
-    report("no latents", num_steps, without)
-    first = train(make_model(seed, CONTEXT), encoder, tokens, half, seed + 2)
-    report("Normal", half, first)
-    # From here with either prior, and the divergence in full.
-    prior = learn_prior(first.encoder, tokens, seed)
-    priors = {"Normal": first.model.prior, "learned": prior}
-    trained = {"Normal": first}
-    for name in ("learned",) if quick else ("Normal", "learned"):
-        model = kaem.KAEM(priors[name], first.model.decoder)
-        trained[name] = train(model, first.encoder, tokens, half, seed + 3, 1.0)
-        report(name, num_steps, trained[name])
-        histories[name] = half, trained[name].losses
-    histories["Normal"] = 0, first.losses
-    if not quick:
-        losses = np.concatenate([first.losses, trained["Normal"].losses])
-        histories["Normal"] = 0, losses
-    learned = trained["learned"]
-    if not quick:
-        name = "Normal, all seen"
-        seen = train(make_model(seed, None), encoder, tokens, num_steps, seed + 2)
-        histories[name] = 0, seen.losses
-        report(name, num_steps, seen)
-
-    print("\nDraws")
-    draws = learned.model.sample(jax.random.key(seed + 4), 6)
-    for line in text.decode(np.asarray(draws)):
-        print(f"   {line!r}")
-    show_between(learned, held_out, seed + 5)
-
-    for fig, name in (
-        (draw_priors(learned.model.prior), "prior"),
-        (draw_history(histories, held), "training"),
-    ):
-        fig.savefig(args.output / f"text_{name}.png", dpi=150)
-        plt.close(fig)
-    print(f"\nFigures: {args.output.resolve()}")
+# %%
+# The learned densities
+# ---------------------
 
 
-if __name__ == "__main__":
-    main()
+def draw_priors(law: dist.Distribution) -> plt.Figure:
+    """Density of each latent."""
+    z = jnp.linspace(-4.0, 4.0, 401)[:, None]
+    densities = jnp.exp(law.base_dist.log_prob(z))
+    fig, axes = plt.subplots(
+        2, NUM_LATENTS // 2, figsize=(9.0, 4.0), layout="constrained", sharey=True
+    )
+    for latent, ax in enumerate(axes.flat):
+        normal = jnp.exp(REFERENCE.log_prob(z))
+        ax.plot(z, normal, color=COLOURS["Normal"], linestyle="--", label="reference")
+        ax.plot(z, densities[:, latent], color=COLOURS["learned"], label="learned")
+        ax.set_xlabel(f"latent {latent + 1}")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("density")
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside upper right", ncols=2, frameon=False)
+    return fig
+
+
+fig = draw_priors(learned.model.prior)
+fig.savefig(
+    args.output / "text_prior.png",
+    dpi=150,
+    metadata={
+        "Description": "The learned density of each of eight latents, and the Normal "
+        "reference."
+    },
+)
+plt.close(fig)
+
+# %%
+# The course of training
+# ----------------------
+
+
+def draw_history(
+    histories: dict[str, tuple[int, np.ndarray]],
+    held_out: dict[str, dict[int, tuple[float, float]]],
+) -> plt.Figure:
+    """Bits a character in training, and of held-out texts."""
+    fig, ax = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    for name, (first, losses) in histories.items():
+        width = max(len(losses) // 40, 1)
+        mean = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
+        step = first + width * (np.arange(len(mean)) + 0.5)
+        ax.plot(step, mean, color=COLOURS[name], label=f"{name}: training bound")
+    for name, points in held_out.items():
+        steps = sorted(points)
+        values, errors = np.array([points[step] for step in steps]).T
+        ax.errorbar(
+            steps,
+            values,
+            errors,
+            color=COLOURS[name],
+            fmt="o",
+            capsize=3,
+            label=f"{name}: held out",
+        )
+    ax.set_xlabel("step of training")
+    ax.set_ylabel("bits a character")
+    ax.set_ylim(top=4.0)
+    ax.legend(frameon=False, fontsize="small")
+    return fig
+
+
+fig = draw_history(histories, held)
+fig.savefig(
+    args.output / "text_training.png",
+    dpi=150,
+    metadata={
+        "Description": "Bits a character against the step of training, for each model: "
+        "the bound in training as lines, held-out texts as points."
+    },
+)
+plt.close(fig)
+print(f"\nFigures: {args.output.resolve()}")

@@ -1,10 +1,12 @@
-"""A posterior of two modes: NUTS agrees with itself, and is wrong.
+"""A posterior of two modes
+========================
 
 A transmitter is searched by its distances from four receivers that stand along a road.
 It may be on either side, and the distances tell the sides apart a little, for the road
 is not quite straight. Four chains of NUTS start on the same side, stay there, and their
-R-hat is 1.00. An annealed population crosses the road at low likelihood and brings back
-both sides in the right proportion, which quadrature on a grid confirms.
+R-hat is 1.00: NUTS agrees with itself, and is wrong. An annealed population crosses the
+road at low likelihood and brings back both sides in the right proportion, which
+quadrature on a grid confirms.
 
 Run it with ``python examples/two_modes.py``; it takes less than a minute.
 """
@@ -26,6 +28,19 @@ from numpyro_kaem.infer import AnnealedLangevin
 
 BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
 
+parser = argparse.ArgumentParser(description="A posterior of two modes")
+parser.add_argument("--output", type=Path, default=Path("figures"))
+parser.add_argument("--quick", action="store_true", help="a quarter of the draws")
+args = parser.parse_args()
+matplotlib.use("Agg")
+args.output.mkdir(parents=True, exist_ok=True)
+num_samples = 1000 if args.quick else 4000
+
+# %%
+# The model
+# ---------
+# An everyday NumPyro model: nothing of it is made for annealing.
+
 # Kilometres; simulated from (4.2, 8.6) with a noise of 0.3 and rounded.
 RECEIVERS = np.array([[0.0, 5.7], [2.5, 6.2], [5.5, 5.9], [8.0, 6.3]])
 DISTANCES = np.array([5.1, 3.0, 2.9, 4.2])
@@ -40,6 +55,10 @@ def transmitter(distances: np.ndarray) -> None:
     numpyro.sample("distances", dist.Normal(squared**0.5, NOISE), obs=distances)
 
 
+# %%
+# In two dimensions the posterior can be computed on a grid, to compare with.
+
+
 def exact_posterior() -> tuple[np.ndarray, np.ndarray]:
     """Points of a square grid, shape ``(n,)``, and masses there, shape ``(n, n)``."""
     grid = np.linspace(-10.0, 20.0, 1501)
@@ -50,6 +69,54 @@ def exact_posterior() -> tuple[np.ndarray, np.ndarray]:
         log_density += stats.norm.logpdf(distance, expected, NOISE)
     mass = np.exp(log_density - log_density.max())
     return grid, mass / mass.sum()
+
+
+grid, mass = exact_posterior()
+print(f"{'':<22}{'north':>7}{'R-hat':>7}")
+print(f"{'exact':<22}{mass[:, grid > ROAD].sum():7.2f}")
+
+# %%
+# Two samplers
+# ------------
+# ``AnnealedLangevin`` is a kernel of ``numpyro.infer.MCMC`` as ``NUTS`` is. A chain of
+# it is a population of ten replicas, from the prior to the posterior, which exchange
+# their places; the collected draws are those of the replica at the posterior.
+
+kernels = {
+    "NUTS": NUTS(transmitter),
+    "annealed population": AnnealedLangevin(transmitter, num_temperatures=10),
+}
+results = {}
+for name, kernel in kernels.items():
+    mcmc = MCMC(
+        kernel,
+        num_warmup=1000,
+        num_samples=num_samples,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), DISTANCES)
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True)["position"])
+    results[name] = draws
+    r_hat = split_gelman_rubin(draws).max()
+    print(f"{name:<22}{(draws[..., 1] > ROAD).mean():7.2f}{r_hat:7.2f}")
+
+# %%
+# R-hat is near 1 for both. It compares chains with each other, and cannot tell of a
+# place where none of them has been. The population can say more: how often a replica
+# has come from the prior to the posterior and back. Many round trips are what makes it
+# likely that no mode was missed.
+
+state = mcmc.last_state
+print(
+    f"\nPopulation: {np.sum(state.round_trips)} round trips between prior and "
+    f"posterior, communication barrier {np.mean(state.communication_barrier):.1f}"
+)
+
+# %%
+# Where the draws are
+# -------------------
 
 
 def draw_maps(grid: np.ndarray, mass: np.ndarray, results: dict) -> plt.Figure:
@@ -76,6 +143,22 @@ def draw_maps(grid: np.ndarray, mass: np.ndarray, results: dict) -> plt.Figure:
     return fig
 
 
+fig = draw_maps(grid, mass, results)
+fig.savefig(
+    args.output / "two_modes_1.png",
+    dpi=150,
+    metadata={
+        "Description": "Maps of the draws over the contours of the exact posterior, "
+        "which has a mode on either side of the road. The draws of NUTS lie on one "
+        "side only, those of the annealed population on both."
+    },
+)
+plt.close(fig)
+
+# %%
+# Draw by draw, the chains of NUTS never leave their side.
+
+
 def draw_traces(results: dict) -> plt.Figure:
     """Draw how far north each chain is, draw by draw."""
     fig, axes = plt.subplots(
@@ -93,51 +176,18 @@ def draw_traces(results: dict) -> plt.Figure:
     return fig
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("figures"))
-    parser.add_argument("--quick", action="store_true", help="a quarter of the draws")
-    args = parser.parse_args()
-    matplotlib.use("Agg")
-    args.output.mkdir(parents=True, exist_ok=True)
+fig = draw_traces(results)
+fig.savefig(
+    args.output / "two_modes_2.png",
+    dpi=150,
+    metadata={
+        "Description": "Traces of four chains. Those of NUTS stay on one side of the "
+        "road; those of the annealed population change sides again and again."
+    },
+)
+plt.close(fig)
+print(f"\nFigures: {args.output.resolve()}")
 
-    num_samples = 1000 if args.quick else 4000
-    grid, mass = exact_posterior()
-    print(f"{'':<22}{'north':>7}{'R-hat':>7}")
-    print(f"{'exact':<22}{mass[:, grid > ROAD].sum():7.2f}")
-    kernels = {
-        "NUTS": NUTS(transmitter),
-        "annealed population": AnnealedLangevin(transmitter, num_temperatures=10),
-    }
-    results = {}
-    for name, kernel in kernels.items():
-        mcmc = MCMC(
-            kernel,
-            num_warmup=1000,
-            num_samples=num_samples,
-            num_chains=4,
-            chain_method="vectorized",
-            progress_bar=False,
-        )
-        mcmc.run(jax.random.key(0), DISTANCES)
-        draws = np.asarray(mcmc.get_samples(group_by_chain=True)["position"])
-        results[name] = draws
-        r_hat = split_gelman_rubin(draws).max()
-        print(f"{name:<22}{(draws[..., 1] > ROAD).mean():7.2f}{r_hat:7.2f}")
-    state = mcmc.last_state
-    print(
-        f"\nPopulation: {np.sum(state.round_trips)} round trips between prior and "
-        f"posterior, communication barrier {np.mean(state.communication_barrier):.1f}"
-    )
-
-    for number, fig in enumerate(
-        (draw_maps(grid, mass, results), draw_traces(results)), start=1
-    ):
-        fig.savefig(args.output / f"two_modes_{number}.png", dpi=150)
-        plt.close(fig)
-    print(f"\nFigures: {args.output.resolve()}")
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# In an analysis of your own, where no exact posterior stands beside the draws,
+# ``kaem.infer.check_missed_modes`` compares a run of NUTS with one of the population.
