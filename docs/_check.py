@@ -38,7 +38,9 @@ def problems(site: Path) -> list[str]:
             target = path if not parts.path else target
             if not target.exists():
                 found.append(f"{name}: no such file: {link}")
-            elif target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            elif (
+                target in pages and unquote(parts.fragment) not in pages[target].anchors
+            ):
                 found.append(f"{name}: no such anchor: {link}")
     if not pages:
         found.append(f"no page in {site}")

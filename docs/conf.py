@@ -44,7 +44,11 @@ nb_merge_streams = True
 
 # Reference: what the docstrings say, in the order of the pages.
 napoleon_google_docstring = False
-autodoc_default_options = {"members": True, "special-members": "__call__"}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "exclude-members": "step",
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
@@ -55,18 +59,25 @@ add_module_names = False
 # Internal references are checked; those to other libraries stay plain text, so that a
 # build needs no network.
 nitpicky = True
+OTHERS = (
+    "arviz|collections|equinox|jax|jaxtyping|matplotlib|numpy|numpyro|optax|pathlib"
+)
 nitpick_ignore_regex = [
-    (r"py:.*", r"(jax|jaxlib|numpy|numpyro|equinox|optax|arviz|matplotlib)(\..*)?"),
+    (r"py:.*", rf"({OTHERS})(\..*)?"),
+    # As the docstrings call them.
+    (r"py:class", r"Array|Axes|callable|DataTree|Distribution|InferenceData|ndarray"),
+    (r"py:class", r"MixtureSameFamily|TransformedDistribution"),
 ]
 
 # Tutorials.
+FORM = "full" if tags.has("full") else "quick"  # noqa: F821
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
     "filename_pattern": r"[/\\][^_/\\][^/\\]*\.py$",
     "ignore_pattern": r"^_",
     "copyfile_regex": r"index\.rst|_.*\.py",
-    "reset_argv": "tutorial_pages.full_arguments" if tags.has("full") else "tutorial_pages.quick_arguments",  # noqa: E501, F821
+    "reset_argv": f"tutorial_pages.{FORM}_arguments",
     "image_scrapers": ("tutorial_pages.saved_figures",),
     "capture_repr": (),
     "doc_module": ("numpyro_kaem",),
@@ -91,3 +102,15 @@ pygments_dark_style = "a11y-high-contrast-dark"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 suppress_warnings = ["config.cache"]
+
+
+def attribute_without_type(app, what, name, obj, options, lines) -> None:
+    """Keep napoleon from reading a type in front of a colon in an attribute's words."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
+
+
+def setup(app) -> None:
+    """Connect what is defined here."""
+    # Before napoleon, which has the priority 500.
+    app.connect("autodoc-process-docstring", attribute_without_type, priority=400)
