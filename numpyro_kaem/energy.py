@@ -210,7 +210,7 @@ class Energy(eqx.Module):
         )
 
     def __call__(self, z: ArrayLike) -> jax.Array:
-        """Energy at ``z``: (..., *batch_shape) -> (..., *batch_shape), broadcasting."""
+        """Energy, broadcast: ``(..., *batch_shape)`` -> ``(..., *batch_shape)``."""
         z = jnp.asarray(z)
         if not jnp.issubdtype(z.dtype, jnp.floating):
             z = z.astype(self.dtype)

@@ -181,7 +181,7 @@ class ConvDecoder(eqx.Module):
         return height // int(rows), width // int(columns), channels
 
     def __call__(self, z: ArrayLike) -> jax.Array:
-        """Decode: (*batch, num_latents) -> (*batch, *output_shape)."""
+        """Decode: ``(*batch, num_latents)`` -> ``(*batch, *output_shape)``."""
         z = as_latents(z, self.num_latents, self.weights[0].dtype)
         # A convolution wants one format for all that it takes.
         return _decode(self, z.astype(jnp.result_type(z, self.weights[0])))

@@ -152,12 +152,12 @@ class KANDecoder(eqx.Module):
         return self.layers[0].num_inputs
 
     def __call__(self, z: ArrayLike) -> jax.Array:
-        """Decode: (*batch, num_latents) -> (*batch, *output_shape)."""
+        """Decode: ``(*batch, num_latents)`` -> ``(*batch, *output_shape)``."""
         dtype = self.layers[0].coefficients.dtype
         return _decode(self, as_latents(z, self.num_latents, dtype))
 
     def layer_inputs(self, z: ArrayLike) -> tuple[jax.Array, ...]:
-        """Return what arrives at each layer, shapes (*batch, num_inputs).
+        """Return what arrives at each layer, shapes ``(*batch, num_inputs)``.
 
         Examples
         --------

@@ -188,7 +188,7 @@ class KANLayer(eqx.Module):
         return self.coefficients.shape[-3]
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Layer: (*batch, num_inputs) -> (*batch, num_outputs)."""
+        """Layer: ``(*batch, num_inputs)`` -> ``(*batch, num_outputs)``."""
         return _evaluate(self, as_latents(x, self.num_inputs, self.coefficients.dtype))
 
     def refit(self, basis: AbstractBasis) -> "KANLayer":
