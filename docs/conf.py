@@ -6,15 +6,22 @@ at every build; with the tag ``full`` the scripts run in full, without it with
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
+# For the processes that run the tutorials.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # What runs here shows no progress bars, and computes on the CPU as everywhere else.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TQDM_DISABLE", "1")
+
+from sphinx.util.nodes import make_refnode  # noqa: E402
 
 from numpyro_kaem import __version__  # noqa: E402
 
@@ -66,7 +73,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({OTHERS})(\..*)?"),
     # As the docstrings call them.
     (r"py:class", r"Array|Axes|callable|DataTree|Distribution|InferenceData|ndarray"),
-    (r"py:class", r"MixtureSameFamily|TransformedDistribution"),
+    (r"py:class", r"MixtureSameFamily|TransformedDistribution|AnnealedState|''"),
 ]
 
 # Tutorials.
@@ -76,10 +83,15 @@ sphinx_gallery_conf = {
     "gallery_dirs": "tutorials",
     "filename_pattern": r"[/\\][^_/\\][^/\\]*\.py$",
     "ignore_pattern": r"^_",
-    "copyfile_regex": r"index\.rst|_.*\.py",
+    "copyfile_regex": r"index\.rst",
+    # A notebook has no command line, which the scripts read.
+    "notebook_extensions": set(),
+    # In two processes.
+    "parallel": 2,
     "reset_argv": f"tutorial_pages.{FORM}_arguments",
     "image_scrapers": ("tutorial_pages.saved_figures",),
     "capture_repr": (),
+    "backreferences_dir": "_build/backreferences",
     "doc_module": ("numpyro_kaem",),
     "run_stale_examples": True,
     "abort_on_example_error": True,
@@ -110,7 +122,37 @@ def attribute_without_type(app, what, name, obj, options, lines) -> None:
         lines[:0] = ["..", ""]
 
 
+def without_folder(app, docname, source) -> None:
+    """Show no path of this machine where a tutorial has written its figures."""
+    if docname.startswith("tutorials/"):
+        source[0] = re.sub(r"(Figures: ).*", r"\1figures", source[0])
+
+
+def under_its_public_name(app, env, node, contnode):
+    """Find what a docstring names as its module does under its public name.
+
+    Returns
+    -------
+    Node or None
+        A link, where just one public name ends like this.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    target, domain = node["reftarget"], env.get_domain("py")
+    if target.startswith("numpyro_kaem."):
+        target = target.rsplit(".", 1)[1]
+    found = [name for name in domain.objects if name.endswith(f".{target}")]
+    if len(found) != 1:
+        return None
+    entry = domain.objects[found[0]]
+    return make_refnode(
+        app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, found[0]
+    )
+
+
 def setup(app) -> None:
     """Connect what is defined here."""
+    app.connect("source-read", without_folder)
+    app.connect("missing-reference", under_its_public_name)
     # Before napoleon, which has the priority 500.
     app.connect("autodoc-process-docstring", attribute_without_type, priority=400)

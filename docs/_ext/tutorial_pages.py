@@ -1,14 +1,13 @@
 """How the scripts in ``examples/`` become pages: their options, and their figures."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 from sphinx_gallery.scrapers import figure_rst
 
-# One folder a build process; the scripts write their figures there.
-OUTPUT = Path(tempfile.mkdtemp(prefix="numpyro_kaem-docs-"))
+# The scripts write their figures there.
+OUTPUT = Path(__file__).parents[1] / "_build" / "figures"
 
 
 def output_folder(script: str) -> Path:
