@@ -184,7 +184,7 @@ class AutoKAEM(AutoContinuous):
     def quantiles(
         self, params: dict[str, Any], quantiles: ArrayLike
     ) -> dict[str, jax.Array]:
-        """Quantiles of the marginals by site, a leading axis for each probability."""
+        """Quantiles of the marginals by site, shape ``(*quantiles.shape, *site)``."""
         return self._unpack_and_constrain(self._quantiles(params, quantiles), params)
 
     def _quantiles(self, params: dict[str, Any], quantiles: ArrayLike) -> jax.Array:

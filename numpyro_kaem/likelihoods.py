@@ -22,7 +22,14 @@ class AbstractLikelihood(eqx.Module):
     """What a decoder returns, as the law of the data.
 
     A subclass supplies ``law`` and, where a number of the datum takes several outputs,
-    the class attribute ``num_parameter_axes``.
+    the class attribute ``num_parameter_axes``. Calling one takes outputs of shape
+    ``(*batch, *datum)``, and then parameter axes, to a law of batch shape ``batch`` and
+    event shape ``datum``.
+
+    Raises
+    ------
+    ValueError
+        When called, if the outputs have fewer axes than a datum.
 
     Examples
     --------
@@ -157,7 +164,12 @@ class NormalLikelihood(AbstractLikelihood):
 
 
 class BernoulliLikelihood(AbstractLikelihood):
-    """Data of zeros and ones, the outputs being log odds.
+    """Data of zeros and ones, the outputs being log odds, shape ``(*batch, *datum)``.
+
+    Raises
+    ------
+    ValueError
+        When called, if the outputs have fewer axes than a datum.
 
     Examples
     --------
@@ -175,7 +187,13 @@ class BernoulliLikelihood(AbstractLikelihood):
 class CategoricalLikelihood(AbstractLikelihood):
     """Data of classes ``0, ..., num_classes - 1``, such as the tokens of a text.
 
-    The outputs are unnormalised log probabilities, the classes along the last axis.
+    The outputs are unnormalised log probabilities, the classes along the last axis:
+    shape ``(*batch, *datum, num_classes)``.
+
+    Raises
+    ------
+    ValueError
+        When called, if the outputs have fewer axes than a datum and its classes.
 
     Examples
     --------

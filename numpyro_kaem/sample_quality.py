@@ -12,7 +12,19 @@ _ROWS_AT_ONCE = 1024
 
 
 class SampleQuality(NamedTuple):
-    """Result of :func:`sample_quality`."""
+    """Result of :func:`sample_quality`.
+
+    Examples
+    --------
+    Its fields unpack in their order:
+
+    >>> import numpy as np
+    >>> import numpyro_kaem as kaem
+    >>> data = np.random.default_rng(0).normal(size=(300, 2))
+    >>> distance, precision, recall = kaem.sample_quality(data, data)
+    >>> print(f"{distance:.2f} {precision:.2f} {recall:.2f}")
+    0.00 1.00 1.00
+    """
 
     frechet_distance: float
     """Squared Fréchet distance between Gaussians with the means and covariances of both

@@ -191,7 +191,24 @@ class AbstractBasis(eqx.Module):
 
 
 def on_unit_grid(basis: AbstractBasis) -> AbstractBasis:
-    """Return the same features on the grid [0, 1], so that compiled code is shared."""
+    """Return the same features on the grid [0, 1], so that compiled code is shared.
+
+    Parameters
+    ----------
+    basis
+        Features with any grid or grids.
+
+    Returns
+    -------
+    AbstractBasis
+        Of the same class, with one grid.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.bases import BSpline, on_unit_grid
+    >>> on_unit_grid(BSpline(low=-4.0, high=[3.0, 5.0], num_basis=8))
+    BSpline(low=0.0, high=1.0, num_basis=8, degree=3)
+    """
     return on_grid(basis, 0.0, 1.0)
 
 

@@ -11,7 +11,15 @@ __all__ = ["DarcyFlow", "darcy_flow", "solve_darcy"]
 
 
 class DarcyFlow(NamedTuple):
-    """Pressure fields and the permeability they come from."""
+    """Pressure fields and the permeability they come from; made by :func:`darcy_flow`.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.datasets import darcy_flow
+    >>> pressure, log_permeability = darcy_flow(0, num_fields=2, size=8)
+    >>> pressure.shape, log_permeability.shape
+    ((2, 8, 8), (2, 8, 8))
+    """
 
     pressure: np.ndarray
     """Pressures at the middles of the cells, float32, shape

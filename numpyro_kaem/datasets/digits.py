@@ -10,7 +10,15 @@ __all__ = ["Digits", "load_digits"]
 
 
 class Digits(NamedTuple):
-    """Handwritten digits, those to train on and those set aside."""
+    """Handwritten digits, to train on and set aside; made by :func:`load_digits`.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.datasets import load_digits
+    >>> digits = load_digits(test_size=100)
+    >>> digits.images.shape, digits.test_labels.shape
+    ((1697, 8, 8), (100,))
+    """
 
     images: np.ndarray
     """Images to train on, float32 in [0, 1], shape ``(num_images, 8, 8)``."""

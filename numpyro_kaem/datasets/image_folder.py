@@ -17,7 +17,16 @@ _DEEP = ("I", "F")
 
 
 class ImageFolder(NamedTuple):
-    """Images of a folder, all of one size."""
+    """Images of a folder, all of one size; made by :func:`read_image_folder`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.datasets import ImageFolder
+    >>> folder = ImageFolder(np.zeros((2, 64, 64, 3), "float32"), ("a.png", "b.png"))
+    >>> len(folder.names) == len(folder.images)
+    True
+    """
 
     images: np.ndarray
     """Colours last, shape ``(num_images, size, size, 3)``: float32 in [0, 1], or uint8

@@ -8,7 +8,16 @@ __all__ = ["LabelledImages", "to_unit_interval"]
 
 
 class LabelledImages(NamedTuple):
-    """Images of known classes."""
+    """Images of known classes; made by :func:`read_svhn` and :func:`read_cifar10`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.datasets import LabelledImages
+    >>> data = LabelledImages(np.zeros((3, 32, 32, 3), "float32"), np.array([0, 7, 7]))
+    >>> data.images[data.labels == 7].shape
+    (2, 32, 32, 3)
+    """
 
     images: np.ndarray
     """Colours last, shape ``(num_images, height, width, 3)``: float32 in [0, 1], or

@@ -26,7 +26,15 @@ _TYPED = str.maketrans("\N{LEFT SINGLE QUOTATION MARK}’–\N{EM DASH}", "''--"
 
 
 class TextWindows(NamedTuple):
-    """Pieces of a text, all of one length."""
+    """Pieces of a text, all of one length; made by :func:`load_text`.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.datasets import load_text
+    >>> windows = load_text(length=16)
+    >>> windows.tokens.shape[1], len(windows.decode(windows.tokens[0]))
+    (16, 16)
+    """
 
     tokens: np.ndarray
     """Places of the characters in the alphabet, int32, shape
@@ -44,7 +52,7 @@ def load_text(
 ) -> TextWindows:
     """Load English prose as sequences of characters: Python's own documentation.
 
-    The text is that of :mod:`pydoc_data.topics`, which every Python brings along for
+    The text is that of ``pydoc_data.topics``, which every Python brings along for
     ``help()``. Code and tables are left out, and about 170,000 characters stay, no
     paragraph twice.
 

@@ -24,7 +24,24 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class CalibrationResult:
-    """Ranks of true values; made by :func:`simulation_based_calibration`."""
+    """Ranks of true values; made by :func:`simulation_based_calibration`.
+
+    References
+    ----------
+    Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian
+    inference algorithms with simulation-based calibration", arXiv:1804.06788.
+
+    Examples
+    --------
+    Ranks of a posterior that is too narrow gather at both ends:
+
+    >>> import numpy as np
+    >>> import numpyro_kaem as kaem
+    >>> ranks = np.random.default_rng(0).beta(0.5, 0.5, size=200) * 99
+    >>> result = kaem.CalibrationResult({"mean": ranks.round()}, num_draws=99)
+    >>> result.num_simulations, bool(result.p_values["mean"] < 0.01)
+    (200, True)
+    """
 
     ranks: dict[str, np.ndarray]
     """How many of the draws are below the value that made the data, 0 to ``num_draws``,
@@ -74,6 +91,11 @@ class CalibrationResult:
         -------
         InferenceData or DataTree
             Of dimensions chain (one) and draw (a simulation each).
+
+        Raises
+        ------
+        ValueError
+            If coordinates do not fit a dimension.
         """
         groups = Groups(dims, coords)
         ranks = {name: value[None] for name, value in self._fractions().items()}

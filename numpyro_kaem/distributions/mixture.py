@@ -58,6 +58,11 @@ class KAEMMixture(dist.Distribution):
       derivatives are implicit.
     - Components with grids of their own share the support that covers them all.
 
+    References
+    ----------
+    Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167, whose mixture prior
+    has one such mixture in each dimension.
+
     Examples
     --------
     >>> import jax
@@ -211,7 +216,10 @@ class KAEMMixture(dist.Distribution):
         return self.cdf_pair(value)[0]
 
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Masses below and above ``value``, each to its own relative precision."""
+        """Masses below and above ``value``, each to its own relative precision.
+
+        Shapes broadcast(value.shape, batch_shape).
+        """
         pair = self.prior.cdf_pair(jnp.expand_dims(jnp.asarray(value), -1))
         weights = jnp.exp(self.log_weights)
         return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)

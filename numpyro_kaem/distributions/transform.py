@@ -43,6 +43,10 @@ class InverseCDFTransform(Transform):
     On the Normal base both tails keep their precision; beyond 13 standard deviations
     float32 has no smaller masses, and ``z`` stays at the last quantile.
 
+    References
+    ----------
+    Devroye (1986), *Non-Uniform Random Variate Generation*, Springer, section II.2.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -89,7 +93,7 @@ class InverseCDFTransform(Transform):
         return jnp.asarray(x)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Quantile, shape (..., *batch_shape)."""
+        """Quantile, shape ``(..., *batch_shape)``."""
         x = self._check(x)
         if self.base == "uniform":
             return self.prior.icdf(x)
@@ -111,7 +115,7 @@ class InverseCDFTransform(Transform):
     def log_abs_det_jacobian(
         self, x: ArrayLike, y: ArrayLike, intermediates: Any = None
     ) -> jax.Array:
-        """Log of the slope of the quantile function, shape (..., *batch_shape)."""
+        """Log of the slope of the quantile function, shape ``(..., *batch_shape)``."""
         slope = -self.prior.log_prob(y)
         return slope if self.base == "uniform" else slope + norm.logpdf(x)
 

@@ -67,6 +67,11 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
     and probabilities are those of one law. Under a fitted prior these are empirical
     Bayes: they do not know the error of the prior, see :class:`MarginalFit`.
 
+    References
+    ----------
+    Robbins (1956), "An empirical Bayes approach to statistics", *Proceedings of the
+    Third Berkeley Symposium* 1.
+
     Examples
     --------
     A Normal prior and Normal noise shrink halfway to the mean:
@@ -99,7 +104,33 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
 
 
 class UnitPosterior:
-    """Posterior of the latent value of every unit; made by :func:`unit_posterior`."""
+    """Posterior of the latent value of every unit; made by :func:`unit_posterior`.
+
+    Parameters
+    ----------
+    prior
+        Density of the latent value, shared by all units, of batch shape ().
+    units
+        Quadrature of the units' likelihoods, which :func:`unit_posterior` makes.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> basis = kaem.BSpline(-3.0, 3.0, 8)
+    >>> prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros(8)), dist.Normal(0.0, 1.0))
+    >>> x = jnp.array([1.0, -3.0])
+    >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
+    >>> posterior = kaem.unit_posterior(prior, units)
+    >>> [f"{value:.2f}" for value in posterior.expectation(lambda z: z**2)]
+    ['0.75', '2.75']
+    >>> posterior.quantile(jnp.array([0.05, 0.95])).shape
+    (2, 2)
+    >>> posterior.sample(jax.random.key(0), (100,)).shape
+    (100, 2)
+    """
 
     def __init__(self, prior: KAEMPrior, units: UnitQuadrature) -> None:
         self.prior = prior
@@ -181,6 +212,12 @@ class UnitPosterior:
         """Posterior probabilities of a latent value below ``z``.
 
         ``z`` broadcasts with ``(num_units,)``: a number for all units, or one a unit.
+        The shape is that of the broadcast.
+
+        Raises
+        ------
+        ValueError
+            If it does not.
         """
         return self._masses(z)[0]
 

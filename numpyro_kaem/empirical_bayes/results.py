@@ -31,7 +31,17 @@ __all__ = ["Band", "Bootstrap", "MarginalFit", "Model"]
 
 
 class Band(NamedTuple):
-    """An estimate between the ends of pointwise intervals, arrays of one shape."""
+    """An estimate between the ends of pointwise intervals, arrays of one shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.empirical_bayes import Band
+    >>> estimate = np.array([0.2, 0.5])
+    >>> band = Band(estimate - 0.1, estimate, estimate + 0.1)
+    >>> print((band.upper - band.lower).round(1))
+    [0.2 0.2]
+    """
 
     lower: jax.Array
     """Lower ends."""
@@ -42,7 +52,29 @@ class Band(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """Priors refitted to units drawn again; made by :meth:`MarginalFit.bootstrap`."""
+    """Priors refitted to units drawn again; made by :meth:`MarginalFit.bootstrap`.
+
+    References
+    ----------
+    Efron and Tibshirani (1993), *An Introduction to the Bootstrap*, Chapman and Hall,
+    chapter 6.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpy as np
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> x = np.random.default_rng(0).normal(1.0, 1.5, size=60)
+    >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
+    >>> basis = kaem.BSpline(-4.0, 6.0, 8)
+    >>> fit = kaem.fit_marginal(units, basis, dist.Normal(1.0, 2.0))
+    >>> bootstrap = fit.bootstrap(jax.random.key(0), num_replicates=20)
+    >>> bootstrap.prior.batch_shape
+    (20,)
+    >>> fit.density_band(np.linspace(-1.0, 3.0, 5), bootstrap=bootstrap).lower.shape
+    (5,)
+    """
 
     prior: KAEMPrior
     """Priors of batch shape ``(num_replicates,)``."""
@@ -89,7 +121,30 @@ class Model(eqx.Module):
 
 @dataclass(frozen=True, repr=False)
 class MarginalFit:
-    """A prior learned from many units; made by :func:`fit_marginal`."""
+    """A prior learned from many units; made by :func:`fit_marginal`.
+
+    References
+    ----------
+    Efron (2016), "Empirical Bayes deconvolution estimates", *Biometrika* 103(1), on
+    bands by the delta method.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> x = np.random.default_rng(0).normal(1.0, 1.5, size=60)
+    >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
+    >>> basis = kaem.BSpline(-4.0, 6.0, 8)
+    >>> fit = kaem.fit_marginal(units, basis, dist.Normal(1.0, 2.0))
+    >>> fit.converged, fit.covariance.shape
+    (True, (8, 8))
+    >>> band = fit.density_band(np.linspace(-1.0, 3.0, 5))
+    >>> bool(np.all((band.lower <= band.value) & (band.value <= band.upper)))
+    True
+    >>> fit.unit_mean_band().value.shape
+    (60,)
+    """
 
     prior: KAEMPrior
     """The fitted prior, of batch shape ()."""
@@ -154,6 +209,13 @@ class MarginalFit:
         -------
         Band
             Arrays of the shape of ``z``.
+
+        Raises
+        ------
+        TypeError
+            If ``bootstrap`` is not the result of :meth:`bootstrap`.
+        ValueError
+            If ``level`` is not in (0, 1).
         """
         band = self._band(_density, lambda x: x, z, level, bootstrap)
         return band._replace(lower=jnp.maximum(band.lower, 0))
@@ -167,7 +229,8 @@ class MarginalFit:
     ) -> Band:
         """Pointwise intervals of the distribution function.
 
-        As :meth:`density_band`; the delta method is applied to the log odds.
+        As :meth:`density_band`, for arguments, shapes and errors; the delta method is
+        applied to the log odds.
         """
         return self._band(_log_odds, jax.nn.sigmoid, z, level, bootstrap)
 
@@ -190,6 +253,13 @@ class MarginalFit:
         -------
         Band
             Arrays of shape ``(num_units,)``.
+
+        Raises
+        ------
+        TypeError
+            If ``bootstrap`` is not the result of :meth:`bootstrap`.
+        ValueError
+            If ``level`` is not in (0, 1).
         """
         _check_level(level)
         nodes = node_positions(self._panels)

@@ -27,7 +27,23 @@ _NUM_CHAINS = 4
 
 @dataclass(frozen=True, repr=False)
 class PosteriorSample:
-    """Draws of a posterior, and how they were made; by :func:`sample_posterior`."""
+    """Draws of a posterior, and how they were made; by :func:`sample_posterior`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> from numpyro_kaem.infer import sample_posterior
+    >>> def model(y):
+    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+    ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+    >>> result = sample_posterior(model, jax.random.key(0), 1.1, progress_bar=False)
+    >>> result.sampler, result.reliable, result.samples["mean"].shape
+    ('importance', True, (1000,))
+    >>> result.report[0]
+    'Importance sampling with 4096 draws of the prior: Pareto k ...'
+    """
 
     samples: dict[str, jax.Array]
     """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
@@ -128,6 +144,14 @@ def sample_posterior(
     -----
     UserWarning
         If the diagnostics of the last sampler do not hold either.
+
+    References
+    ----------
+    Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), "Rank-normalization,
+    folding, and localization: an improved R-hat for assessing convergence of MCMC",
+    *Bayesian Analysis* 16(2), on the limits of 1.01 and 400.
+    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
+    sampling", *Journal of Machine Learning Research* 25(72), on that of 0.7.
 
     Examples
     --------

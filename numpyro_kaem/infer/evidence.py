@@ -17,7 +17,20 @@ _FEWEST_DRAWS = 8
 
 
 class EvidenceEstimate(NamedTuple):
-    """One estimate of the log evidence."""
+    """One estimate of the log evidence; a part of :class:`Evidence`.
+
+    Examples
+    --------
+    The log Bayes factor of two models, and its error:
+
+    >>> import math
+    >>> from numpyro_kaem.infer import EvidenceEstimate
+    >>> first = EvidenceEstimate(-31.4, 0.03, 0.0)
+    >>> second = EvidenceEstimate(-29.1, 0.04, 0.0)
+    >>> error = math.hypot(first.standard_error, second.standard_error)
+    >>> print(f"{second.value - first.value:.1f} ± {error:.2f}")
+    2.3 ± 0.05
+    """
 
     value: float
     """The estimate, in natural logarithms."""
@@ -29,7 +42,32 @@ class EvidenceEstimate(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Evidence:
-    """Log evidence of a model, twice; made by :func:`log_evidence`."""
+    """Log evidence of a model, twice; made by :func:`log_evidence`.
+
+    References
+    ----------
+    Friel, Hurn and Wyse (2014) and Xie, Lewis, Fan, Kuo and Chen (2011), as for
+    :func:`log_evidence`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> from numpyro.infer import MCMC
+    >>> from numpyro_kaem.infer import AnnealedLangevin, log_evidence
+    >>> def model(y):
+    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    >>> kernel = AnnealedLangevin(model, num_temperatures=6)
+    >>> mcmc = MCMC(kernel, num_warmup=200, num_samples=200, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0), 1.5)
+    >>> evidence = log_evidence(mcmc)
+    >>> evidence.temperatures.shape, evidence.mean_log_likelihood.shape
+    ((1, 6), (1, 6))
+    >>> bool(abs(evidence.steppingstone.value - evidence.thermodynamic.value) < 0.2)
+    True
+    """
 
     thermodynamic: EvidenceEstimate
     """Thermodynamic integral by the corrected trapezoid."""

@@ -199,7 +199,20 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
 
 
 class Resampled(NamedTuple):
-    """Particles after :func:`resample_below`."""
+    """Particles after :func:`resample_below`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from numpyro_kaem.infer import resample_below
+    >>> values = jnp.array([1.0, 2.0, 3.0, 4.0])
+    >>> particles = resample_below(jax.random.key(0), jnp.array([9.0, 0.0, 0.0, 0.0]))
+    >>> bool(particles.resampled), values[particles.indices].tolist()
+    (True, [1.0, 1.0, 1.0, 1.0])
+    >>> print(jnp.exp(particles.log_weights))
+    [0.25 0.25 0.25 0.25]
+    """
 
     indices: jax.Array
     """Which particle now stands in each place, the shape of the log weights."""

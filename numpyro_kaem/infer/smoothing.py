@@ -21,7 +21,20 @@ LOG_TINY = np.log(np.finfo(np.float64).tiny)
 
 
 class SmoothedWeights(NamedTuple):
-    """Smoothed log weights; made by :func:`pareto_smooth`."""
+    """Smoothed log weights; made by :func:`pareto_smooth`.
+
+    Examples
+    --------
+    Too few weights to fit their tail:
+
+    >>> import numpy as np
+    >>> from numpyro_kaem.infer import pareto_smooth
+    >>> smoothed = pareto_smooth(np.zeros(10))
+    >>> np.exp(smoothed.log_weights).sum().round(3), np.isnan(smoothed.pareto_k).item()
+    (np.float64(1.0), True)
+    >>> len(smoothed.notes)
+    1
+    """
 
     log_weights: np.ndarray
     """Normalised log weights, float64, the shape of those given."""

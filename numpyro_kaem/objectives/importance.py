@@ -26,7 +26,22 @@ _CHUNK = 1 << 20
 
 
 class Degeneracy(NamedTuple):
-    """Whether draws of the prior carry the posteriors, by :class:`ImportanceMLE`."""
+    """Whether draws of the prior carry the posteriors, by :class:`ImportanceMLE`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> prior = dist.Normal(jnp.zeros(2), 1.0)
+    >>> model = kaem.KAEM(prior, lambda z: z, kaem.NormalLikelihood(0.5))
+    >>> x = jnp.array([[0.3, -0.5], [1.0, 1.0]])
+    >>> objective = kaem.infer.ImportanceMLE(num_particles=500)
+    >>> result = objective.diagnose(jax.random.key(0), model.params, model, x)
+    >>> result.degenerate, result.ess.shape
+    (False, (2,))
+    """
 
     ess: np.ndarray
     """Effective sample size of each unit, shape ``(num_units,)``."""

@@ -28,7 +28,16 @@ _LEAST_ESS = 0.05
 
 @dataclass(frozen=True, repr=False)
 class MarginalLogLikelihood:
-    """Log likelihood of each datum; made by :func:`log_marginal_likelihood`."""
+    """Log likelihood of each datum; made by :func:`log_marginal_likelihood`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.infer import MarginalLogLikelihood
+    >>> values, errors = np.array([-3.0, -5.0]), np.array([0.3, 0.4])
+    >>> MarginalLogLikelihood(values, errors, np.array([20.0, 9.0]), num_particles=64)
+    MarginalLogLikelihood(2 data, mean=-4.000 ± 0.250, least ess=9.0 of 64)
+    """
 
     values: np.ndarray
     """Estimates of ``log p(x_n)``, shape ``(num_data,)``."""

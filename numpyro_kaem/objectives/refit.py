@@ -51,6 +51,12 @@ class PriorRefit(Occasions):
     TypeError, ValueError
         If a number is not a positive integer.
 
+    References
+    ----------
+    Dempster, Laird and Rubin (1977), "Maximum likelihood from incomplete data via the
+    EM algorithm", *Journal of the Royal Statistical Society B* 39(1): a refit is a step
+    of maximisation, with the chains in place of the expectation.
+
     Examples
     --------
     >>> import numpyro_kaem as kaem
@@ -69,7 +75,23 @@ class PriorRefit(Occasions):
         rng_key: jax.Array,
         warm_start: bool = False,
     ) -> dist.Distribution:
-        """Refit a prior: :func:`refit_prior` with the options."""
+        """Refit a prior: :func:`refit_prior` with the options.
+
+        Parameters
+        ----------
+        prior, draws, rng_key, warm_start
+            As for :func:`refit_prior`: draws of shape ``(num_draws, dim)``.
+
+        Returns
+        -------
+        Distribution
+            Of the same class and shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :func:`refit_prior`.
+        """
         options = dict(self.options)
         if isinstance(prior, dist.MixtureSameFamily):
             options.setdefault("max_steps", _MIXTURE_STEPS)
@@ -122,6 +144,12 @@ def refit_prior(
         If ``prior`` is of none of these forms.
     ValueError
         If the draws have another shape, or as the function that fits.
+
+    References
+    ----------
+    Ghosh, Sajjadi, Vergari, Black and Schölkopf (2020), "From variational to
+    deterministic autoencoders", arXiv:1903.12436, on fitting a density to the latents
+    of a trained autoencoder.
 
     Examples
     --------

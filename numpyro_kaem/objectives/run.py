@@ -28,7 +28,38 @@ __all__ = ["FitProgress", "FitResult", "Run"]
 
 @dataclass(frozen=True, repr=False)
 class FitProgress:
-    """What a callback of :func:`fit` is given."""
+    """What a callback of :func:`fit` is given.
+
+    Examples
+    --------
+    A callback that keeps the mean loss of each epoch, and stops after three:
+
+    >>> import jax.numpy as jnp
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> def model(x, subsample_size=None):
+    ...     loc = numpyro.param("loc", 0.0)
+    ...     with numpyro.plate("data", len(x), subsample_size=subsample_size) as index:
+    ...         z = numpyro.sample("z", dist.Normal(loc, 1.0))
+    ...         numpyro.sample("x", dist.Normal(z, 0.5), obs=x[index])
+    >>> steps = []
+    >>> def callback(progress):
+    ...     steps.append(progress.step)
+    ...     return len(steps) == 3
+    >>> result = kaem.fit(
+    ...     model,
+    ...     jnp.linspace(0.0, 3.0, 40),
+    ...     kaem.infer.ImportanceMLE(num_particles=20),
+    ...     numpyro.optim.Adam(0.1),
+    ...     100,
+    ...     batch_size=20,
+    ...     callback=callback,
+    ...     progress_bar=False,
+    ... )
+    >>> steps, result.stopped
+    ([2, 4, 6], 'callback')
+    """
 
     step: int
     """Number of steps done."""
@@ -44,7 +75,25 @@ class FitProgress:
 
 @dataclass(frozen=True, repr=False)
 class FitResult:
-    """A trained model; made by :func:`fit`."""
+    """A trained model; made by :func:`fit`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> def model(x):
+    ...     loc = numpyro.param("loc", 0.0)
+    ...     with numpyro.plate("data", len(x)):
+    ...         z = numpyro.sample("z", dist.Normal(loc, 1.0))
+    ...         numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+    >>> x = jnp.linspace(0.0, 3.0, 40)
+    >>> objective = kaem.infer.ImportanceMLE(num_particles=20)
+    >>> optimizer = numpyro.optim.Adam(0.1)
+    >>> kaem.fit(model, x, objective, optimizer, 30, progress_bar=False)
+    FitResult(30 steps, 0 skipped, last loss ..., stopped by num_steps)
+    """
 
     model: Any
     """The model, with fitted values if it is a :class:`KAEM`."""

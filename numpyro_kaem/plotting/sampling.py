@@ -43,6 +43,12 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     ValueError
         If it is not finished, or ``ax`` does not hold three axes.
 
+    References
+    ----------
+    Syed, Bouchard-Côté, Deligiannidis and Doucet (2022), "Non-reversible parallel
+    tempering: a scalable highly parallel MCMC scheme", *Journal of the Royal
+    Statistical Society B* 84(2), on equal rejection and round trips.
+
     Examples
     --------
     >>> import jax
@@ -143,6 +149,11 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
     ------
     TypeError
         If ``result`` is not an :class:`~numpyro_kaem.infer.ImportanceResult`.
+
+    References
+    ----------
+    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
+    sampling", *Journal of Machine Learning Research* 25(72).
 
     Examples
     --------

@@ -17,7 +17,16 @@ NO_SHORT_FORM = "no short form"
 
 
 class Candidate(NamedTuple):
-    """A law that was compared with a density."""
+    """A law that was compared with a density; in ``candidates`` of a result.
+
+    Examples
+    --------
+    >>> from numpyro_kaem.symbolic import Candidate
+    >>> short = Candidate("Normal", 2, divergence=0.001, criterion=10.6)
+    >>> long = Candidate("StudentT", 3, divergence=0.0009, criterion=14.0)
+    >>> min([short, long], key=lambda candidate: candidate.criterion).name
+    'Normal'
+    """
 
     name: str
     """Family, such as ``"Gamma"``, or the terms of an energy."""
@@ -35,6 +44,21 @@ class SymbolicResult:
 
     Without a short form, ``distribution`` is ``None``, and ``divergence``,
     ``cdf_error`` and ``criterion`` are those of the nearest candidate.
+
+    Examples
+    --------
+    A flat energy leaves the reference as it is:
+
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 5.0, 8), jnp.zeros(8))
+    >>> prior = kaem.KAEMPrior(energy, dist.Normal(2.0, 1.5))
+    >>> result = kaem.symbolic(prior, max_terms=0)
+    >>> result.name, result.is_short, len(result.candidates) > 5
+    ('Normal', True, True)
+    >>> print(f"{result.log_prob(2.0):.3f}")
+    -1.324
     """
 
     name: str
@@ -87,7 +111,19 @@ class SymbolicResults:
     Parameters
     ----------
     results
-        Array of :class:`SymbolicResult`, shape ``batch_shape``.
+        Array of :class:`SymbolicResult`, shape ``batch_shape``. An index gives one of
+        them, or the closed forms of a part of the batch.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 5.0, 8), jnp.zeros((2, 8)))
+    >>> prior = kaem.KAEMPrior(energy, dist.Normal(2.0, jnp.array([1.0, 1.5])))
+    >>> results = kaem.symbolic(prior, max_terms=0)
+    >>> results.shape, [result.text for result in results]
+    ((2,), ['Normal(loc=2, scale=1)', 'Normal(loc=2, scale=1.5)'])
     """
 
     def __init__(self, results: np.ndarray) -> None:

@@ -19,7 +19,21 @@ _REACH = 0.02
 
 @dataclass(frozen=True, repr=False)
 class PriorSummary:
-    """Numbers of each density; arrays of shape ``batch_shape``. Prints as a table."""
+    """Numbers of each density; made by :func:`summarize_prior`. Prints as a table.
+
+    Arrays have the shape ``batch_shape``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 5.0, 8), jnp.zeros((2, 8)))
+    >>> prior = kaem.KAEMPrior(energy, dist.Normal(2.0, jnp.array([1.0, 1.5])))
+    >>> summary = kaem.summarize_prior(prior)
+    >>> print(summary.mean.round(2), summary.standard_deviation.round(2))
+    [2. 2.] [1.  1.5]
+    """
 
     mean: np.ndarray
     """Means; not finite where there is none."""
