@@ -21,6 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from docutils import nodes  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 from numpyro_kaem import __version__  # noqa: E402
@@ -54,7 +55,8 @@ napoleon_google_docstring = False
 autodoc_default_options = {
     "members": True,
     "special-members": "__call__",
-    "exclude-members": "step",
+    # What JAX and NumPyro call, not users.
+    "exclude-members": "step, tree_flatten, tree_unflatten, infer_shapes",
 }
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -93,6 +95,9 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "backreferences_dir": "_build/backreferences",
     "doc_module": ("numpyro_kaem",),
+    "minigallery_sort_order": "tutorial_pages.as_listed",
+    # The scripts say themselves how long they take on two cores.
+    "min_reported_time": 1e9,
     "run_stale_examples": True,
     "abort_on_example_error": True,
     "download_all_examples": False,
@@ -105,6 +110,7 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_title = "numpyro_kaem"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
@@ -125,7 +131,7 @@ def attribute_without_type(app, what, name, obj, options, lines) -> None:
 def without_folder(app, docname, source) -> None:
     """Show no path of this machine where a tutorial has written its figures."""
     if docname.startswith("tutorials/"):
-        source[0] = re.sub(r"(Figures: ).*", r"\1figures", source[0])
+        source[0] = re.sub(r"(?m)^( +Figures: )/.*", r"\1figures", source[0])
 
 
 def under_its_public_name(app, env, node, contnode):
@@ -150,9 +156,19 @@ def under_its_public_name(app, env, node, contnode):
     )
 
 
+def describe_thumbnails(app, doctree, docname) -> None:
+    """Give the small figures in the list of tutorials their words."""
+    for image in doctree.findall(nodes.image):
+        match = re.search(r"sphx_glr_(\w+)_thumb", image["uri"])
+        if match and not image.get("alt"):
+            title = app.env.titles[f"tutorials/{match[1]}"].astext()
+            image["alt"] = f"The first figure of: {title}"
+
+
 def setup(app) -> None:
     """Connect what is defined here."""
     app.connect("source-read", without_folder)
     app.connect("missing-reference", under_its_public_name)
+    app.connect("doctree-resolved", describe_thumbnails)
     # Before napoleon, which has the priority 500.
     app.connect("autodoc-process-docstring", attribute_without_type, priority=400)

@@ -2,12 +2,20 @@
 
 import shutil
 from pathlib import Path
+from textwrap import indent
 
 from PIL import Image
 from sphinx_gallery.scrapers import figure_rst
 
 # The scripts write their figures there.
 OUTPUT = Path(__file__).parents[1] / "_build" / "figures"
+
+INDEX = Path(__file__).parents[2] / "examples" / "index.rst"
+
+
+def as_listed(script: str) -> int:
+    """Place of a script in the list of tutorials."""
+    return INDEX.read_text().index(f"/{Path(script).name}")
 
 
 def output_folder(script: str) -> Path:
@@ -52,5 +60,7 @@ def saved_figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:
             raise ValueError(f"{path.name} has no metadata {{'Description': ...}}")
         target = next(block_vars["image_path_iterator"])
         shutil.move(path, target)
-        pages.append(figure_rst([target], gallery_conf["src_dir"], description))
+        figure = figure_rst([target], gallery_conf["src_dir"], description)
+        # A box of its own, so that a wide figure can be scrolled on a phone.
+        pages.append(f"\n.. container:: figures\n{indent(figure, '   ')}\n")
     return "".join(pages)
