@@ -129,9 +129,10 @@ def attribute_without_type(app, what, name, obj, options, lines) -> None:
 
 
 def without_folder(app, docname, source) -> None:
-    """Show no path of this machine where a tutorial has written its figures."""
+    """Show no path of this machine in what a tutorial has printed."""
     if docname.startswith("tutorials/"):
-        source[0] = re.sub(r"(?m)^( +Figures: )/.*", r"\1figures", source[0])
+        text = re.sub(r"(?m)^( +Figures: )/.*", r"\1figures", source[0])
+        source[0] = text.replace(f"{HERE.parent}/", "")
 
 
 def under_its_public_name(app, env, node, contnode):

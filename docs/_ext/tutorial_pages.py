@@ -1,11 +1,18 @@
 """How the scripts in ``examples/`` become pages: their options, and their figures."""
 
+import os
 import shutil
+from functools import partialmethod
 from pathlib import Path
 from textwrap import indent
 
 from PIL import Image
 from sphinx_gallery.scrapers import figure_rst
+from tqdm.std import tqdm
+
+# Progress bars are for a terminal: what a script writes to it is shown on its page.
+NOWHERE = open(os.devnull, "w")  # open as long as the process
+tqdm.__init__ = partialmethod(tqdm.__init__, file=NOWHERE)
 
 # The scripts write their figures there.
 OUTPUT = Path(__file__).parents[1] / "_build" / "figures"
