@@ -195,8 +195,6 @@ plt.close(fig)
 # Five galaxies that were not in the survey (made up for this example): what a coarse
 # instrument reads, and the standard deviation of its error, in 1000 km/s.
 MEASURED = np.array([14.0, 17.5, 21.5, 30.0, 38.0])
-
-
 ERROR = np.array([2.0, 1.0, 1.5, 2.0, 2.0])
 
 
