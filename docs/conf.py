@@ -68,9 +68,7 @@ add_module_names = False
 # Internal references are checked; those to other libraries stay plain text, so that a
 # build needs no network.
 nitpicky = True
-OTHERS = (
-    "arviz|collections|equinox|jax|jaxtyping|matplotlib|numpy|numpyro|optax|pathlib"
-)
+OTHERS = "arviz|collections|equinox|jax|jaxlib|jaxtyping|matplotlib|numpy|numpyro|optax|pathlib"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({OTHERS})(\..*)?"),
     # As the docstrings call them.
@@ -148,7 +146,12 @@ def under_its_public_name(app, env, node, contnode):
     target, domain = node["reftarget"], env.get_domain("py")
     if target.startswith("numpyro_kaem."):
         target = target.rsplit(".", 1)[1]
-    found = [name for name in domain.objects if name.endswith(f".{target}")]
+    kinds = domain.objtypes_for_role(node["reftype"]) or ()
+    found = [
+        name
+        for name, entry in domain.objects.items()
+        if name.endswith(f".{target}") and entry.objtype in kinds
+    ]
     if len(found) != 1:
         return None
     entry = domain.objects[found[0]]
