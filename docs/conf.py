@@ -68,7 +68,7 @@ add_module_names = False
 # Internal references are checked; those to other libraries stay plain text, so that a
 # build needs no network.
 nitpicky = True
-OTHERS = "arviz|collections|equinox|jax|jaxlib|jaxtyping|matplotlib|numpy|numpyro|optax|pathlib"
+OTHERS = "arviz|collections|equinox|jax|jaxlib|jaxtyping|numpy|numpyro|pathlib"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({OTHERS})(\..*)?"),
     # As the docstrings call them.
