@@ -71,6 +71,7 @@ nitpicky = True
 OTHERS = "arviz|collections|equinox|jax|jaxlib|jaxtyping|numpy|numpyro|pathlib"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({OTHERS})(\..*)?"),
+    (r"py:.*", r"(matplotlib|optax)(\..*)?"),
     # As the docstrings call them.
     (r"py:class", r"Array|Axes|callable|DataTree|Distribution|InferenceData|ndarray"),
     (r"py:class", r"MixtureSameFamily|TransformedDistribution|AnnealedState|''"),
