@@ -52,6 +52,7 @@ nb_merge_streams = True
 
 # Reference: what the docstrings say, in the order of the pages.
 napoleon_google_docstring = False
+napoleon_attr_annotations = False
 autodoc_default_options = {
     "members": True,
     "special-members": "__call__",
