@@ -128,6 +128,19 @@ def attribute_without_type(app, what, name, obj, options, lines) -> None:
         lines[:0] = ["..", ""]
 
 
+def without_private(app, what, name, obj, options, signature, returned):
+    """Leave out the fields of a result that are not for its readers.
+
+    Returns
+    -------
+    tuple or None
+        The signature, and what it returns.
+    """
+    if what != "class" or not signature:
+        return None
+    return re.sub(r", _\w+(=[^,)]*)?", "", signature), returned
+
+
 def without_folder(app, docname, source) -> None:
     """Show no path of this machine in what a tutorial has printed."""
     if docname.startswith("tutorials/"):
@@ -173,6 +186,7 @@ def describe_thumbnails(app, doctree, docname) -> None:
 
 def setup(app) -> None:
     """Connect what is defined here."""
+    app.connect("autodoc-process-signature", without_private)
     app.connect("source-read", without_folder)
     app.connect("missing-reference", under_its_public_name)
     app.connect("doctree-resolved", describe_thumbnails)
