@@ -89,7 +89,7 @@ format: $(VENV)/.installed-dev ## fix style where it can be fixed by a program
 
 clean: ## remove the environment, builds and caches
 	rm -rf -- "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov \
-	  docs/_build docs/tutorials docs/sg_*
+	  docs/_build docs/tutorials
 	find numpyro_kaem tests examples benchmarks -name __pycache__ -prune \
 	  -exec rm -rf {} + 2>/dev/null || true
 
