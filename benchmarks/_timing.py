@@ -1,34 +1,37 @@
-"""What the benchmarks share: fair times, and where they were taken."""
+"""Fair times: of compiled functions in turn, the time to compile apart."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jaxlib
-import numpyro
-
-import numpyro_kaem
 
 
-def machine() -> str:
-    """Versions and device, in a line."""
-    device = jax.devices()[0]
-    return (
-        f"numpyro_kaem {numpyro_kaem.__version__}, numpyro {numpyro.__version__}, jax "
-        f"{jax.__version__}, jaxlib {jaxlib.__version__}, Python "
-        f"{platform.python_version()}; {device.platform} ({device.device_kind}), "
-        f"{platform.machine()}"
-    )
+@dataclass
+class Compiled:
+    """A compiled function with its arguments, and what compiling it took."""
+
+    run: Callable[..., Any]
+    arguments: tuple
+    compile_seconds: float
+    scratch_megabytes: float
+    """What it allocates beside its arguments and results, as its compiler reports."""
+
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.run(*self.arguments)
 
 
-def compile_seconds(function: Callable, *args: Any) -> tuple[Callable, float]:
-    """Compile a function, and the time that tracing and compiling it took."""
+def compiled(function: Callable, *arguments: Any) -> Compiled:
+    """Trace and compile a function of arrays."""
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
-    return compiled, time.perf_counter() - start
+    run = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    analysis = run.memory_analysis()
+    scratch = 0.0 if analysis is None else analysis.temp_size_in_bytes / 1e6
+    return Compiled(run, arguments, seconds, scratch)
 
 
 def median_seconds(

@@ -1,85 +1,197 @@
-"""Time and memory of exact draws beside ``jax.random.normal`` of the same shape.
+"""Exact draws beside ``jax.random.normal``, SciPy's inverter and NumPyro's mixture.
 
-JAX draws Normal numbers by inversion too, so that is the floor. Medians; the table of a
-prior is made beforehand, and its cost is printed apart. Memory is what the compiled
-function allocates beyond its result, as its compiler reports it.
+JAX draws Normal numbers by inversion too, so that is the floor; ``jax.random.uniform``
+tells what the random bits alone take. The table of a prior is made beforehand, and its
+cost, beside that of SciPy's ``NumericalInversePolynomial`` (UNU.RAN's PINV, the best
+inverter on a processor), is a row of its own. Energies are of the size that training
+finds: 20 radial functions with coefficients of standard deviation 1.5.
 """
 
-import argparse
-import statistics
-import time
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from _report import Report, start
+from _timing import Compiled, compiled, median_seconds
+from scipy.stats.sampling import NumericalInversePolynomial
 
 import numpyro_kaem as kaem
 
-
-def median_seconds(function, *args, repeats: int) -> float:
-    """Median wall time of a compiled function, after one call to warm it up."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+LOW, HIGH, NUM_BASIS = -1.2, 1.2, 20
+# What PINV's own documentation suggests for double precision; ours is about 1e-7.
+U_RESOLUTION = 1e-10
 
 
-def make_prior(num_components: int, reference=None) -> kaem.KAEMPrior:
-    """Priors with energies of the size that training finds: standard deviation 1.5."""
-    basis = kaem.RBF(-1.2, 1.2, num_basis=20)
-    energy = kaem.Energy.init(jax.random.key(0), basis, (num_components,), scale=1.5)
-    return kaem.KAEMPrior(energy, reference, refinement=1)
+def make_prior(
+    batch_shape: tuple[int, ...], reference: dist.Distribution | None = None
+) -> kaem.KAEMPrior:
+    """Priors whose table is made."""
+    basis = kaem.RBF(LOW, HIGH, NUM_BASIS)
+    energy = kaem.Energy.init(jax.random.key(0), basis, batch_shape, scale=1.5)
+    prior = kaem.KAEMPrior(energy, reference, refinement=1)
+    prior.icdf(0.5)
+    return prior
+
+
+class SciPyDensity:
+    """The unnormalised density of one prior, as SciPy's inverter takes it."""
+
+    def __init__(self, coefficients: np.ndarray) -> None:
+        self.coefficients = np.asarray(coefficients, float)
+        self.centres = np.linspace(LOW, HIGH, NUM_BASIS)
+        self.width = (HIGH - LOW) / (NUM_BASIS - 1)
+
+    def pdf(self, z: float) -> float:
+        """Density up to a constant."""
+        features = np.exp(-0.5 * ((z - self.centres) / self.width) ** 2)
+        return np.exp(features @ self.coefficients)
+
+
+def make_inverter(coefficients: np.ndarray) -> NumericalInversePolynomial:
+    """Set SciPy's inverter up."""
+    density = SciPyDensity(coefficients)
+    return NumericalInversePolynomial(
+        density, domain=(LOW, HIGH), u_resolution=U_RESOLUTION
+    )
+
+
+def draw(law: dist.Distribution, num_samples: int) -> Compiled:
+    """Draws of a law; the key is the only argument, so its table is a constant."""
+    return compiled(lambda key: law.sample(key, (num_samples,)), jax.random.key(1))
+
+
+def many_components(report: Report, repeats: int) -> None:
+    """Draws of 820 densities, and of one."""
+    for size, num_samples in ((820, 10_000), (1, 10_000_000)):
+        num_samples //= 100 if report.quick else 1
+        shape = (num_samples, size)
+        work = f"draw {size} x {num_samples:,}"
+        key = jax.random.key(1)
+        functions: dict[str, Callable] = {
+            "jax.random.normal": compiled(lambda k: jax.random.normal(k, shape), key),
+            "jax.random.uniform": compiled(lambda k: jax.random.uniform(k, shape), key),
+            "Uniform": draw(make_prior((size,)), num_samples),
+            "Normal": draw(make_prior((size,), dist.Normal(0.1, 0.7)), num_samples),
+        }
+        if size == 1:
+            inverter = make_inverter(make_prior((1,)).energy.coefficients[0])
+            random = np.random.default_rng(0)
+            functions["SciPy PINV"] = lambda: inverter.rvs(
+                shape, random_state=random
+            )
+        seconds = median_seconds(functions, repeats)
+        normal = "jax.random.normal"
+        for name, at_most in (("Uniform", 2.5), ("Normal", 4)):
+            ours = functions[name]
+            more = {
+                "compile_seconds": ours.compile_seconds,
+                "scratch_megabytes": ours.scratch_megabytes,
+                "note": f"{1e9 * seconds[name] / (size * num_samples):.1f} ns a draw",
+            }
+            target = {"at_most": at_most} if size > 1 else {}
+            report.compare(
+                f"{work}, {name} reference",
+                normal,
+                seconds[name],
+                seconds[normal],
+                **target,
+                **more,
+            )
+        report.compare(
+            f"{work}, Uniform reference",
+            "jax.random.uniform",
+            seconds["Uniform"],
+            seconds["jax.random.uniform"],
+        )
+        if size == 1:
+            report.compare(
+                f"{work}, Uniform reference",
+                "SciPy PINV",
+                seconds["Uniform"],
+                seconds["SciPy PINV"],
+                at_most=2,
+                scratch_megabytes=functions["Uniform"].scratch_megabytes,
+            )
+
+
+def set_up(report: Report, repeats: int) -> None:
+    """Normaliser and table of 820 densities beside as many set-ups of PINV."""
+    energy = make_prior((820,)).energy
+    for name, reference in (("Uniform", None), ("Normal", dist.Normal(0.1, 0.7))):
+        ours = compiled(
+            lambda e, r=reference: kaem.KAEMPrior(e, r, refinement=1)._table, energy
+        )
+        few = np.asarray(energy.coefficients[: 5 if report.quick else 41])
+        seconds = median_seconds(
+            {"ours": ours, "PINV": lambda few=few: [make_inverter(c) for c in few]},
+            repeats,
+        )
+        report.compare(
+            f"set-up of 820 densities, {name} reference",
+            "SciPy PINV",
+            seconds["ours"],
+            seconds["PINV"] * 820 / len(few),
+            at_least=1000,
+            compile_seconds=ours.compile_seconds,
+            scratch_megabytes=ours.scratch_megabytes,
+            note=f"PINV timed on {len(few)}",
+        )
+
+
+def mixtures(report: Report, repeats: int) -> None:
+    """Mixtures of 20 components in 81 dimensions, the two forms that we draw."""
+    num_samples = 200 if report.quick else 20_000
+    logits = jax.random.normal(jax.random.key(2), (81, 20))
+    key_loc, key_scale = jax.random.split(jax.random.key(3))
+    normals = dist.Normal(
+        jax.random.normal(key_loc, (81, 20)),
+        jnp.exp(0.3 * jax.random.normal(key_scale, (81, 20))),
+    )
+    prior = make_prior((81, 20))
+    joint = make_prior((20, 81)).to_event(1)
+    laws = {
+        "NumPyro": dist.MixtureSameFamily(dist.Categorical(logits=logits), normals),
+        "KAEMMixture": kaem.KAEMMixture(logits, prior),
+        "joint": dist.MixtureSameFamily(dist.Categorical(logits=logits[0]), joint),
+        "NumPyro joint": dist.MixtureSameFamily(
+            dist.Categorical(logits=logits[0]),
+            dist.Normal(normals.loc.T, normals.scale.T).to_event(1),
+        ),
+    }
+    functions = {name: draw(law, num_samples) for name, law in laws.items()}
+    seconds = median_seconds(functions, repeats)
+    report.compare(
+        f"draw 81 mixtures of 20 x {num_samples:,}",
+        "NumPyro mixture of 20 Normals",
+        seconds["KAEMMixture"],
+        seconds["NumPyro"],
+        at_least=20,
+        compile_seconds=functions["KAEMMixture"].compile_seconds,
+        scratch_megabytes=functions["KAEMMixture"].scratch_megabytes,
+        note=f"NumPyro takes {functions['NumPyro'].scratch_megabytes:.0f} MB",
+    )
+    report.compare(
+        f"draw a mixture of 20 products of 81 x {num_samples:,}",
+        "the same of Normals",
+        seconds["joint"],
+        seconds["NumPyro joint"],
+        compile_seconds=functions["joint"].compile_seconds,
+        scratch_megabytes=functions["joint"].scratch_megabytes,
+        note="both NumPyro's MixtureSameFamily, which draws every component",
+    )
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the draws")
-    quick = parser.parse_args().quick
-    repeats = 3 if quick else 9
-    print(f"jax {jax.__version__} on {jax.devices()[0].platform}")
-    print(f"{'draws':42s} {'ns/draw':>8s} {'/normal':>8s} {'scratch MB':>11s}")
-    shapes = [(820, 100 if quick else 10_000), (1, 100_000 if quick else 10_000_000)]
-    for num_components, num_samples in shapes:
-        size = num_components * num_samples
-        shape = (num_samples, num_components)
-        rows = [
-            (
-                "jax.random.normal",
-                jax.jit(lambda key, shape=shape: jax.random.normal(key, shape)),
-                (),
-            )
-        ]
-        references = {"uniform": None, "normal": dist.Normal(0.1, 0.7)}
-        for name, reference in references.items():
-            prior = make_prior(num_components, reference)
-            prior.log_normalizer  # noqa: B018 (makes the table)
-            rows.append(
-                (
-                    f"KAEMPrior, {name} reference",
-                    # The key is the only argument: the table is a constant.
-                    jax.jit(lambda key, p=prior, n=num_samples: p.sample(key, (n,))),
-                    (),
-                )
-            )
-        floor = None
-        for name, function, args in rows:
-            key = jax.random.key(1)
-            seconds = median_seconds(function, key, *args, repeats=repeats)
-            floor = floor or seconds
-            compiled = function.lower(key, *args).compile()
-            scratch = compiled.memory_analysis().temp_size_in_bytes / 1e6
-            label = f"{num_components} x {num_samples:,} {name}"
-            print(
-                f"{label:42s} {1e9 * seconds / size:8.1f} {seconds / floor:8.2f} "
-                f"{scratch:11.1f}"
-            )
-    energy = make_prior(820).energy
-    set_up = jax.jit(lambda e: kaem.KAEMPrior(e, refinement=1)._table)
-    seconds = median_seconds(set_up, energy, repeats=repeats)
-    print(f"table of 820 densities: {1e3 * seconds:.1f} ms")
+    """Print and write the table."""
+    report = start("draws", __doc__)
+    report.heading()
+    repeats = 3 if report.quick else 9
+    many_components(report, repeats)
+    set_up(report, repeats)
+    mixtures(report, 3 if report.quick else 7)
+    report.save()
 
 
 if __name__ == "__main__":

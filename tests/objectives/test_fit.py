@@ -242,7 +242,8 @@ def test_refits_do_not_refine_for_rounding():
         component = refitted.component_distribution.base_dist
         assert float(component.quadrature_error.max()) > 1e-4
         assert component.refinement == 1
-        finer = kaem.KAEMPrior(component.energy, component.reference, refinement=4)
+        with pytest.warns(UserWarning, match="an estimated relative error of"):
+            finer = kaem.KAEMPrior(component.energy, component.reference, refinement=4)
         np.testing.assert_allclose(
             component.log_normalizer, finer.log_normalizer, rtol=1e-6
         )
