@@ -84,8 +84,8 @@ class Report:
         columns = [
             f"{work:46s} {peer:32s} {1e3 * seconds:10.3f} {1e3 * peer_seconds:10.3f}",
             f"{ratio:8.2f}  {target:8s} {mark:3s}",
-            _number(more.get('compile_seconds'), 9),
-            _number(more.get('scratch_megabytes'), 7),
+            _number(more.get("compile_seconds"), 9),
+            _number(more.get("scratch_megabytes"), 7),
             f" {more.get('note', '')}",
         ]
         print(" ".join(columns).rstrip(), flush=True)

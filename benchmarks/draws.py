@@ -78,9 +78,7 @@ def many_components(report: Report, repeats: int) -> None:
         if size == 1:
             inverter = make_inverter(make_prior((1,)).energy.coefficients[0])
             random = np.random.default_rng(0)
-            functions["SciPy PINV"] = lambda: inverter.rvs(
-                shape, random_state=random
-            )
+            functions["SciPy PINV"] = lambda: inverter.rvs(shape, random_state=random)
         seconds = median_seconds(functions, repeats)
         normal = "jax.random.normal"
         for name, at_most in (("Uniform", 2.5), ("Normal", 4)):

@@ -163,7 +163,7 @@ def _from_unit(
         if own_panels:
             panels = Panels(edges, panels.unit_edges, panels.has_tails)
         table = inversion.tabulate(energy, parameters, panels)
-        value = inversion.icdf_folded(table, energy, parameters, mass, upper)
+        value = inversion.icdf_folded(table, parameters, mass, upper)
         # Exact ends, which the transport of 0 and 1 reaches and a draw may not.
         least, most = bounds
         if inside:

@@ -40,7 +40,6 @@ def log_normalizer(energy: PlacedEnergy, parameters: Any, panels: Panels) -> jax
 @partial(jax.jit, static_argnames="sample_shape")
 def sample(
     table: inversion.Table,
-    energy: PlacedEnergy,
     parameters: Any,
     ends: tuple,
     key: jax.Array,
@@ -53,7 +52,7 @@ def sample(
     def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         pair = folded_uniform(key, shape, dtype)
         mass, upper = (jnp.moveaxis(a, -1, 0) for a in pair)
-        z = inversion.icdf_folded(table, energy, parameters, mass, upper)
+        z = inversion.icdf_folded(table, parameters, mass, upper)
         # Rounding may lead to an end of the support, where no draw may lie.
         low, high = (jnp.asarray(end, dtype) for end in ends)
         z = jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))

@@ -1,9 +1,13 @@
-"""The interval between sorted edges that a number lies in."""
+"""The interval between sorted keys that a number lies in."""
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["find_interval"]
+__all__ = ["find_interval", "find_interval_in_rows"]
+
+# Comparisons with keys that stand in registers take less time than a turn of bisection,
+# which gathers them: up to this number of blocks.
+_NUM_BLOCKS = 20
 
 
 def find_interval(
@@ -16,8 +20,9 @@ def find_interval(
     Parameters
     ----------
     keys
-        Keys of the edges, shape ``(num_columns, num_intervals + 1)``, not decreasing
-        along the last axis: those of one search lie side by side in memory.
+        Keys of the edges, numbers or integers, shape ``(num_columns, num_intervals +
+        1)``, not decreasing along the last axis: those of one search lie side by side
+        in memory.
     w
         Numbers to place, shape (...,).
     column
@@ -30,17 +35,56 @@ def find_interval(
     Array
         Integers from 0 to ``num_intervals - 1``, shape (...,).
     """
-    # Padded to a power of two with keys that are never reached, so that no index needs
-    # to be checked.
     length = 1 << max(num_intervals - 1, 0).bit_length()
-    keys = jnp.pad(
-        keys[:, :num_intervals],
-        ((0, 0), (0, length - num_intervals)),
-        constant_values=jnp.inf,
-    )
-    flat = keys.reshape(-1)
     first = jnp.broadcast_to(column, jnp.broadcast_shapes(w.shape, column.shape))
     first = (first * length).astype(jnp.int32)
+    return _bisect(_padded(keys[:, :num_intervals], length), w, first, length) - first
+
+
+def find_interval_in_rows(
+    keys: jax.Array, w: jax.Array, num_intervals: int
+) -> jax.Array:
+    """Interval of ``w`` among the keys of its own row.
+
+    Blocks of keys by comparison, all at once, and within a block by bisection.
+
+    Parameters
+    ----------
+    keys
+        Keys of the edges, as for :func:`find_interval`.
+    w
+        Numbers to place, shape ``(num_columns, num_numbers)``.
+    num_intervals
+        Number of intervals.
+
+    Returns
+    -------
+    Array
+        Integers from 0 to ``num_intervals - 1``, of the shape of ``w``.
+    """
+    num_columns = keys.shape[0]
+    least = -(-num_intervals // _NUM_BLOCKS)
+    length = 1 << max(least - 1, 0).bit_length()
+    num_blocks = -(-num_intervals // length)
+    keys = _padded(keys[:, :num_intervals], num_blocks * length)
+    block = jnp.zeros(w.shape, jnp.int32)
+    for key in keys.T[length::length]:
+        block += (w >= key[:, None]).astype(jnp.int32)
+    first = num_blocks * length * jnp.arange(num_columns, dtype=jnp.int32)[:, None]
+    return _bisect(keys, w, first + block * length, length) - first
+
+
+def _padded(keys: jax.Array, length: int) -> jax.Array:
+    """Keys with others after them that are never reached: no index is checked."""
+    is_integer = jnp.issubdtype(keys.dtype, jnp.integer)
+    largest = jnp.iinfo(keys.dtype).max if is_integer else jnp.inf
+    missing = ((0, 0), (0, length - keys.shape[1]))
+    return jnp.pad(keys, missing, constant_values=largest)
+
+
+def _bisect(keys: jax.Array, w: jax.Array, first: jax.Array, length: int) -> jax.Array:
+    """Last of a power of two of keys, from ``first`` on, that is at most ``w``."""
+    flat = keys.reshape(-1)
 
     def halve(i: jax.Array, index: jax.Array) -> jax.Array:
         middle = index + (length >> (i + 1))
@@ -51,5 +95,4 @@ def find_interval(
     # gathers with what follows, compute them more than once and not with vector
     # instructions. On an accelerator every turn of a loop waits for its launch.
     unroll = jax.default_backend() != "cpu"
-    num_turns = length.bit_length() - 1
-    return jax.lax.fori_loop(0, num_turns, halve, first, unroll=unroll) - first
+    return jax.lax.fori_loop(0, length.bit_length() - 1, halve, first, unroll=unroll)

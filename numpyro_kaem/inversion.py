@@ -1,5 +1,6 @@
 """The distribution function of a tilted density, and its inverse."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from numpyro_kaem.intervals import find_interval
+from numpyro_kaem import references
+from numpyro_kaem.intervals import find_interval, find_interval_in_rows
 from numpyro_kaem.panels import Integrand, Panels, integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import (
     ReferenceParameters,
-    log_density,
     tail_mass,
     tail_quantile,
 )
@@ -21,6 +22,7 @@ from numpyro_kaem.series import (
     CELLS_PER_PANEL,
     cell_polynomials,
     evaluate,
+    interpolate_cells,
     solve_cell,
 )
 
@@ -58,13 +60,24 @@ class Table(NamedTuple):
     log_tail_scales: tuple[jax.Array | None, jax.Array | None]
     """Log ratios of the density to the reference below and above the cells, each
     ``(*batch_shape,)``; ``None`` where there is no tail."""
+    log_scale: jax.Array | None = None
+    """Log ratio of the density to the reference (of none, the density) within a cell,
+    in powers 0, 1, ... of the position, of the shape of ``powers``."""
 
 
 def tabulate(
     energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> Table:
     """Make the table of a density, once a parameter value."""
-    return tabulate_integrand(integrand(energy, parameters, panels), panels)
+    values = integrand(energy, parameters, panels)
+    table = tabulate_integrand(values, panels)
+    shift = table.log_normalizer
+    if parameters is None:
+        low, high = energy.ends(shift.dtype)
+        shift = shift + jnp.log(high - low)
+    energies = jnp.broadcast_to(values.energy, values.log_mass.shape)
+    log_scale = jnp.moveaxis(interpolate_cells(energies - shift), 1, -1)
+    return table._replace(log_scale=log_scale)
 
 
 def tabulate_integrand(values: Integrand, panels: Panels) -> Table:
@@ -116,7 +129,7 @@ def log_prob(
             (z >= low) & (z <= high), -jnp.log(high - low), -jnp.inf
         )
     else:
-        log_reference = log_density(parameters.build(), z)
+        log_reference = references.log_density(parameters.build(), z)
     return energy(z) + log_reference - log_normalizer
 
 
@@ -154,38 +167,85 @@ def select_rows(
     Array
         Points, shape (...,).
     """
-    batch_shape = table.log_normalizer.shape
-    size = int(np.prod(batch_shape, dtype=np.int64))
     num_cells = table.powers.shape[-1]
+    keys = _folded_keys(table.below, table.above).reshape(-1, num_cells + 1)
+    cell = find_interval(keys, _folded_place(mass, upper), row, num_cells)
+    return _point_in_cell(table, parameters, row, cell, mass, upper)
 
-    def take(array: jax.Array, index: jax.Array) -> jax.Array:
-        return array.reshape(-1).at[index].get(mode="promise_in_bounds")
 
-    # One search for both sides: the keys of the upper side stand beside the lower's.
-    keys = jnp.stack([table.below, -table.above]).reshape(2 * size, num_cells + 1)
-    column = row + jnp.where(upper, size, 0).astype(jnp.int32)
-    signed = jnp.where(upper, -mass, mass)
-    cell = find_interval(keys, signed, column, num_cells)
-    target = signed - take(keys, column * (num_cells + 1) + cell)
-    index = row * num_cells + cell
-    s = solve_cell([take(power, index) for power in table.powers], target)
+def _folded_keys(below: jax.Array, above: jax.Array) -> jax.Array:
+    """Integers that order edges by their mass to the nearer end, both ends alike.
+
+    The bits of positive floating-point numbers are in the order of the numbers.
+    """
+    half = _bits(jnp.full_like(below, 0.5))
+    from_above = jnp.maximum(2 * half + 1 - _bits(above), half + 1)
+    return jnp.where(below <= 0.5, _bits(below), from_above)
+
+
+def _folded_place(mass: jax.Array, upper: jax.Array) -> jax.Array:
+    """Place among such keys of the point with a mass of at most 1/2 beyond it."""
+    half = _bits(jnp.full_like(mass, 0.5))
+    return jnp.where(upper, 2 * half + 1 - _bits(mass), _bits(mass))
+
+
+def _bits(number: jax.Array) -> jax.Array:
+    integer = jnp.int64 if number.dtype == jnp.float64 else jnp.int32
+    return jax.lax.bitcast_convert_type(jnp.abs(number), integer)
+
+
+def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Entries of the flattened array."""
+    return array.reshape(-1).at[index].get(mode="promise_in_bounds")
+
+
+def _at_left_edge(
+    table: Table, row: jax.Array, cell: jax.Array, upper: jax.Array
+) -> jax.Array:
+    """Mass below the left edge of a cell, or above it where ``upper``."""
+    sides = jnp.stack([table.below, table.above])
+    num_rows, num_edges = table.log_normalizer.size, table.below.shape[-1]
+    side = row + jnp.where(upper, num_rows, 0).astype(jnp.int32)
+    return _take(sides, side * num_edges + cell)
+
+
+def _point_in_cell(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    row: jax.Array,
+    cell: jax.Array,
+    mass: jax.Array,
+    upper: jax.Array,
+) -> jax.Array:
+    """Point with a given mass below or above it, in a known cell or in a tail."""
+    at_left = _at_left_edge(table, row, cell, upper)
+    target = jnp.where(upper, at_left - mass, mass - at_left)
+    index = row * table.powers.shape[-1] + cell
+    s = solve_cell([_take(power, index) for power in table.powers], target)
     left, width = table.edges[..., :-1], jnp.diff(table.edges)
-    z = take(left, index) + take(width, index) * s
-    for side, is_upper in enumerate((False, True)):
-        log_scale = table.log_tail_scales[side]
+    z = _take(left, index) + _take(width, index) * s
+    for is_upper in (False, True):
+        log_scale = table.log_tail_scales[is_upper]
         if log_scale is None:
             continue
-        tail = take(table.above[..., -1] if is_upper else table.below[..., 0], row)
-        start = take(table.edges[..., -1 if is_upper else 0], row)
-        chosen = _parameters_at(parameters, batch_shape, row)
-        scale = jnp.exp(take(log_scale, row))
+        start = _take(table.edges[..., -is_upper], row)
+        chosen = _parameters_at(parameters, table.log_normalizer.shape, row)
+        scale = jnp.exp(_take(log_scale, row))
         # A point below may lie in the tail above, if that has most of the mass.
         beyond = jnp.where(upper == is_upper, mass, 1 - mass)
-        in_tail = beyond < tail
+        in_tail = _in_tail(table, row, mass, upper, is_upper)
         share = jnp.where(in_tail, beyond / jnp.where(scale > 0, scale, 1), 1)
-        point = tail_quantile(chosen, share, start, is_upper)
-        z = jnp.where(in_tail, point, z)
+        z = jnp.where(in_tail, tail_quantile(chosen, share, start, is_upper), z)
     return z
+
+
+def _in_tail(
+    table: Table, row: jax.Array, mass: jax.Array, upper: jax.Array, is_upper: bool
+) -> jax.Array:
+    """Whether the point lies below the cells, or above them if ``is_upper``."""
+    tail = table.above[..., -1] if is_upper else table.below[..., 0]
+    beyond = jnp.where(upper == is_upper, mass, 1 - mass)
+    return beyond < _take(tail, row)
 
 
 def _parameters_at(
@@ -202,10 +262,8 @@ def _parameters_at(
     return jax.tree_util.tree_map(take, parameters)
 
 
-@jax.custom_jvp
 def icdf_folded(
     table: Table,
-    energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
     mass: jax.Array,
     upper: jax.Array,
@@ -219,7 +277,7 @@ def icdf_folded(
 
     Parameters
     ----------
-    table, energy, parameters
+    table, parameters
         The density, of ``batch_shape``; the dependence on parameters is the table's.
     mass
         Mass below the point, or above it where ``upper``, shape (..., *batch_shape).
@@ -237,26 +295,94 @@ def icdf_folded(
     mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
     # All points of a density one after another: its table stays in the fastest cache.
     mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
-    row = _row_index(batch_shape).reshape(*batch_shape, *(1,) * rank)
-    z = select_rows(table, parameters, jnp.broadcast_to(row, mass.shape), mass, upper)
-    return jnp.moveaxis(z, range(-rank, 0), range(rank))
+    rows = (table.log_normalizer.size, math.prod(shape[:rank]))
+    z, _ = _invert(table, parameters, mass.reshape(rows), upper.reshape(rows))
+    return jnp.moveaxis(z.reshape(mass.shape), range(-rank, 0), range(rank))
 
 
-@partial(icdf_folded.defjvp, symbolic_zeros=True)
-def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
-    table, energy, parameters, mass, upper = primals
-    table_dot, _, parameters_dot, mass_dot, _ = tangents
-    z = icdf_folded(table, energy, parameters, mass, upper)
+@jax.custom_jvp
+def _invert(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    mass: jax.Array,
+    upper: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Points and their cells; all arrays of shape ``(num_rows, num_points)``."""
+    size, num_cells = table.log_normalizer.size, table.powers.shape[-1]
+    keys = _folded_keys(table.below, table.above).reshape(size, num_cells + 1)
+    cell = find_interval_in_rows(keys, _folded_place(mass, upper), num_cells)
+    row = jnp.broadcast_to(_row_index((size, 1)), mass.shape)
+    return _point_in_cell(table, parameters, row, cell, mass, upper), cell
+
+
+@partial(_invert.defjvp, symbolic_zeros=True)
+def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
+    table, parameters, mass, upper = primals
+    table_dot, _, mass_dot, _ = tangents
+    z, cell = _invert(*primals)
+    own_row = _row_index((z.shape[0], 1))
+    row = jnp.broadcast_to(own_row, z.shape)
+    index = row * table.powers.shape[-1] + cell
+    # The position again, but as a function of the point, for second derivatives.
+    left, width = table.edges[..., :-1], jnp.diff(table.edges)
+    span = _take(width, index)
+    s = jnp.clip((z - _take(left, index)) / jnp.where(span > 0, span, 1), 0, 1)
+    log_density = _take(table.log_scale[0], index)
+    log_density += evaluate([_take(c, index) for c in table.log_scale[1:]], s)
+    if parameters is not None:
+        # Of one row each, which broadcasts over its points.
+        own = _parameters_at(parameters, table.log_normalizer.shape, own_row)
+        log_density += references.log_density(own.build(), z)
+    # How the mass below a point that stays changes, and how a point of its cell moves.
     change = jnp.zeros_like(z)
-    if not isinstance(mass_dot, SymbolicZero):
-        change += jnp.where(upper, -mass_dot, mass_dot)
-    if not _all_zero((table_dot, parameters_dot)):
-        below, above = _pair_change(table, parameters, z, table_dot, parameters_dot)
-        change -= jnp.where(upper, -above, below)
-    log_density = log_prob(energy, parameters, table.log_normalizer, z)
+    if not all(map(_is_symbolic, (table_dot.below, table_dot.above, table_dot.powers))):
+        dot = _instantiate(table, table_dot)
+        at_left = _at_left_edge(dot, row, cell, upper)
+        change += jnp.where(upper, -at_left, at_left)
+        change += evaluate([_take(power, index) for power in dot.powers], s)
+    motion = jnp.zeros_like(z)
+    if not _is_symbolic(table_dot.edges):
+        edges_dot = jnp.asarray(table_dot.edges)
+        motion += _take(edges_dot[..., :-1], index)
+        motion += _take(jnp.diff(edges_dot), index) * s
+    for is_upper in (False, True):
+        if table.log_tail_scales[is_upper] is not None:
+            in_tail = _in_tail(table, row, mass, upper, is_upper)
+            tail_change = _tail_change(primals, tangents, z, is_upper)
+            change = jnp.where(in_tail, tail_change, change)
+            motion = jnp.where(in_tail, 0, motion)
+    if not _is_symbolic(mass_dot):
+        change -= jnp.where(upper, -mass_dot, mass_dot)
     positive = log_density > jnp.log(jnp.finfo(z.dtype).tiny)
     density = jnp.where(positive, jnp.exp(log_density), 1)
-    return z, jnp.where(positive, change / density, 0)
+    z_dot = motion - jnp.where(positive, change / density, 0)
+    return (z, cell), (z_dot, np.zeros(cell.shape, jax.dtypes.float0))
+
+
+def _tail_change(
+    primals: tuple, tangents: tuple, z: jax.Array, is_upper: bool
+) -> jax.Array:
+    """Change of the mass below points of a tail that stay."""
+    table, parameters, mass, upper = primals
+    table_dot, parameters_dot = tangents[:2]
+    row = _row_index((z.shape[0], 1))
+    beyond = jnp.where(upper == is_upper, mass, 1 - mass)
+    change = jnp.zeros_like(z)
+    scale_dot = table_dot.log_tail_scales[is_upper]
+    if not _is_symbolic(scale_dot):
+        change += beyond * _take(scale_dot, row)
+    if not _all_zero(parameters_dot):
+        in_tail = _in_tail(table, row, mass, upper, is_upper)
+        point = jnp.where(in_tail, z, _take(table.edges[..., -is_upper], row))
+
+        def reference_mass(parameters: ReferenceParameters) -> jax.Array:
+            own = _parameters_at(parameters, table.log_normalizer.shape, row)
+            return tail_mass(own, point, is_upper)
+
+        dot = _instantiate(parameters, parameters_dot)
+        _, mass_dot = jax.jvp(reference_mass, (parameters,), (dot,))
+        change += jnp.exp(_take(table.log_tail_scales[is_upper], row)) * mass_dot
+    return -change if is_upper else change
 
 
 # --- the distribution function -------------------------------------------------------
@@ -298,16 +424,21 @@ def _all_zero(tree: Any) -> bool:
     return all(map(_is_symbolic, jax.tree_util.tree_leaves(tree, is_leaf=_is_symbolic)))
 
 
+def _instantiate(primals: Any, tangents: Any) -> Any:
+    """Tangents with zeros in the place of symbols."""
+    return jax.tree_util.tree_map(
+        lambda x, dot: jnp.zeros_like(x) if _is_symbolic(dot) else dot,
+        primals,
+        tangents,
+    )
+
+
 def _pair_change(
     table: Table, parameters: Any, z: jax.Array, table_dot: Table, parameters_dot: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Change of both masses at fixed points with the parameters of the density."""
-    primal = jax.tree_util.tree_map(jnp.asarray, (table, parameters))
-    tangent = jax.tree_util.tree_map(
-        lambda x, dot: jnp.zeros_like(x) if _is_symbolic(dot) else dot,
-        primal,
-        (table_dot, parameters_dot),
-    )
+    primal = (table, parameters)
+    tangent = _instantiate(primal, (table_dot, parameters_dot))
     return jax.jvp(lambda *args: masses(*args, z), primal, tangent)[1]
 
 

@@ -65,11 +65,16 @@ def draw(
         draws = invert(key, (*batch_shape, rows))
         return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 0), draws)
 
+    # For derivatives drawn again, which is faster than to keep what they need.
+    @jax.checkpoint
+    def one_chunk(key: jax.Array) -> Any:
+        return invert(key, (*batch_shape, num_rows))
+
     def pair_of_chunks(key: jax.Array) -> Any:
         # Drawn in a loop of its own, whose end keeps the compiler from fusing the
         # change of order into it: it would visit the densities in turn, draw by draw.
         keys = jax.random.split(key)
-        draws = jax.lax.map(lambda k: invert(k, (*batch_shape, num_rows)), keys)
+        draws = jax.lax.map(one_chunk, keys)
         return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 1), draws)
 
     if num_samples <= num_rows:

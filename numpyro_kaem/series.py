@@ -14,6 +14,7 @@ __all__ = [
     "bracketed_step",
     "cell_polynomials",
     "evaluate",
+    "interpolate_cells",
     "solve_cell",
 ]
 
@@ -92,6 +93,41 @@ def cell_polynomials(masses: jax.Array) -> tuple[jax.Array, jax.Array]:
     cell_masses = jnp.maximum(series[0], 0)
     change = cell_masses - jnp.sum(powers, axis=0)
     return powers.at[0].add(change), cell_masses
+
+
+@cache
+def _interpolation(num_nodes: int) -> np.ndarray:
+    """Powers of the position in every cell from values at the Gauss nodes."""
+    _, weights = gauss_legendre(num_nodes)
+    to_cells = _to_cells(num_nodes) * weights * (CELLS_PER_PANEL / 2)
+    num_terms = to_cells.shape[1]
+    # The derivative of the integrated series is the series.
+    to_powers = _to_powers(num_terms) * np.arange(1, num_terms + 1)[:, None]
+    return np.einsum("st,ktm->skm", to_powers, to_cells)
+
+
+def interpolate_cells(values: jax.Array) -> jax.Array:
+    """Smooth function within each cell from its values at the Gauss nodes of panels.
+
+    Parameters
+    ----------
+    values
+        Shape ``(num_panels, num_nodes, *batch_shape)``.
+
+    Returns
+    -------
+    Array
+        Coefficients of the powers 0, 1, ... of the position in a cell, from 0 to 1,
+        shape ``(num_terms, num_cells, *batch_shape)``.
+    """
+    num_panels, num_nodes, *batch_shape = values.shape
+    matrix = jnp.asarray(_interpolation(num_nodes), values.dtype)
+    # Changes within the panel, so that its level adds no rounding.
+    level = values[:, num_nodes // 2]
+    changes = values - level[:, None]
+    powers = jnp.einsum("skm,pm...->spk...", matrix, changes, precision="highest")
+    powers = powers.at[0].add(level[:, None])
+    return powers.reshape(len(matrix), num_panels * CELLS_PER_PANEL, *batch_shape)
 
 
 def _without_negative(series: jax.Array, masses: jax.Array) -> jax.Array:

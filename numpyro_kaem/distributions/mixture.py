@@ -16,7 +16,7 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem import density
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
-from numpyro_kaem.intervals import find_interval
+from numpyro_kaem.intervals import find_interval_in_rows
 from numpyro_kaem.inversion import select_rows
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.sampling import draw, folded_uniform
@@ -331,7 +331,9 @@ def _sample(
         distance, upper = folded_uniform(choice_key, shape, dtype)
         u = jnp.where(upper, 1 - distance, distance)
         cells = jnp.broadcast_to(cell, shape)
-        component = find_interval(keys.T, u, cells, num_components)
+        component = find_interval_in_rows(
+            keys.T, u.reshape(size, shape[-1]), num_components
+        ).reshape(shape)
         row = rows.at[cells * num_components + component].get(mode="promise_in_bounds")
         mass, upper = folded_uniform(point_key, shape, dtype)
         z = select_rows(table, parameters, row, mass, upper)

@@ -340,9 +340,7 @@ class KAEMPrior(dist.Distribution):
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
-        return density.icdf_folded(
-            self._table, self.energy.placed, self._parameters, mass, upper
-        )
+        return density.icdf_folded(self._table, self._parameters, mass, upper)
 
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
@@ -350,7 +348,6 @@ class KAEMPrior(dist.Distribution):
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
         return density.sample(
             self._table,
-            self.energy.placed,
             self._parameters,
             self._ends,
             key,
