@@ -95,7 +95,7 @@ def log_densities(report: Report, repeats: int) -> None:
 
 
 def implicit_gradients(report: Report, repeats: int) -> None:
-    """Derivatives of draws with respect to all coefficients."""
+    """Time derivatives of draws with respect to all coefficients."""
     num_samples = 100 if report.quick else 2000
     energy = make_energy(kaem.RBF(LOW, HIGH, NUM_BASIS), NUM_DENSITIES)
     key = jax.random.key(1)
@@ -155,7 +155,7 @@ def compile_times(report: Report) -> None:
 
 def flows(report: Report, repeats: int) -> None:
     """Draws and log densities of priors of 20 latents."""
-    dim, num_samples = 20, 200 if report.quick else 10_000
+    dim, num_samples = 20, 200 if report.quick else 2000
     key, base = jax.random.key(1), Normal(jnp.zeros(dim))
     spline = RationalQuadraticSpline(knots=8, interval=4)
     basis, reference = kaem.BSpline(-4.0, 4.0, 20), dist.Normal(0.0, 1.0)

@@ -62,56 +62,50 @@ def draw(law: dist.Distribution, num_samples: int) -> Compiled:
     return compiled(lambda key: law.sample(key, (num_samples,)), jax.random.key(1))
 
 
-def many_components(report: Report, repeats: int) -> None:
-    """Draws of 820 densities, and of one."""
+def many_densities(report: Report, repeats: int) -> None:
+    """Draws of 820 densities, and many of one."""
     for size, num_samples in ((820, 10_000), (1, 10_000_000)):
-        num_samples //= 100 if report.quick else 1
-        shape = (num_samples, size)
-        work = f"draw {size} x {num_samples:,}"
-        key = jax.random.key(1)
-        functions: dict[str, Callable] = {
-            "jax.random.normal": compiled(lambda k: jax.random.normal(k, shape), key),
-            "jax.random.uniform": compiled(lambda k: jax.random.uniform(k, shape), key),
-            "Uniform": draw(make_prior((size,)), num_samples),
-            "Normal": draw(make_prior((size,), dist.Normal(0.1, 0.7)), num_samples),
-        }
-        if size == 1:
-            inverter = make_inverter(make_prior((1,)).energy.coefficients[0])
-            random = np.random.default_rng(0)
-            functions["SciPy PINV"] = lambda: inverter.rvs(shape, random_state=random)
-        seconds = median_seconds(functions, repeats)
-        normal = "jax.random.normal"
-        for name, at_most in (("Uniform", 2.5), ("Normal", 4)):
-            ours = functions[name]
-            more = {
-                "compile_seconds": ours.compile_seconds,
-                "scratch_megabytes": ours.scratch_megabytes,
-                "note": f"{1e9 * seconds[name] / (size * num_samples):.1f} ns a draw",
-            }
-            target = {"at_most": at_most} if size > 1 else {}
-            report.compare(
-                f"{work}, {name} reference",
-                normal,
-                seconds[name],
-                seconds[normal],
-                **target,
-                **more,
-            )
-        report.compare(
-            f"{work}, Uniform reference",
-            "jax.random.uniform",
-            seconds["Uniform"],
-            seconds["jax.random.uniform"],
+        compare_draws(
+            report, size, num_samples // (100 if report.quick else 1), repeats
         )
-        if size == 1:
-            report.compare(
-                f"{work}, Uniform reference",
-                "SciPy PINV",
-                seconds["Uniform"],
-                seconds["SciPy PINV"],
-                at_most=2,
-                scratch_megabytes=functions["Uniform"].scratch_megabytes,
-            )
+
+
+def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> None:
+    """Draws of some densities beside random numbers, and of one beside PINV's."""
+    shape = (num_samples, size)
+    work = f"draw {size} x {num_samples:,}"
+    key = jax.random.key(1)
+    functions: dict[str, Callable] = {
+        "jax.random.normal": compiled(lambda k: jax.random.normal(k, shape), key),
+        "jax.random.uniform": compiled(lambda k: jax.random.uniform(k, shape), key),
+        "Uniform": draw(make_prior((size,)), num_samples),
+        "Normal": draw(make_prior((size,), dist.Normal(0.1, 0.7)), num_samples),
+    }
+    if size == 1:
+        inverter = make_inverter(make_prior((1,)).energy.coefficients[0])
+        random = np.random.default_rng(0)
+        functions["PINV"] = lambda: inverter.rvs(shape, random_state=random)
+    seconds = median_seconds(functions, repeats)
+
+    def compare(name: str, peer: str, peer_name: str, at_most: float | None) -> None:
+        ours = functions[name]
+        report.compare(
+            f"{work}, {name} reference",
+            peer_name,
+            seconds[name],
+            seconds[peer],
+            at_most=at_most,
+            compile_seconds=ours.compile_seconds,
+            scratch_megabytes=ours.scratch_megabytes,
+            note=f"{1e9 * seconds[name] / (size * num_samples):.1f} ns a draw",
+        )
+
+    normal, uniform = "jax.random.normal", "jax.random.uniform"
+    compare("Uniform", normal, normal, 2.5 if size > 1 else None)
+    compare("Normal", normal, normal, 4 if size > 1 else None)
+    compare("Uniform", uniform, uniform, None)
+    if size == 1:
+        compare("Uniform", "PINV", "SciPy PINV", 2)
 
 
 def set_up(report: Report, repeats: int) -> None:
@@ -186,7 +180,7 @@ def main() -> None:
     report = start("draws", __doc__)
     report.heading()
     repeats = 3 if report.quick else 9
-    many_components(report, repeats)
+    many_densities(report, repeats)
     set_up(report, repeats)
     mixtures(report, 3 if report.quick else 7)
     report.save()

@@ -1,6 +1,6 @@
 """Cells of a panel: polynomials of a density's mass there, and the inverse of them."""
 
-from functools import cache
+from functools import cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -87,12 +87,22 @@ def cell_polynomials(masses: jax.Array) -> tuple[jax.Array, jax.Array]:
     series = jnp.einsum("ktm,pm...->tpk...", to_cells, masses, precision="highest")
     series = _without_negative(series, jnp.sum(masses, axis=1))
     series = series.reshape(num_terms, num_panels * CELLS_PER_PANEL, *batch_shape)
-    to_powers = jnp.asarray(_to_powers(num_terms), dtype)
-    powers = jnp.einsum("st,tc...->sc...", to_powers, series, precision="highest")
+    powers = jnp.stack(_combine(_to_powers(num_terms), series))
     # The series' first coefficient is the cell's mass, exactly.
     cell_masses = jnp.maximum(series[0], 0)
     change = cell_masses - jnp.sum(powers, axis=0)
     return powers.at[0].add(change), cell_masses
+
+
+def _combine(matrix: np.ndarray, terms: jax.Array) -> list[jax.Array]:
+    """Product of a small matrix and the first axis: written out, it is one fast loop.
+
+    Its rows are used at once, and need no place in memory.
+    """
+    return [
+        sum(float(c) * term for c, term in zip(row, terms, strict=True) if c != 0)
+        for row in matrix
+    ]
 
 
 @cache
@@ -146,10 +156,10 @@ def _without_negative(series: jax.Array, masses: jax.Array) -> jax.Array:
     """
     num_terms, dtype = series.shape[0], series.dtype
     points = np.polynomial.chebyshev.chebpts2(2 * num_terms)
-    vander = jnp.asarray(legendre.legvander(points, num_terms - 1), dtype)
-    values = jnp.einsum("vt,tpk...->vkp...", vander, series, precision="highest")
+    values = _combine(legendre.legvander(points, num_terms - 1), series)
     constant = masses / CELLS_PER_PANEL
-    low, high = jnp.min(values, (0, 1)), jnp.max(values, (0, 1))
+    low = jnp.min(reduce(jnp.minimum, values), axis=1)
+    high = jnp.max(reduce(jnp.maximum, values), axis=1)
     depth = -1.1 * low - 16 * jnp.finfo(dtype).eps * high
     rings = (depth > 0) & (constant > 0)
     share = jnp.where(rings, constant / (constant + jnp.where(rings, depth, 0)), 1)

@@ -334,7 +334,9 @@ def _sample(
         component = find_interval_in_rows(
             keys.T, u.reshape(size, shape[-1]), num_components
         ).reshape(shape)
-        row = rows.at[cells * num_components + component].get(mode="promise_in_bounds")
+        row = cells * num_components + component
+        if prior_shape != (*batch_shape, num_components):
+            row = rows.at[row].get(mode="promise_in_bounds")
         mass, upper = folded_uniform(point_key, shape, dtype)
         z = select_rows(table, parameters, row, mass, upper)
         low, high = (_at(end, prior_shape, row, dtype) for end in ends)
