@@ -31,6 +31,7 @@ class Report:
     name: str
     quick: bool
     output: Path
+    options: argparse.Namespace
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -104,13 +105,16 @@ class Report:
         print(f"written to {path}\n")
 
 
-def start(name: str, description: str) -> Report:
-    """Read the command line, which is the same for all benchmarks."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+def start(
+    name: str, description: str, parser: argparse.ArgumentParser | None = None
+) -> Report:
+    """Read the command line; a benchmark may add options to those of all."""
+    parser = argparse.ArgumentParser() if parser is None else parser
+    parser.description = description.splitlines()[0]
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats")
     parser.add_argument("--output", type=Path, default=Path("benchmark_results"))
-    arguments = parser.parse_args()
-    return Report(name, arguments.quick, arguments.output)
+    options = parser.parse_args()
+    return Report(name, options.quick, options.output, options)
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -7,7 +7,6 @@ the time to compile is printed apart. "5 moves" are five local moves for each sw
 default, as a time for one of them.
 """
 
-import argparse
 import statistics
 import time
 import warnings
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from _report import start
 from numpyro.infer import MCMC
 
 from numpyro_kaem.infer import MALA, AnnealedLangevin
@@ -54,17 +54,12 @@ def seconds(kernel, num_steps: int, repeats: int, *data: jax.Array) -> tuple:
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and sizes")
-    quick = parser.parse_args().quick
+    """Print and write the table."""
+    report = start("annealed", __doc__)
+    report.heading()
+    quick = report.quick
     warnings.simplefilter("ignore")
     repeats = 3 if quick else 7
-    print(f"jax {jax.__version__} on {jax.devices()[0].platform}")
-    print(
-        f"{'observations x dimension, kernel':44s} {'compile s':>10s} "
-        f"{'us/step':>9s} {'/chain':>7s}"
-    )
     for size, dim in [(100, 5)] if quick else [(100, 5), (1000, 20), (10_000, 20)]:
         num_steps = 200_000 // size
         key_covariates, key_response = jax.random.split(jax.random.key(1))
@@ -83,10 +78,16 @@ def main() -> None:
             compiling, step = seconds(kernel, num_steps, repeats, covariates, response)
             step /= moves
             chain = chain or step
-            label = f"{size} x {dim}, {name}"
-            print(
-                f"{label:44s} {compiling:10.1f} {1e6 * step:9.1f} {step / chain:7.2f}"
-            )
+            if name != "MALA, one chain":
+                report.compare(
+                    f"a step, {size} x {dim}, {name}",
+                    "MALA, one chain",
+                    step,
+                    chain,
+                    at_most=NUM_TEMPERATURES,
+                    compile_seconds=compiling,
+                )
+    report.save()
 
 
 if __name__ == "__main__":

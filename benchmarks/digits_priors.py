@@ -15,22 +15,18 @@ included.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import optax
+from _report import start
 
 import numpyro_kaem as kaem
 
@@ -250,50 +246,32 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps, one prior")
+    """Print and write the table."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4")
     parser.add_argument("--forms", choices=FORMS, nargs="+", default=None)
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
-    args = parser.parse_args()
+    report = start("digits_priors", __doc__, parser)
     warnings.filterwarnings("ignore", message="no network was better")
-    setting = Setting(30, 2, 100, 50) if args.quick else Setting()
-    forms = args.forms or (("normal",) if args.quick else FORMS)
-    seeds = args.seeds or ([0] if args.quick else range(5))
+    setting = Setting(30, 2, 100, 50) if report.quick else Setting()
+    forms = report.options.forms or (("normal",) if report.quick else FORMS)
+    seeds = report.options.seeds or ([0] if report.quick else range(5))
     data = kaem.datasets.load_digits(test_size=397)
     held_out = kaem.sample_quality(data.test_images, data.images)._asdict()
-    rows: list[dict] = []
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "numpyro": numpyro.__version__,
-        "numpyro_kaem": kaem.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    report.record(prior="held-out images", **held_out)
     print(
         "held-out images: FD {:.3f}, precision {:.2f}, recall {:.2f}".format(
             *held_out.values()
         )
     )
 
-    def report(row: dict) -> None:
-        rows.append(row)
-        if args.output is not None:
-            content = {
-                "machine": machine,
-                "setting": setting._asdict(),
-                "held_out": held_out,
-                "results": rows,
-            }
-            args.output.write_text(json.dumps(content, indent=1) + "\n")
+    def keep(row: dict) -> None:
+        # Written after each, since all take hours.
+        report.record(**row)
+        report.save()
 
     for seed in seeds:
-        run_seed(tuple(forms), setting, seed, data.images, report)
-    print(table(rows))
+        run_seed(tuple(forms), setting, seed, data.images, keep)
+    print(table(report.rows[1:]))
 
 
 if __name__ == "__main__":

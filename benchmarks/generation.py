@@ -14,14 +14,14 @@ draws a bisection among panels, or one step for each dimension. Medians of draws
 turn, after one to warm up.
 """
 
-import argparse
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from _timing import compile_seconds, machine, median_seconds
+from _report import Report, start
+from _timing import compiled, median_seconds
 
 import numpyro_kaem as kaem
 from numpyro_kaem.distributions import DeepEnergyPrior
@@ -97,26 +97,11 @@ def _is_program(leaf: Any) -> bool:
     return hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
 
 
-def main() -> None:
-    """Print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one number of draws")
-    quick = parser.parse_args().quick
-    repeats = 7 if quick else 15
-    print(machine())
-    compare_models([100] if quick else [1, 100, 1000, 10_000], repeats)
-    compare_inversion([100] if quick else [1, 100, 1000], repeats)
-
-
-def compare_models(sizes: list[int], repeats: int) -> None:
+def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
     """Draws of the model beside its decoder and beside the neural prior's."""
-    print(f"\nDraws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
-    print(
-        f"{'draws, prior':28s} {'longest loop':>12s} {'compile s':>9s} "
-        f"{'ms':>8s} {'decoder ms':>10s} {'/decoder':>8s} {'/Langevin':>9s}"
-    )
+    print(f"Draws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
     for size in sizes:
-        functions, compiling, counts = {}, {}, {}
+        functions, counts = {}, {}
         for name in MODELS:
             model = make_model(name)
             key, z = jax.random.key(1), model.latents(jax.random.key(2), size)
@@ -124,26 +109,45 @@ def compare_models(sizes: list[int], repeats: int) -> None:
             def sample(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
                 return model.sample(key, size)
 
+            def draw(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
+                return model.latents(key, size)
+
             counts[name] = longest_loop(jax.make_jaxpr(sample)(model, key).jaxpr)
-            run, compiling[name] = compile_seconds(sample, model, key)
-            functions[name] = lambda run=run, model=model, key=key: run(model, key)
-            decode, _ = compile_seconds(kaem.KAEM.decode, model, z)
-            functions[name, "decoder"] = lambda f=decode, m=model, z=z: f(m, z)
+            functions[name] = compiled(sample, model, key)
+            functions[name, "latents"] = compiled(draw, model, key)
+            functions[name, "decoder"] = compiled(kaem.KAEM.decode, model, z)
         seconds = median_seconds(functions, repeats)
         for name in MODELS:
-            time, decoder = seconds[name], seconds[name, "decoder"]
-            label = f"{size:,} {name}"
-            print(
-                f"{label:28s} {counts[name]:12.0f} {compiling[name]:9.1f} "
-                f"{1e3 * time:8.2f} {1e3 * decoder:10.2f} {time / decoder:8.1f} "
-                f"{time / seconds[NEURAL]:9.3f}"
+            share = seconds[name, "latents"] / seconds[name]
+            report.compare(
+                f"generate {size:,}, {name}",
+                "its decoder",
+                seconds[name],
+                seconds[name, "decoder"],
+                compile_seconds=functions[name].compile_seconds,
+                scratch_megabytes=functions[name].scratch_megabytes,
+                note=f"latents {100 * share:.0f} %, longest loop {counts[name]:.0f}",
+            )
+        for name in MODELS[:-1]:
+            report.compare(
+                f"generate {size:,}, {name}",
+                "60 Langevin steps and decoder",
+                seconds[name],
+                seconds[NEURAL],
+                at_most=0.5,
+            )
+            report.compare(
+                f"draw {size:,} latent vectors, {name}",
+                "60 Langevin steps",
+                seconds[name, "latents"],
+                seconds[NEURAL, "latents"],
+                at_least=50,
             )
 
 
-def compare_inversion(sizes: list[int], repeats: int) -> None:
+def compare_inversion(report: Report, sizes: list[int], repeats: int) -> None:
     """Exact draws beside interpolated ones, the table made in the same pass."""
-    print(f"\nInverse transform of {ROWS} x {COLUMNS} densities of 20 features each")
-    print(f"{'draws':28s} {'compile s':>9s} {'ms':>8s} {'/interpolated':>13s}")
+    print(f"Inverse transform of {ROWS} x {COLUMNS} densities of 20 features each")
     basis = kaem.RBF(-1.2, 1.2, 20)
     energy = kaem.Energy.init(jax.random.key(3), basis, (ROWS, COLUMNS), scale=1.0)
     prior = kaem.KAEMPrior(energy)
@@ -162,20 +166,30 @@ def compare_inversion(sizes: list[int], repeats: int) -> None:
 
         ways = {
             "interpolated": published,
-            "KAEMPrior": exact,
-            "KAEMPrior, table at hand": tabulated,
+            "table made too": exact,
+            "table at hand": tabulated,
         }
-        functions, compiling = {}, {}
-        for name, way in ways.items():
-            run, compiling[name] = compile_seconds(way, energy, key)
-            functions[name] = lambda run=run: run(energy, key)
+        functions = {name: compiled(way, energy, key) for name, way in ways.items()}
         seconds = median_seconds(functions, repeats)
-        for name in ways:
-            label = f"{size:,} {name}"
-            print(
-                f"{label:28s} {compiling[name]:9.1f} {1e3 * seconds[name]:8.2f} "
-                f"{seconds[name] / seconds['interpolated']:13.2f}"
+        for name in list(ways)[1:]:
+            report.compare(
+                f"draw {size:,} x {ROWS} x {COLUMNS}, {name}",
+                "interpolated, as published",
+                seconds[name],
+                seconds["interpolated"],
+                compile_seconds=functions[name].compile_seconds,
+                scratch_megabytes=functions[name].scratch_megabytes,
             )
+
+
+def main() -> None:
+    """Print and write two tables."""
+    report = start("generation", __doc__)
+    report.heading()
+    repeats = 7 if report.quick else 15
+    compare_models(report, [100] if report.quick else [1, 100, 1000, 10_000], repeats)
+    compare_inversion(report, [100] if report.quick else [1, 100, 1000], repeats)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 The two alternate, so that a slow moment of the machine falls on both.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
+
+from _report import start
 
 
 def seconds(module: str) -> float:
@@ -18,10 +19,10 @@ def seconds(module: str) -> float:
 
 
 def main() -> None:
-    """Print the medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two repeats, not ten")
-    repeats = 2 if parser.parse_args().quick else 10
+    """Print and write the medians and their ratio."""
+    report = start("import_time", __doc__)
+    report.heading()
+    repeats = 2 if report.quick else 10
     modules = ("numpyro", "numpyro_kaem")
     for module in modules:
         seconds(module)  # fills the caches of the file system and of bytecode
@@ -30,9 +31,15 @@ def main() -> None:
         for module in modules:
             times[module].append(seconds(module))
     medians = {module: statistics.median(values) for module, values in times.items()}
-    for module, median in medians.items():
-        print(f"import {module:14s} {median:6.2f} s (median of {repeats})")
-    print(f"ratio                 {medians['numpyro_kaem'] / medians['numpyro']:6.2f}")
+    report.compare(
+        "import numpyro_kaem",
+        "import numpyro",
+        medians["numpyro_kaem"],
+        medians["numpyro"],
+        at_most=1.35,
+        note=f"medians of {repeats} processes",
+    )
+    report.save()
 
 
 if __name__ == "__main__":

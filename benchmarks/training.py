@@ -11,7 +11,6 @@ sampler from that of a learned prior.
 Medians of steps in turn, after one to warm up; the time to compile is apart.
 """
 
-import argparse
 from collections.abc import Callable
 
 import equinox as eqx
@@ -19,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import optax
-from _timing import compile_seconds, machine, median_seconds
+from _report import start
+from _timing import Compiled, compiled, median_seconds
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_kaem as kaem
@@ -93,8 +93,8 @@ def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
     }
 
 
-def make_step(model: kaem.KAEM, guide: Callable, loss, images: jax.Array) -> tuple:
-    """Compiled step of training, and the time to compile it."""
+def make_step(model: kaem.KAEM, guide: Callable, loss, images: jax.Array) -> Compiled:
+    """Compiled step of training."""
     svi = SVI(model, guide, optax.adam(1e-3), loss=loss)
     state = jax.jit(lambda key: svi.init(key, images, subsample_size=BATCH))(
         jax.random.key(2)
@@ -103,53 +103,45 @@ def make_step(model: kaem.KAEM, guide: Callable, loss, images: jax.Array) -> tup
     def update(state, images):
         return svi.update(state, images, subsample_size=BATCH)
 
-    compiled, seconds = compile_seconds(update, state, images)
-    return (lambda: compiled(state, images)), seconds
+    return compiled(update, state, images)
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few evaluations, priors")
-    quick = parser.parse_args().quick
+    """Print and write the table."""
+    report = start("training", __doc__)
+    report.heading()
+    quick = report.quick
     repeats = 7 if quick else 25
     images = jax.random.uniform(jax.random.key(3), (NUM_DATA, 8, 8))
     models = {name: make_model(name) for name in (PRIORS[:2] if quick else PRIORS)}
     encoder = AmortisedELBO(Encoder(jax.random.key(1)))
-    print(machine())
     print(f"{NUM_DATA} images of 8 x 8, batches of {BATCH}, {NUM_LATENTS} latents")
-    print(
-        f"{'objective, prior':42s} {'decoder runs':>12s} {'compile s':>9s} "
-        f"{'ms/step':>8s} {'us/run':>7s} {'/autoencoder':>12s}"
-    )
-    steps, compiling = {}, {}
+    steps = {}
     table = objectives(quick)
-    counts = sorted({round(count) for _, count in table.values()})
     normal = models["normal"]
-    for count in counts:
-        steps[count], compiling[count] = make_step(
+    for count in sorted({round(count) for _, count in table.values()}):
+        steps[count] = make_step(
             normal, encoder.guide(normal), Trace_ELBO(num_particles=count), images
         )
     for name, (objective, _) in table.items():
         for prior, model in models.items():
-            steps[name, prior], compiling[name, prior] = make_step(
+            steps[name, prior] = make_step(
                 model, objective.guide(model), objective, images
             )
     seconds = median_seconds(steps, repeats)
-
-    def show(label: str, key, count: float, beside: int) -> None:
-        run = seconds[key] / count
-        print(
-            f"{label:42s} {count:12.1f} {compiling[key]:9.1f} "
-            f"{1e3 * seconds[key]:8.2f} {1e6 * run / BATCH:7.2f} "
-            f"{run / (seconds[beside] / beside):12.2f}"
-        )
-
-    for count in counts:
-        show(f"autoencoder of {count} draws (Trace_ELBO)", count, count, count)
     for name, (_, count) in table.items():
         for prior in models:
-            show(f"{name}, {prior}", (name, prior), count, round(count))
+            beside = round(count)
+            report.compare(
+                f"{name}, {prior}, for a run of the decoder",
+                f"autoencoder of {beside} draws",
+                seconds[name, prior] / count,
+                seconds[beside] / beside,
+                compile_seconds=steps[name, prior].compile_seconds,
+                scratch_megabytes=steps[name, prior].scratch_megabytes,
+                note=f"{count:.1f} runs, {1e3 * seconds[name, prior]:.1f} ms a step",
+            )
+    report.save()
 
 
 if __name__ == "__main__":
