@@ -9,9 +9,10 @@ function, the decoder, the noise. It is set beside
 - the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
   linear interpolation between them, whose draws do not follow their density.
 
-"Longest loop" is that of the program that is compiled, random bits aside: of exact
-draws a bisection among panels, or one step for each dimension. Medians of draws in
-turn, after one to warm up.
+The model is trained, so what its parameters alone decide is made once. "Longest loop"
+is that of the program that is compiled, random bits aside: of exact draws a bisection
+among panels, or one step for each dimension. Medians of draws in turn, after one to warm
+up.
 """
 
 import math
@@ -106,16 +107,16 @@ def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
             model = make_model(name)
             key, z = jax.random.key(1), model.latents(jax.random.key(2), size)
 
-            def sample(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
+            def sample(key: jax.Array, model=model, size=size) -> jax.Array:
                 return model.sample(key, size)
 
-            def draw(model: kaem.KAEM, key: jax.Array, size=size) -> jax.Array:
+            def draw(key: jax.Array, model=model, size=size) -> jax.Array:
                 return model.latents(key, size)
 
-            counts[name] = longest_loop(jax.make_jaxpr(sample)(model, key).jaxpr)
-            functions[name] = compiled(sample, model, key)
-            functions[name, "latents"] = compiled(draw, model, key)
-            functions[name, "decoder"] = compiled(kaem.KAEM.decode, model, z)
+            counts[name] = longest_loop(jax.make_jaxpr(sample)(key).jaxpr)
+            functions[name] = compiled(sample, key)
+            functions[name, "latents"] = compiled(draw, key)
+            functions[name, "decoder"] = compiled(model.decode, z)
         seconds = median_seconds(functions, repeats)
         for name in MODELS:
             share = seconds[name, "latents"] / seconds[name]

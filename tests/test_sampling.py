@@ -1,6 +1,7 @@
 """Draws in chunks, one after another and side by side."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
@@ -33,3 +34,20 @@ def test_an_accelerator_draws_the_same(key, monkeypatch):
     np.testing.assert_allclose(on_accelerator, on_processor, rtol=1e-5, atol=1e-6)
     # All chunks differ.
     assert np.unique(on_accelerator).size > 0.99 * on_accelerator.size
+
+
+def test_gradients_of_draws_keep_little_more_than_the_draws(key):
+    """What they need is computed again, chunk by chunk."""
+    basis = kaem.BSpline(-2.0, 2.0, 8)
+    energy = kaem.Energy.init(key, basis, (100,))
+
+    def loss(energy, num_samples):
+        return jnp.sum(kaem.KAEMPrior(energy).sample(key, (num_samples,)) ** 2)
+
+    def megabytes(num_samples):
+        gradient = jax.jit(lambda energy: jax.grad(loss)(energy, num_samples))
+        analysis = gradient.lower(energy).compile().memory_analysis()
+        return analysis.temp_size_in_bytes / 1e6
+
+    size = 100 * 40_000 * energy.coefficients.dtype.itemsize / 1e6
+    assert megabytes(60_000) - megabytes(20_000) < 4 * size

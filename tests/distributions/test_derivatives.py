@@ -217,3 +217,19 @@ def test_gradients_are_finite_at_and_beyond_all_edges():
         assert np.all(slopes >= 0)
         masses = prior.cdf(z)
         assert (float(masses[0]), float(masses[-1])) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("reference", [None, dist.Normal(0.3, 0.8)])
+@pytest.mark.parametrize(
+    "basis",
+    [RBF(-2.0, 2.0, 12), BSpline(-2.0, 2.0, 6, degree=1), Chebyshev(-2.0, 2.0, 8)],
+    ids=lambda basis: type(basis).__name__,
+)
+def test_a_quantile_moves_as_its_density_says(basis, reference, x64):
+    """By the series of the table, which has no need of the energy."""
+    coefficients = jnp.asarray(3.0 * random(basis.num_features, 8))
+    prior = KAEMPrior(Energy(basis, coefficients), reference)
+    u = jnp.linspace(1e-3, 0.999, 501)
+    z, slope = jax.jvp(prior.icdf, (u,), (jnp.ones_like(u),))
+    rtol = 1e-9 if x64 else 1e-4
+    np.testing.assert_allclose(slope * jnp.exp(prior.log_prob(z)), 1.0, rtol=rtol)
