@@ -72,17 +72,18 @@ def many_densities(report: Report, repeats: int) -> None:
 
 def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> None:
     """Draws of some densities beside random numbers, and of one beside PINV's."""
-    shape = (num_samples, size)
+    batch_shape = () if size == 1 else (size,)
+    shape = (num_samples, *batch_shape)
     work = f"draw {size} x {num_samples:,}"
     key = jax.random.key(1)
     functions: dict[str, Callable] = {
         "jax.random.normal": compiled(lambda k: jax.random.normal(k, shape), key),
         "jax.random.uniform": compiled(lambda k: jax.random.uniform(k, shape), key),
-        "Uniform": draw(make_prior((size,)), num_samples),
-        "Normal": draw(make_prior((size,), dist.Normal(0.1, 0.7)), num_samples),
+        "Uniform": draw(make_prior(batch_shape), num_samples),
+        "Normal": draw(make_prior(batch_shape, dist.Normal(0.1, 0.7)), num_samples),
     }
     if size == 1:
-        inverter = make_inverter(make_prior((1,)).energy.coefficients[0])
+        inverter = make_inverter(make_prior(()).energy.coefficients)
         random = np.random.default_rng(0)
         functions["PINV"] = lambda: inverter.rvs(shape, random_state=random)
     seconds = median_seconds(functions, repeats)
