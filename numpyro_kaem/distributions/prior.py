@@ -273,7 +273,7 @@ class KAEMPrior(dist.Distribution):
 
         By the Gauss-Kronrod rule on the same panels, plus rounding.
         """
-        return self._resolution.error
+        return self._cached("_cached_error", lambda: self._resolution.error)
 
     @property
     def _resolution(self) -> Resolution:
