@@ -56,7 +56,7 @@ class Table(NamedTuple):
     above: jax.Array
     """Mass above each edge, the same shape."""
     edges: jax.Array
-    """Edges of the cells, the same shape, or ``(num_cells + 1,)`` if all share them."""
+    """Edges of the cells, the same shape."""
     log_tail_scales: tuple[jax.Array | None, jax.Array | None]
     """Log ratios of the density to the reference below and above the cells, each
     ``(*batch_shape,)``; ``None`` where there is no tail."""
@@ -97,16 +97,12 @@ def tabulate_integrand(values: Integrand, panels: Panels) -> Table:
     above = jnp.cumsum(jnp.concatenate([tails[1][None], masses[::-1]]), axis=0)[::-1]
     shape = log_normalizer.shape
     edges = _cell_edges(panels.edges.astype(dtype))
-    if edges[0].size == 1:
-        edges = edges.reshape(-1)
-    else:
-        rank = len(shape) - edges.ndim + 1
-        edges = edges.reshape(-1, *(1,) * rank, *edges.shape[1:])
-        edges = jnp.broadcast_to(edges, (edges.shape[0], *shape))
+    edges = edges.reshape(-1, *(1,) * (len(shape) - edges.ndim + 1), *edges.shape[1:])
     scales = tuple(
         end - log_normalizer - jnp.log(total) if has else None
         for end, has in zip(values.energy_ends, panels.has_tails, strict=True)
     )
+    edges = jnp.broadcast_to(edges, (edges.shape[0], *shape))
     powers = jnp.moveaxis(powers, 1, -1)
     below, above, edges = (jnp.moveaxis(a, 0, -1) for a in (below, above, edges))
     return Table(log_normalizer, powers, below, above, edges, scales)
@@ -213,20 +209,6 @@ def _at_left_edge(
     return _take(sides, side * num_edges + cell)
 
 
-def _left_and_width(
-    edges: jax.Array, row: jax.Array, cell: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Left edge and width of a cell, from edges of all rows or of each."""
-    index = cell if edges.ndim == 1 else row * (edges.shape[-1] - 1) + cell
-    return _take(edges[..., :-1], index), _take(jnp.diff(edges), index)
-
-
-def _end(edges: jax.Array, row: jax.Array, is_upper: bool) -> jax.Array:
-    """First or last edge."""
-    end = edges[..., -1 if is_upper else 0]
-    return end if edges.ndim == 1 else _take(end, row)
-
-
 def _point_in_cell(
     table: Table,
     parameters: ReferenceParameters | None,
@@ -240,13 +222,13 @@ def _point_in_cell(
     target = jnp.where(upper, at_left - mass, mass - at_left)
     index = row * table.powers.shape[-1] + cell
     s = solve_cell([_take(power, index) for power in table.powers], target)
-    left, width = _left_and_width(table.edges, row, cell)
-    z = left + width * s
+    left, width = table.edges[..., :-1], jnp.diff(table.edges)
+    z = _take(left, index) + _take(width, index) * s
     for is_upper in (False, True):
         log_scale = table.log_tail_scales[is_upper]
         if log_scale is None:
             continue
-        start = _end(table.edges, row, is_upper)
+        start = _take(table.edges[..., -is_upper], row)
         chosen = _parameters_at(parameters, table.log_normalizer.shape, row)
         scale = jnp.exp(_take(log_scale, row))
         # A point below may lie in the tail above, if that has most of the mass.
@@ -342,8 +324,9 @@ def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
     row = jnp.broadcast_to(own_row, z.shape)
     index = row * table.powers.shape[-1] + cell
     # The position again, but as a function of the point, for second derivatives.
-    left, width = _left_and_width(table.edges, row, cell)
-    s = jnp.clip((z - left) / jnp.where(width > 0, width, 1), 0, 1)
+    left, width = table.edges[..., :-1], jnp.diff(table.edges)
+    span = _take(width, index)
+    s = jnp.clip((z - _take(left, index)) / jnp.where(span > 0, span, 1), 0, 1)
     log_density = _take(table.log_scale[0], index)
     log_density += evaluate([_take(c, index) for c in table.log_scale[1:]], s)
     if parameters is not None:
@@ -359,8 +342,9 @@ def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
         change += evaluate([_take(power, index) for power in dot.powers], s)
     motion = jnp.zeros_like(z)
     if not _is_symbolic(table_dot.edges):
-        left_dot, width_dot = _left_and_width(table_dot.edges, row, cell)
-        motion += left_dot + width_dot * s
+        edges_dot = jnp.asarray(table_dot.edges)
+        motion += _take(edges_dot[..., :-1], index)
+        motion += _take(jnp.diff(edges_dot), index) * s
     for is_upper in (False, True):
         if table.log_tail_scales[is_upper] is not None:
             in_tail = _in_tail(table, row, mass, upper, is_upper)
@@ -389,7 +373,7 @@ def _tail_change(
         change += beyond * _take(scale_dot, row)
     if not _all_zero(parameters_dot):
         in_tail = _in_tail(table, row, mass, upper, is_upper)
-        point = jnp.where(in_tail, z, _end(table.edges, row, is_upper))
+        point = jnp.where(in_tail, z, _take(table.edges[..., -is_upper], row))
 
         def reference_mass(parameters: ReferenceParameters) -> jax.Array:
             own = _parameters_at(parameters, table.log_normalizer.shape, row)
@@ -468,9 +452,7 @@ def masses(
     size = int(np.prod(batch_shape, dtype=np.int64))
     row = jnp.broadcast_to(_row_index(batch_shape), shape)
     num_cells = table.powers.shape[-1]
-    edges = jnp.broadcast_to(table.edges, (*batch_shape, num_cells + 1))
-    table = table._replace(edges=edges)
-    edges = jax.lax.stop_gradient(edges).reshape(size, num_cells + 1)
+    edges = jax.lax.stop_gradient(table.edges).reshape(size, num_cells + 1)
     cell = find_interval(edges, z, row, num_cells)
     # Gathered together, since their derivatives are scattered together.
     lefts, rights = table.edges[..., :-1], table.edges[..., 1:]
