@@ -11,8 +11,8 @@ function, the decoder, the noise. It is set beside
 
 The model is trained, so what its parameters alone decide is made once. "Longest loop"
 is that of the program that is compiled, random bits aside: of exact draws a bisection
-among panels, or one step for each dimension. Medians of draws in turn, after one to warm
-up.
+among panels, or one step for each dimension. Medians of draws in turn, after one each
+to warm up.
 """
 
 import math
@@ -116,7 +116,9 @@ def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
             counts[name] = longest_loop(jax.make_jaxpr(sample)(key).jaxpr)
             functions[name] = compiled(sample, key)
             functions[name, "latents"] = compiled(draw, key)
-            functions[name, "decoder"] = compiled(model.decode, z)
+            functions[name, "decoder"] = compiled(
+                lambda z, model=model: model.decode(z), z
+            )
         seconds = median_seconds(functions, repeats)
         for name in MODELS:
             share = seconds[name, "latents"] / seconds[name]

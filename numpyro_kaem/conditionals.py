@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem import inversion
+from numpyro_kaem import distribution_function, inversion, tables
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels, integrand, make_panels
@@ -99,7 +99,9 @@ def log_prob(chain: Chain, z: jax.Array) -> jax.Array:
     def of(z: jax.Array) -> jax.Array:
         energies = _energies(chain, z)
         normalizer = integrand(energies, chain.parameters, chain.panels).log_normalizer
-        values = inversion.log_prob(energies, chain.parameters, normalizer, z)
+        values = distribution_function.log_prob(
+            energies, chain.parameters, normalizer, z
+        )
         return jnp.sum(values, axis=-1)
 
     return _in_chunks(of, z)
@@ -111,8 +113,8 @@ def to_unit(chain: Chain, z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def of(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         energies = _energies(chain, z)
-        table = inversion.tabulate(energies, chain.parameters, chain.panels)
-        return inversion.cdf_pair(table, energies, chain.parameters, z)
+        table = tables.tabulate(energies, chain.parameters, chain.panels)
+        return distribution_function.cdf_pair(table, energies, chain.parameters, z)
 
     return _in_chunks(of, z)
 
@@ -162,7 +164,7 @@ def _from_unit(
         panels = chain.panels
         if own_panels:
             panels = Panels(edges, panels.unit_edges, panels.has_tails)
-        table = inversion.tabulate(energy, parameters, panels)
+        table = tables.tabulate(energy, parameters, panels)
         value = inversion.icdf_folded(table, parameters, mass, upper)
         # Exact ends, which the transport of 0 and 1 reaches and a draw may not.
         least, most = bounds

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_kaem import inversion
+from numpyro_kaem import distribution_function, inversion, tables
 from numpyro_kaem.panels import Panels, integrand, resolution_of
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import log_density, tail_nodes
@@ -24,9 +24,9 @@ __all__ = [
     "tabulate",
 ]
 
-tabulate = jax.jit(inversion.tabulate)
-log_prob = jax.jit(inversion.log_prob)
-cdf_pair = jax.jit(inversion.cdf_pair)
+tabulate = jax.jit(tables.tabulate)
+log_prob = jax.jit(distribution_function.log_prob)
+cdf_pair = jax.jit(distribution_function.cdf_pair)
 icdf_folded = jax.jit(inversion.icdf_folded)
 resolution = jax.jit(resolution_of)
 
@@ -39,7 +39,7 @@ def log_normalizer(energy: PlacedEnergy, parameters: Any, panels: Panels) -> jax
 
 @partial(jax.jit, static_argnames="sample_shape")
 def sample(
-    table: inversion.Table,
+    table: tables.Table,
     parameters: Any,
     ends: tuple,
     key: jax.Array,

@@ -16,7 +16,6 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem import density
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.inversion import Table
 from numpyro_kaem.panels import Panels, Resolution, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
@@ -25,6 +24,7 @@ from numpyro_kaem.references import (
     is_concrete,
     support_bounds,
 )
+from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMPrior"]
 

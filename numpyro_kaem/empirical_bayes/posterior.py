@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from numpyro_kaem.distribution_function import masses
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import (
@@ -15,16 +16,12 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.inversion import (
-    Table,
-    masses,
-    select_rows,
-    tabulate_integrand,
-)
+from numpyro_kaem.inversion import select_rows
 from numpyro_kaem.panels import integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 from numpyro_kaem.sampling import draw, folded_uniform
+from numpyro_kaem.tables import Table, tabulate_integrand
 
 __all__ = ["UnitPosterior", "unit_posterior"]
 

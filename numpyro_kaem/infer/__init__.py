@@ -21,11 +21,8 @@ from numpyro_kaem.infer.auto_mala import AutoMALA
 from numpyro_kaem.infer.choosing import PosteriorSample, sample_posterior
 from numpyro_kaem.infer.evidence import Evidence, EvidenceEstimate, log_evidence
 from numpyro_kaem.infer.importance import ImportanceSampling
-from numpyro_kaem.infer.importance_result import (
-    ImportanceResult,
-    LogEvidence,
-    ResampledDraws,
-)
+from numpyro_kaem.infer.importance_result import ImportanceResult
+from numpyro_kaem.infer.importance_values import LogEvidence, ResampledDraws
 from numpyro_kaem.infer.mala import MALA
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
 from numpyro_kaem.infer.pcnl import PCNL
