@@ -1,7 +1,5 @@
 """The data that the examples hold are those of their sources."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +41,6 @@ def test_mistyped_velocity_is_found(index, value, message):
     wrong[index] = value
     with pytest.raises(ValueError, match=message):
         check_velocities(wrong)
-
-
-def example(name):
-    """Import an example as a module."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(EXAMPLES))
 
 
 def test_baseball_agrees_with_published_statistics():

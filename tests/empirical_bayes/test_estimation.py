@@ -1,5 +1,7 @@
 """Priors fitted by maximum marginal likelihood."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,10 +261,10 @@ def test_bootstrap(fit, key):
 
 
 @pytest.mark.slow
-def test_recovers_a_density_better_than_a_gaussian_mixture():
-    from tests.test_examples import example
+def test_recovers_a_density_better_than_a_gaussian_mixture(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    import deconvolution
 
-    deconvolution = example("deconvolution")
     learned, mixture, covered = [], [], []
     for seed in range(12):
         x = deconvolution.simulate(5000, seed)
