@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from numpyro_kaem.backend import on_accelerator
+
 __all__ = ["find_interval", "find_interval_in_rows"]
 
 # Comparisons with keys that stand in registers take less time than a turn of bisection,
@@ -93,6 +95,6 @@ def _bisect(keys: jax.Array, w: jax.Array, first: jax.Array, length: int) -> jax
 
     # On a processor a loop, which the compiler keeps apart: unrolled, it would fuse all
     # gathers with what follows, compute them more than once and not with vector
-    # instructions. On an accelerator every turn of a loop waits for its launch.
-    unroll = jax.default_backend() != "cpu"
-    return jax.lax.fori_loop(0, length.bit_length() - 1, halve, first, unroll=unroll)
+    # instructions.
+    num_turns = length.bit_length() - 1
+    return jax.lax.fori_loop(0, num_turns, halve, first, unroll=on_accelerator())

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_kaem.backend import on_accelerator
+
 __all__ = ["draw", "folded_uniform"]
 
 # Draws at a time: their intermediate arrays stay in the caches of a processor. That
@@ -86,7 +88,7 @@ def draw(
         whole = (r for r in candidates if num_samples % (2 * r) == 0)
         num_rows = next(whole, num_rows)
         num_pairs = -(-num_samples // (2 * num_rows))
-        at_once = None if jax.default_backend() == "cpu" else _CHUNKS_AT_ONCE
+        at_once = _CHUNKS_AT_ONCE if on_accelerator() else None
         keys = jax.random.split(key, num_pairs)
         draws = jax.lax.map(pair_of_chunks, keys, batch_size=at_once)
         count = 2 * num_pairs * num_rows

@@ -1,12 +1,15 @@
 """Bases that shift and scale one profile to equally spaced centres."""
 
+import math
 from abc import abstractmethod
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from numpyro_kaem.backend import on_accelerator
 from numpyro_kaem.bases._base import (
     AbstractBasis,
     as_float,
@@ -16,6 +19,11 @@ from numpyro_kaem.bases._base import (
 from numpyro_kaem.bases._checks import GridLike, as_bandwidth, as_count
 
 __all__ = ["AbstractCentredBasis"]
+
+# From this number of sums on they are computed centre by centre: each is done for many
+# points at once, by vector instructions, and no array of features is kept for
+# derivatives. For fewer the turns of the loop would take longer than the sums.
+_MANY_SUMS = 1 << 14
 
 
 class AbstractCentredBasis(AbstractBasis):
@@ -59,11 +67,7 @@ class AbstractCentredBasis(AbstractBasis):
     def unit_features(self, s: Real[ArrayLike, "..."]) -> Float[Array, "... features"]:
         """Features at ``s`` in [0, 1], shape ``s.shape + (num_basis,)``."""
         s = as_float(s)
-        # In units of the spacing the centres are integers, which no format rounds.
-        if self.num_basis == 1:
-            position, centres = s, np.full(1, 0.5)
-        else:
-            position, centres = s * (self.num_basis - 1), np.arange(self.num_basis)
+        position, centres = self._in_spacings(s)
         centres = with_ndim(jnp.asarray(centres, s.dtype), s.ndim + 1)
         distance = jnp.expand_dims(position, -1) - centres
         # Built as a scalar, but a transformation of the tree may have given the leaf a
@@ -71,3 +75,40 @@ class AbstractCentredBasis(AbstractBasis):
         bandwidth = jnp.expand_dims(jnp.asarray(self.bandwidth, s.dtype), -1)
         ndim = max(distance.ndim, bandwidth.ndim)
         return self.profile(with_ndim(distance, ndim) / with_ndim(bandwidth, ndim))
+
+    def unit_combine(
+        self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
+    ) -> Float[Array, "..."]:
+        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
+
+        See :meth:`AbstractBasis.unit_combine`. Of many sums, centre by centre.
+        """
+        s, coefficients = self._align(s, coefficients)
+        bandwidth = jnp.asarray(self.bandwidth, s.dtype)
+        ndim = max(s.ndim, bandwidth.ndim)
+        s, bandwidth = with_ndim(s, ndim), with_ndim(bandwidth, ndim)
+        coefficients = with_ndim(coefficients, ndim + 1)
+        shape = jnp.broadcast_shapes(s.shape, bandwidth.shape, coefficients.shape[:-1])
+        if math.prod(shape) < _MANY_SUMS:
+            return super().unit_combine(s, coefficients)
+        position, centres = self._in_spacings(s)
+
+        # In reverse mode computed again, rather than kept.
+        @jax.checkpoint
+        def add(total: Array, term: tuple[Array, Array]) -> tuple[Array, None]:
+            centre, coefficient = term
+            profile = self.profile((position - centre) / bandwidth)
+            return total + coefficient * profile, None
+
+        terms = jnp.asarray(centres, s.dtype), jnp.moveaxis(coefficients, -1, 0)
+        zero = jnp.zeros(shape, jnp.result_type(s, coefficients))
+        return jax.lax.scan(add, zero, terms, unroll=on_accelerator())[0]
+
+    def _in_spacings(self, s: Float[Array, "..."]) -> tuple[Array, np.ndarray]:
+        """``s`` and the centres, in units of the spacing of the centres.
+
+        The centres are integers there, which no format rounds.
+        """
+        if self.num_basis == 1:
+            return s, np.full(1, 0.5)
+        return s * (self.num_basis - 1), np.arange(self.num_basis)

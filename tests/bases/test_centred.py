@@ -106,3 +106,47 @@ def test_a_batched_bandwidth_broadcasts(shape):
     if shape == (2,):
         expected = np.stack([expected[0, 0], expected[1, 1]])
     assert_allclose(features, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "basis",
+    [RBF(1.0, 3.0, 7), RBF(1.0, 3.0, 1), RSWAF(1.0, 3.0, 6), Wavelet(1.0, 3.0, 5)],
+    ids=repr,
+)
+def test_many_sums_are_those_of_the_features(basis):
+    """They are computed in another order, which keeps no features."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    s = jax.random.uniform(keys[0], (1 << 13, 3))
+    coefficients = jax.random.normal(keys[1], (3, basis.num_features))
+    weights = jax.random.normal(keys[2], s.shape)
+
+    def through_features(basis, s, coefficients):
+        return jnp.sum(basis.unit_features(s) * coefficients, -1)
+
+    def direct(basis, s, coefficients):
+        return basis.unit_combine(s, coefficients)
+
+    def total(function):
+        return lambda *x: jnp.mean(weights * function(*x))
+
+    arguments = basis, s, coefficients
+    rounding = dict(rtol=1e-4, atol=1e-5)
+    assert_allclose(direct(*arguments), through_features(*arguments), **rounding)
+    found, expected = (
+        jax.jit(jax.grad(total(function), argnums=(0, 1, 2)))(*arguments)
+        for function in (direct, through_features)
+    )
+    assert_allclose(found[0].bandwidth, expected[0].bandwidth, **rounding)
+    assert_allclose(s.size * found[1], s.size * expected[1], **rounding)
+    assert_allclose(found[2], expected[2], **rounding)
+
+
+def test_gradient_of_many_sums_keeps_no_features():
+    basis, s = RBF(1.0, 3.0, 40), jnp.zeros((1 << 14, 4))
+    coefficients = jnp.zeros((4, 40))
+
+    def total(s, coefficients):
+        return jnp.sum(basis.unit_combine(s, coefficients) ** 2)
+
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(s, coefficients).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * s.nbytes
