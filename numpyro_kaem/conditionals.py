@@ -164,7 +164,7 @@ def _from_unit(
         panels = chain.panels
         if own_panels:
             panels = Panels(edges, panels.unit_edges, panels.has_tails)
-        table = tables.tabulate(energy, parameters, panels)
+        table = tables.tabulate_at(energy, parameters, panels, mass, upper)
         value = inversion.icdf_folded(table, parameters, mass, upper)
         # Exact ends, which the transport of 0 and 1 reaches and a draw may not.
         least, most = bounds

@@ -21,6 +21,7 @@ __all__ = [
     "nodes",
     "resolution",
     "sample",
+    "sample_once",
     "tabulate",
 ]
 
@@ -53,12 +54,30 @@ def sample(
         pair = folded_uniform(key, shape, dtype)
         mass, upper = (jnp.moveaxis(a, -1, 0) for a in pair)
         z = inversion.icdf_folded(table, parameters, mass, upper)
-        # Rounding may lead to an end of the support, where no draw may lie.
-        low, high = (jnp.asarray(end, dtype) for end in ends)
-        z = jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
-        return jnp.moveaxis(z, 0, -1)
+        return jnp.moveaxis(_inside(z, ends), 0, -1)
 
     return draw(key, invert, sample_shape, batch_shape)
+
+
+@jax.jit
+def sample_once(
+    energy: PlacedEnergy, parameters: Any, panels: Panels, ends: tuple, key: jax.Array
+) -> jax.Array:
+    """One draw of each density, for which no whole table is made: ``batch_shape``.
+
+    To rounding it is the draw of :func:`sample` with this key.
+    """
+    reference = () if parameters is None else parameters.build().batch_shape
+    batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference)
+    mass, upper = folded_uniform(key, batch_shape, energy.dtype)
+    table = tables.tabulate_at(energy, parameters, panels, mass, upper)
+    return _inside(inversion.icdf_folded(table, parameters, mass, upper), ends)
+
+
+def _inside(z: jax.Array, ends: tuple) -> jax.Array:
+    """Points off the ends of the support, where rounding may lead but no draw lies."""
+    low, high = (jnp.asarray(end, z.dtype) for end in ends)
+    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
 
 
 @jax.jit

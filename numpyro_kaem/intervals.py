@@ -5,7 +5,12 @@ import jax.numpy as jnp
 
 from numpyro_kaem.backend import on_accelerator
 
-__all__ = ["find_interval", "find_interval_in_rows"]
+__all__ = [
+    "find_interval",
+    "find_interval_in_rows",
+    "folded_keys",
+    "folded_place",
+]
 
 # Comparisons with keys that stand in registers take less time than a turn of bisection,
 # which gathers them: up to this number of blocks.
@@ -74,6 +79,27 @@ def find_interval_in_rows(
         block += (w >= key[:, None]).astype(jnp.int32)
     first = num_blocks * length * jnp.arange(num_columns, dtype=jnp.int32)[:, None]
     return _bisect(keys, w, first + block * length, length) - first
+
+
+def folded_keys(below: jax.Array, above: jax.Array) -> jax.Array:
+    """Integers that order edges by their mass to the nearer end, both ends alike.
+
+    The bits of positive floating-point numbers are in the order of the numbers.
+    """
+    half = _bits(jnp.full_like(below, 0.5))
+    from_above = jnp.maximum(2 * half + 1 - _bits(above), half + 1)
+    return jnp.where(below <= 0.5, _bits(below), from_above)
+
+
+def folded_place(mass: jax.Array, upper: jax.Array) -> jax.Array:
+    """Place among such keys of the point with a mass of at most 1/2 beyond it."""
+    half = _bits(jnp.full_like(mass, 0.5))
+    return jnp.where(upper, 2 * half + 1 - _bits(mass), _bits(mass))
+
+
+def _bits(number: jax.Array) -> jax.Array:
+    integer = jnp.int64 if number.dtype == jnp.float64 else jnp.int32
+    return jax.lax.bitcast_convert_type(jnp.abs(number), integer)
 
 
 def _padded(keys: jax.Array, length: int) -> jax.Array:

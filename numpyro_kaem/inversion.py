@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem.intervals import find_interval, find_interval_in_rows
+from numpyro_kaem.intervals import (
+    find_interval,
+    find_interval_in_rows,
+    folded_keys,
+    folded_place,
+)
 from numpyro_kaem.references import (
     ReferenceParameters,
     log_density,
@@ -54,30 +59,9 @@ def select_rows(
         Points, shape (...,).
     """
     num_cells = table.powers.shape[-1]
-    keys = _folded_keys(table.below, table.above).reshape(-1, num_cells + 1)
-    cell = find_interval(keys, _folded_place(mass, upper), row, num_cells)
+    keys = folded_keys(table.below, table.above).reshape(-1, num_cells + 1)
+    cell = find_interval(keys, folded_place(mass, upper), row, num_cells)
     return _point_in_cell(table, parameters, row, cell, mass, upper)
-
-
-def _folded_keys(below: jax.Array, above: jax.Array) -> jax.Array:
-    """Integers that order edges by their mass to the nearer end, both ends alike.
-
-    The bits of positive floating-point numbers are in the order of the numbers.
-    """
-    half = _bits(jnp.full_like(below, 0.5))
-    from_above = jnp.maximum(2 * half + 1 - _bits(above), half + 1)
-    return jnp.where(below <= 0.5, _bits(below), from_above)
-
-
-def _folded_place(mass: jax.Array, upper: jax.Array) -> jax.Array:
-    """Place among such keys of the point with a mass of at most 1/2 beyond it."""
-    half = _bits(jnp.full_like(mass, 0.5))
-    return jnp.where(upper, 2 * half + 1 - _bits(mass), _bits(mass))
-
-
-def _bits(number: jax.Array) -> jax.Array:
-    integer = jnp.int64 if number.dtype == jnp.float64 else jnp.int32
-    return jax.lax.bitcast_convert_type(jnp.abs(number), integer)
 
 
 def _at_left_edge(
@@ -190,8 +174,8 @@ def _invert(
 ) -> tuple[jax.Array, jax.Array]:
     """Points and their cells; all arrays of shape ``(num_rows, num_points)``."""
     size, num_cells = table.log_normalizer.size, table.powers.shape[-1]
-    keys = _folded_keys(table.below, table.above).reshape(size, num_cells + 1)
-    cell = find_interval_in_rows(keys, _folded_place(mass, upper), num_cells)
+    keys = folded_keys(table.below, table.above).reshape(size, num_cells + 1)
+    cell = find_interval_in_rows(keys, folded_place(mass, upper), num_cells)
     row = jnp.broadcast_to(row_index((size, 1)), mass.shape)
     return _point_in_cell(table, parameters, row, cell, mass, upper), cell
 

@@ -1,5 +1,6 @@
 """The tilted density as a NumPyro distribution."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -346,6 +347,11 @@ class KAEMPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
+        if not self._is_concrete and math.prod(sample_shape) == 1:
+            # Made for this draw alone, most of a table would not be used.
+            energy, parameters = self.energy.placed, self._parameters
+            z = density.sample_once(energy, parameters, self._panels, self._ends, key)
+            return jnp.reshape(z, (*sample_shape, *self.batch_shape))
         return density.sample(
             self._table,
             self._parameters,
