@@ -17,7 +17,7 @@ DOCS_FLAGS ?=
 
 BIN := $(VENV)/bin
 # What depends most on the precision.
-IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py \
+IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py tests/test_tables.py \
 	tests/test_modules.py tests/distributions/test_mixture.py \
 	tests/distributions/test_known_laws.py \
 	tests/distributions/test_derivatives.py tests/symbolic \

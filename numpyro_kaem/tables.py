@@ -105,8 +105,8 @@ def tabulate_at(
 
     powers, masses = cell_polynomials(at(weighted, panel))
     log_scale = interpolate_cells(at(_log_scale(values, energy, parameters), panel))
+    # In the tails the energy is that of the ends: at positions 0, and 1, of a cell.
     first, last = log_scale[:, :1], log_scale[:, -1:]
-    first = first.at[1:].set(0)
     last = jnp.zeros_like(last).at[0].set(jnp.sum(last, axis=0))
     left, right = panel, panel + 1
     from_left = jnp.cumsum(masses[:-1], axis=0) + at(below, left)
