@@ -9,11 +9,14 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
+from numpyro_kaem.infer.smoothing import pareto_smooth
 
 __all__ = ["Evidence", "EvidenceEstimate", "log_evidence"]
 
 # Below this a series has no autocorrelation to speak of.
 _FEWEST_DRAWS = 8
+# Above this the mean of a heavy tail is not known from its draws.
+_MAX_PARETO_K = 0.7
 
 
 class EvidenceEstimate(NamedTuple):
@@ -234,8 +237,9 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     -----
     UserWarning
         If the two estimates differ by more than three standard errors and the
-        discretisation error; or if draws of the prior have likelihood zero, with which
-        the thermodynamic integral is not a number and the steppingstone is.
+        discretisation error; or if the thermodynamic integral is not estimated, and is
+        NaN, because the mean log likelihood of draws of the prior is not: some have
+        likelihood zero, or the tail is too heavy (Pareto k above 0.7).
 
     Notes
     -----
@@ -244,6 +248,10 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     sample size counts the autocorrelation and the differences between chains. The
     discretisation error is that of the integral only. A population that misses a mode
     at every rung is not noticed.
+
+    Under the prior, the first rung, the mean log likelihood need not exist: with a
+    scale whose prior has mass near zero, as HalfNormal has, it is minus infinity. The
+    ratio of normalisers that the steppingstone takes from that rung always exists.
 
     References
     ----------
@@ -280,11 +288,11 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     by_steps = combine([steppingstone(*chain) for chain in both])
     with np.errstate(invalid="ignore"):
         integral = combine([thermodynamic_integral(*chain) for chain in both])
-    if not np.all(np.isfinite(log_likelihood)):
+    reason = _why_no_mean(log_likelihood)
+    if reason:
         integral = EvidenceEstimate(np.nan, np.nan, np.nan)
         warnings.warn(
-            "Some draws have likelihood zero, so the mean log likelihood at their rung "
-            "is minus infinity and the thermodynamic integral is not estimated; the "
+            f"{reason}, and the thermodynamic integral is not estimated; the "
             "steppingstone is.",
             stacklevel=2,
         )
@@ -325,6 +333,26 @@ def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
         )
     temperatures = np.asarray(mcmc.last_state.temperatures, dtype=np.float64)
     return np.atleast_2d(temperatures), log_likelihood
+
+
+def _why_no_mean(log_likelihood: np.ndarray) -> str:
+    """Why the mean log likelihood of some rung is not estimated; empty if all are."""
+    if not np.all(np.isfinite(log_likelihood)):
+        return (
+            "Some draws have likelihood zero, so the mean log likelihood at their rung "
+            "is minus infinity"
+        )
+    # Only the prior's can be infinite: elsewhere exp(-t * log_likelihood) has a mean.
+    of_prior = log_likelihood[..., 0].reshape(-1)
+    with np.errstate(divide="ignore"):
+        pareto_k = pareto_smooth(np.log(of_prior.max() - of_prior)).pareto_k
+    if pareto_k > _MAX_PARETO_K:
+        return (
+            "The log likelihood of draws of the prior has too heavy a tail to know its "
+            f"mean (Pareto k = {pareto_k:.2f} > {_MAX_PARETO_K}), as where a scale may "
+            "be near zero"
+        )
+    return ""
 
 
 def _compare(

@@ -19,9 +19,11 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     r"""Draw how an annealed population travelled and what the evidence is made of.
 
     Left, the mean log likelihood against :math:`t`; the area under it is the log
-    evidence by thermodynamic integration. In the middle, the share of swaps that are
-    accepted between neighbouring rungs: equal ones mean a well spread ladder. Right,
-    the round trips between prior and posterior since the warm-up.
+    evidence by thermodynamic integration. Its first rung, the prior, is left out where
+    that mean is not estimated. The title has the steppingstone estimate. In the middle,
+    the share of swaps that are accepted between neighbouring rungs: equal ones mean a
+    well spread ladder. Right, the round trips between prior and posterior since the
+    warm-up; their curve needs ``extra_fields=("round_trips",)`` in the run.
 
     Parameters
     ----------
@@ -78,9 +80,11 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     trips = np.asarray(trips).reshape(num_chains, -1)
 
     axes = _three_axes(ax)
+    first = int(np.isnan(evidence.thermodynamic.value))
     for chain in range(num_chains):
         color = (LEARNED["color"], *COLORS)[chain % (len(COLORS) + 1)]
-        t, mean = evidence.temperatures[chain], evidence.mean_log_likelihood[chain]
+        t = evidence.temperatures[chain, first:]
+        mean = evidence.mean_log_likelihood[chain, first:]
         axes[0].plot(t, mean, color=color, marker="o", markersize=3, linewidth=1.2)
         # The area is counted from zero, as the integral is.
         axes[0].fill_between(t, 0.0, mean, color=color, alpha=0.2, linewidth=0.0)
@@ -102,7 +106,7 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
             axes[2].plot(
                 steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
             )
-    estimate = evidence.thermodynamic
+    estimate = evidence.steppingstone
     axes[0].set_title(
         f"log evidence {estimate.value:.2f} ± {estimate.standard_error:.2f}",
         fontsize="medium",

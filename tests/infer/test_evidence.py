@@ -261,6 +261,33 @@ def test_likelihood_that_is_zero_somewhere():
     assert evidence.temperatures.shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    "prior", [dist.HalfNormal(1.0), dist.Exponential(1.0), dist.Gamma(2.0, 2.0)]
+)
+def test_mean_log_likelihood_that_the_prior_has_not(prior):
+    """A scale near zero makes it minus infinity, or nearly so."""
+    y = np.random.default_rng(0).normal(0.3, 1.2, 40).round(2)
+
+    def noise(y):
+        scale = numpyro.sample("scale", prior)
+        numpyro.sample("y", dist.Normal(0.0, scale).expand(y.shape).to_event(1), obs=y)
+
+    def likelihood(scale):
+        return np.exp(stats.norm(0.0, scale).logpdf(y).sum() + 70.0)
+
+    def integrand(scale):
+        return likelihood(scale) * float(np.exp(prior.log_prob(scale)))
+
+    truth = np.log(integrate.quad(integrand, 1e-3, 20.0, limit=200)[0]) - 70.0
+    mcmc = annealed(noise, y, num_temperatures=10, num_samples=1000)
+    with pytest.warns(UserWarning, match=r"too heavy a tail .* not estimated"):
+        evidence = log_evidence(mcmc)
+    assert np.isnan(evidence.thermodynamic.value)
+    estimate = evidence.steppingstone
+    assert abs(estimate.value - truth) < 4 * estimate.standard_error
+    assert estimate.standard_error < 0.2
+
+
 def test_what_is_not_a_run_of_a_population():
     with pytest.raises(
         TypeError, match=r"mcmc must be a numpyro.infer.MCMC .* got dict"

@@ -56,13 +56,30 @@ def test_ladder_shows_the_integral_swaps_and_trips(population):
     area = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
     plain = np.trapezoid(evidence.mean_log_likelihood[0], evidence.temperatures[0])
     np.testing.assert_allclose(area, abs(plain), rtol=1e-6)
-    assert f"{evidence.thermodynamic.value:.2f}" in axes[0].get_title()
+    assert f"{evidence.steppingstone.value:.2f}" in axes[0].get_title()
     swaps = np.asarray(population.last_state.mean_swap_acceptance)
     np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), swaps[0])
     trips = population.get_extra_fields(group_by_chain=True)["round_trips"]
     np.testing.assert_array_equal(axes[2].lines[1].get_ydata(), trips[1])
     with pytest.raises(ValueError, match="ax must hold 3 axes, got 1"):
         kaem.plot_ladder(population, ax=plt.subplots()[1])
+
+
+def test_ladder_leaves_out_a_mean_that_the_prior_has_not():
+    def noise():
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        y = jnp.linspace(-2.0, 2.0, 30)
+        numpyro.sample("y", dist.Normal(0.0, scale).expand([30]).to_event(1), obs=y)
+
+    kernel = kaem.infer.AnnealedLangevin(noise, num_temperatures=5)
+    mcmc = MCMC(kernel, num_warmup=50, num_samples=100, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    with pytest.warns(UserWarning, match="not estimated"):
+        axes = kaem.plot_ladder(mcmc)
+    t, mean = axes[0].lines[0].get_data()
+    assert len(t) == 4
+    assert t[0] > 0
+    assert np.all(np.isfinite(mean))
 
 
 def test_only_populations_have_a_ladder():
