@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import AffineTransform
 
 from numpyro_kaem.bases import AbstractBasis, BSpline
 from numpyro_kaem.coordinates import make_design
@@ -85,9 +87,10 @@ def fit_density(
         Support, and so the law of the tails, where there is no ``reference``.
         ``"real"`` or ``None``: Normal at the median, with 1.5 times the larger of the
         standard deviation and the interquartile range over 1.349. ``"positive"``:
-        LogNormal, likewise on the logarithms. ``(low, high)``: Uniform, without tails;
-        numbers, or arrays that broadcast to ``batch_shape``. So any later observation
-        in the support has a positive density.
+        LogNormal, likewise on the logarithms. ``(low, inf)``: the same, from ``low``
+        on. ``(low, high)``: Uniform, without tails. Ends are numbers, or arrays that
+        broadcast to ``batch_shape``. So any later observation in the support has a
+        positive density.
     penalty
         Weight :math:`\lambda \ge 0` of the roughness, broadcasting to ``batch_shape``.
         ``None`` maximises the marginal likelihood of :math:`\lambda`, see Notes. With
@@ -254,7 +257,7 @@ def choose_parts(
             f"{type(reference).__name__}."
         )
     ends = support_ends(support, reference, batch_shape)
-    check_inside(data, ends, strict=support == "positive")
+    check_inside(data, ends, strict=ends[2] == "above")
     if basis is None or (reference is None and ends[2] != "interval"):
         check_spread(data, shares, basis, reference)
     if basis is None:
@@ -325,10 +328,14 @@ def _default_reference(
         ):
             return None
         return dist.Uniform(as_array(low), as_array(high))
-    law = dist.Normal if kind == "real" else dist.LogNormal
-    values = data if kind == "real" else np.log(data)
+    values = data if kind == "real" else np.log(data - low)
     location, scale = _location_and_scale(values, shares)
-    return law(as_array(location), as_array(_INFLATION * scale))
+    law = dist.Normal if kind == "real" else dist.LogNormal
+    reference = law(as_array(location), as_array(_INFLATION * scale))
+    if kind == "real" or np.all(low == 0):
+        return reference
+    above = AffineTransform(as_array(low), 1.0, domain=constraints.positive)
+    return dist.TransformedDistribution(reference, above)
 
 
 def _best_bandwidth(basis: AbstractBasis, fit: Any) -> AbstractBasis:

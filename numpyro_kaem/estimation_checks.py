@@ -165,17 +165,20 @@ def support_ends(
     if support is None or (isinstance(support, str) and support == "real"):
         return np.asarray(-np.inf), np.asarray(np.inf), "real"
     if isinstance(support, str) and support == "positive":
-        return np.asarray(0.0), np.asarray(np.inf), "positive"
+        support = (0.0, np.inf)
     if not isinstance(support, tuple | list) or len(support) != 2:
         raise ValueError(
             "support must be 'real', 'positive', a pair (low, high) or None, got "
             f"{support!r}."
         )
     low, high = (as_real("support", end) for end in support)
-    if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
+    kind = "above" if np.all(high == np.inf) else "interval"
+    ends = low if kind == "above" else high - low
+    if not (np.all(np.isfinite(ends)) and np.all(low < high)):
         raise ValueError(
-            "support must be a pair of finite numbers with low < high, got "
-            f"({low}, {high}); use 'real' or 'positive' for infinite ends."
+            "support must be a pair of numbers with low < high, of which only high may "
+            f"be inf, and for all columns, got ({low}, {high}); negate samples that "
+            "have an upper bound only."
         )
     try:
         low, high = (np.broadcast_to(end, batch_shape) for end in (low, high))
@@ -184,7 +187,7 @@ def support_ends(
             "the ends of support must broadcast to the columns of samples, of shape "
             f"{batch_shape}, got {low.shape} and {high.shape}."
         ) from None
-    return low, high, "interval"
+    return low, high, kind
 
 
 def check_inside(data: np.ndarray, ends: tuple, strict: bool) -> None:
@@ -198,10 +201,10 @@ def check_inside(data: np.ndarray, ends: tuple, strict: bool) -> None:
     low, high, _ = ends
     bad = ((data <= low) if strict else (data < low)) | (data > high)
     if bad.any():
+        end = " (without its lower end)" if strict else ""
         raise ValueError(
-            f"samples must lie in the support from {low} to {high}"
-            f"{' (without 0)' if strict else ''}, got {bad.sum()} of {data.size} "
-            f"outside, the first of them {data[bad][0]}."
+            f"samples must lie in the support from {low} to {high}{end}, got "
+            f"{bad.sum()} of {data.size} outside, the first of them {data[bad][0]}."
         )
 
 

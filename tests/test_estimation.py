@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import AffineTransform
 from scipy import optimize, stats
 
 import numpyro_kaem as kaem
@@ -145,10 +147,20 @@ def test_coordinates_are_orthonormal():
         (stats.gamma(3.0, scale=2.0), "positive", 1e-6, 60.0, 0.01),
         (stats.expon(scale=0.5), "positive", 1e-3, 12.0, 0.01),
         (stats.lognorm(1.0), "positive", 1e-6, 200.0, 0.01),
+        (stats.lognorm(0.5, 2.5), (2.5, np.inf), 2.5001, 40.0, 0.01),
         (stats.beta(2.0, 5.0, 1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
         (stats.uniform(1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
     ],
-    ids=["normal", "far", "gamma", "exponential", "lognormal", "beta", "uniform"],
+    ids=[
+        "normal",
+        "far",
+        "gamma",
+        "exponential",
+        "lognormal",
+        "above",
+        "beta",
+        "uniform",
+    ],
 )
 def test_recovers_a_known_law(law, support, low, high, bound):
     samples = law.rvs(2000, random_state=np.random.RandomState(SEED))
@@ -174,12 +186,42 @@ def test_recovers_two_modes():
 
 @pytest.mark.parametrize(
     ("support", "far"),
-    [("real", [-1e3, 1e3]), ("positive", [1e-4, 1e4]), ((0.0, 50.0), [0.0, 50.0])],
+    [
+        ("real", [-1e3, 1e3]),
+        ("positive", [1e-4, 1e4]),
+        ((-2.0, np.inf), [-1.999, 1e4]),
+        ((0.0, 50.0), [0.0, 50.0]),
+    ],
 )
 def test_next_observation_has_positive_density(support, far):
     samples = np.random.default_rng(SEED).gamma(9.0, 0.5, 82)
     prior = kaem.fit_density(samples, support=support)
     assert np.all(np.isfinite(prior.log_prob(jnp.array(far))))
+
+
+def test_lower_bounds_of_columns():
+    """The support is static, so that mixtures take such densities as components."""
+    low = np.array([2.5, -1.0])
+    samples = low + np.random.default_rng(SEED).lognormal(0.0, 0.5, (300, 2))
+    with pytest.warns(UserWarning, match="marginals"):
+        prior = kaem.fit_density(samples, support=(low, np.inf))
+    draws = np.asarray(prior.sample(jax.random.key(0), (1000,)))
+    assert np.all(draws > low)
+    onto = biject_to(prior.support)
+    inside = onto(jnp.array([-3.0, 2.0]))
+    assert_close(onto.inv(inside), jnp.array([-3.0, 2.0]), atol=(1e-4, 1e-10))
+    assert np.all(prior.support(prior.support.feasible_like(prior.mean)))
+    assert not np.any(prior.support(low - 0.1))
+    mixture = kaem.fit_mixture(samples, 2, support=(low, np.inf))
+    assert np.all(mixture.sample(jax.random.key(0), (1000,)) > low)
+
+
+def test_reference_that_is_not_a_number_in_its_support():
+    affine = AffineTransform(2.5, 1.0)  # of which NumPyro is not told the domain
+    reference = dist.TransformedDistribution(dist.LogNormal(0.0, 1.0), affine)
+    energy = kaem.Energy(kaem.BSpline(2.0, 5.0, 8), jnp.zeros(8))
+    with pytest.raises(ValueError, match=r"reference must have a log_prob .* is NaN"):
+        kaem.KAEMPrior(energy, reference)
 
 
 def test_is_one_density():
@@ -346,7 +388,8 @@ GRID = kaem.BSpline(-5.0, 11.0, 8)
         (([1.0, 2.0],), {"support": "whole"}, ValueError, "support must be 'real'"),
         (([1.0, 2.0],), {"support": 3.0}, ValueError, "support must be 'real'"),
         (([1.0, 2.0],), {"support": (2.0, 1.0)}, ValueError, "low < high"),
-        (([1.0, 2.0],), {"support": (0.0, np.inf)}, ValueError, "finite"),
+        (([1.0, 2.0],), {"support": (-np.inf, 3.0)}, ValueError, "negate samples"),
+        (([1.0, 2.0],), {"support": (1.0, np.inf)}, ValueError, "got 1 of 2 outside"),
         (([1.0, 2.0],), {"support": ([0.0, 0.0], 3.0)}, ValueError, "ends of support"),
         (([1.0, 2.0],), {"support": (0.0, 1.5)}, ValueError, "got 1 of 2 outside"),
         (([0.0, 2.0],), {"support": "positive"}, ValueError, "first of them 0.0"),

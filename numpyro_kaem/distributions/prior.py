@@ -70,7 +70,8 @@ class KAEMPrior(dist.Distribution):
         univariate distribution with a ``cdf``.
     ValueError
         If the batch shapes do not broadcast, if the support of the reference misses the
-        grid, or if ``refinement`` is not a positive integer.
+        grid or its density is NaN somewhere, or if ``refinement`` is not a positive
+        integer.
 
     Warns
     -----
@@ -185,7 +186,8 @@ class KAEMPrior(dist.Distribution):
         if is_concrete(ends):
             with concretely():
                 low, high = (np.asarray(end) for end in ends)
-            if np.all(np.isfinite(low)) and np.all(np.isfinite(high)):
+            bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
+            if np.all(np.isfinite(low)) and bounded:
                 return StaticInterval.of(low, high)
         return support
 
@@ -286,7 +288,20 @@ class KAEMPrior(dist.Distribution):
         )
 
     def _check_resolution(self, choose: bool) -> None:
-        """Refine the panels of a concrete energy, and warn where that is not enough."""
+        """Refine the panels of a concrete energy, and warn where that is not enough.
+
+        Raises
+        ------
+        ValueError
+            If the normaliser is NaN.
+        """
+        is_number = not np.any(np.isnan(np.asarray(self._resolution.error)))
+        if self._parameters is not None and not is_number:
+            raise ValueError(
+                "reference must have a log_prob and a cdf that are numbers everywhere "
+                f"in its support, which it says is {self.reference.support}; the "
+                "normaliser is NaN. A transform may lack its domain."
+            )
         change = float(self._resolution.change)
         is_double = self.energy.dtype == np.float64
         wanted = int(np.ceil(change / _CHANGE_PER_PANEL[is_double]))

@@ -19,7 +19,8 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     Parameters
     ----------
     lower_bound, upper_bound
-        Ends: floats, or nested tuples of floats with one interval a column.
+        Ends: floats, or nested tuples of floats with one interval a column. The upper
+        ones may all be infinite.
 
     Examples
     --------
@@ -55,6 +56,11 @@ class StaticInterval(constraints.ParameterFreeConstraint):
         """Upper ends, a float or an array."""
         return _as_number(self._ends[1])
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the upper ends are finite."""
+        return bool(np.all(np.isfinite(self.upper_bound)))
+
     def __call__(self, x: ArrayLike) -> ArrayLike:
         """Whether ``x`` lies in the interval, elementwise."""
         # In the precision of x: the ends of a float32 density are float32 numbers.
@@ -77,9 +83,11 @@ class StaticInterval(constraints.ParameterFreeConstraint):
         return self == other
 
     def feasible_like(self, prototype: ArrayLike) -> ArrayLike:
-        """Middle of the interval, of the shape of ``prototype``."""
-        middle = 0.5 * (self.lower_bound + self.upper_bound)
-        return jnp.broadcast_to(middle, jnp.shape(prototype))
+        """Return a point of the interval, of the shape of ``prototype``."""
+        inside = self.lower_bound + 1.0
+        if self.is_finite:
+            inside = 0.5 * (self.lower_bound + self.upper_bound)
+        return jnp.broadcast_to(inside, jnp.shape(prototype))
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """No leaves: the ends are static."""
@@ -89,6 +97,9 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 @transforms.biject_to.register(StaticInterval)
 def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transform:
     low, high = constraint.lower_bound, constraint.upper_bound
+    if not constraint.is_finite:
+        onto = transforms.AffineTransform(low, 1.0, domain=constraints.positive)
+        return transforms.ComposeTransform([transforms.ExpTransform(), onto])
     return transforms.ComposeTransform(
         [
             transforms.SigmoidTransform(),
