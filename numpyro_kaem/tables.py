@@ -180,7 +180,9 @@ def _cell_edges(edges: jax.Array) -> jax.Array:
     parts = jnp.arange(CELLS_PER_PANEL, dtype=edges.dtype) / CELLS_PER_PANEL
     parts = parts.reshape(-1, *(1,) * (edges.ndim - 1))
     inner = edges[:-1, None] + parts * jnp.diff(edges, axis=0)[:, None]
-    return jnp.concatenate([inner.reshape(-1, *edges.shape[1:]), edges[-1:]])
+    # Counted, not inferred: an empty batch leaves nothing to infer from.
+    inner = inner.reshape(parts.shape[0] * inner.shape[0], *edges.shape[1:])
+    return jnp.concatenate([inner, edges[-1:]])
 
 
 def row_index(batch_shape: tuple[int, ...]) -> jax.Array:
