@@ -109,7 +109,14 @@ def _check_law(observation: Callable, observed: jax.Array) -> None:
     found: dict[str, Any] = {}
 
     def trace(z: jax.Array) -> jax.Array:
-        law = observation(z)
+        try:
+            law = observation(z)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "observation must take latent values of shape (n, 1), against units in "
+                f"the last axis, and raised {type(error).__name__}: {error} Give what "
+                f"differs between units the shape ({num_units},)."
+            ) from error
         if not isinstance(law, dist.Distribution):
             raise TypeError(
                 "observation must return a NumPyro distribution, got "

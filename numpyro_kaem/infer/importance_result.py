@@ -132,7 +132,10 @@ class ImportanceResult:
 
     @property
     def verdict(self) -> str:
-        """Whether the weights can be used, and what to do if not, in plain language."""
+        """Whether the weights can be used, and what to do if not, in plain language.
+
+        It is about what the proposals reached: a mode without particles has no weights.
+        """
         if self.unit_plate is not None:
             return self._verdict_of_units()
         k, note = self.pareto_k, self.notes[0]
@@ -185,8 +188,9 @@ class ImportanceResult:
         if np.any(empty | bad):
             parts.append(INSTEAD)
         if not parts:
+            grade = "Reliable" if k.max() <= GOOD_PARETO_K else "Usable"
             parts.append(
-                f"Usable in all {num_units} units: the largest Pareto k is "
+                f"{grade} in all {num_units} units: the largest Pareto k is "
                 f"{k.max():.2f}; the weights are worth at least "
                 f"{np.min(self.ess):.1f} of {self.num_samples} independent draws."
             )

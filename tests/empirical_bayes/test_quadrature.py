@@ -282,10 +282,10 @@ def test_refuses_priors():
         (lambda z: dist.Normal(z, 1.0), 0.5, ValueError, "got a single number"),
         (lambda z: dist.Normal(z, 1.0), np.zeros((3, 1)), ValueError, "got \\(3, 1\\)"),
         (
-            lambda z: dist.Normal(z, np.ones((3, 1))),
+            lambda z: dist.Normal(z, np.ones((3, 1))),  # not the shape (3,)
             np.zeros(3),
             ValueError,
-            "one batch axis|broadcast|Incompatible",
+            r"latent values of shape \(n, 1\).*Give what differs.*shape \(3,\)",
         ),
         (
             lambda z: dist.Normal(z[..., None], np.ones(4)),

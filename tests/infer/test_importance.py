@@ -497,7 +497,7 @@ def test_verdict(key):
 @pytest.mark.arviz
 def test_verdict_of_units(key):
     sampler = ImportanceSampling(grouped, num_samples=500, unit_plate="units")
-    assert "Usable in all 5 units" in sampler.run(key, UNITS).verdict
+    assert "Reliable in all 5 units" in sampler.run(key, UNITS).verdict
     x = UNITS.at[2].set(8.0)
     result = sampler.run(key, x)
     assert result.pareto_k[2] > 0.7
