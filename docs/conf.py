@@ -21,6 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import tutorial_pages  # noqa: E402
 from docutils import nodes  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
@@ -49,6 +50,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# Markdown that a cell makes may hold tables, which CommonMark has not.
+nb_render_markdown_format = "myst"
 
 # Reference: what the docstrings say, in the order of the pages.
 napoleon_google_docstring = False
@@ -148,6 +151,12 @@ def without_folder(app, docname, source) -> None:
         source[0] = text.replace(f"{HERE.parent}/", "")
 
 
+def with_notes(app, docname, source) -> None:
+    """Say on the page of a tutorial in which form it ran, and what it imports."""
+    if docname.startswith("tutorials/") and docname != "tutorials/index":
+        source[0] = tutorial_pages.with_notes(source[0], FORM == "full")
+
+
 def under_its_public_name(app, env, node, contnode):
     """Find what a docstring names as its module does under its public name.
 
@@ -188,6 +197,7 @@ def setup(app) -> None:
     """Connect what is defined here."""
     app.connect("autodoc-process-signature", without_private)
     app.connect("source-read", without_folder)
+    app.connect("source-read", with_notes)
     app.connect("missing-reference", under_its_public_name)
     app.connect("doctree-resolved", describe_thumbnails)
     # Before napoleon, which has the priority 500.

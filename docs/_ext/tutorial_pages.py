@@ -1,6 +1,7 @@
 """How the scripts in ``examples/`` become pages: their options, and their figures."""
 
 import os
+import re
 import shutil
 from functools import partialmethod
 from pathlib import Path
@@ -41,6 +42,35 @@ def full_arguments(gallery_conf: dict, script_vars: dict) -> list[str]:
     folder = output_folder(script_vars["src_file"])
     shutil.rmtree(folder, ignore_errors=True)
     return ["--output", str(folder)]
+
+
+def with_notes(page: str, is_full: bool) -> str:
+    """Say above a script in which form it ran, and which data files it imports.
+
+    Parameters
+    ----------
+    page
+        The page in reStructuredText.
+    is_full
+        Whether the scripts ran in full.
+
+    Returns
+    -------
+    str
+        The page with what there is to say.
+    """
+    notes = []
+    if not is_full:
+        notes.append(
+            "This page ran with ``--quick``: numbers are rougher, and times other, "
+            "than those of a full run."
+        )
+    files = [f"{name}.py" for name in re.findall(r"(?m)^ +from (_\w+) import", page)]
+    if files:
+        links = " and ".join(f":download:`{f} <../../examples/{f}>`" for f in files)
+        notes.append(f"The data are in {links}; save that beside the script to run it.")
+    first = ".. GENERATED FROM PYTHON SOURCE LINES"
+    return page.replace(first, "\n\n".join([*notes, first]), 1)
 
 
 def saved_figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:
