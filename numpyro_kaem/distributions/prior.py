@@ -295,7 +295,7 @@ class KAEMPrior(dist.Distribution):
         ValueError
             If the normaliser is NaN.
         """
-        is_number = not np.any(np.isnan(np.asarray(self._resolution.error)))
+        is_number = not np.any(np.isnan(np.asarray(self._resolution.panels)))
         if self._parameters is not None and not is_number:
             raise ValueError(
                 "reference must have a log_prob and a cdf that are numbers everywhere "
