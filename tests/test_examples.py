@@ -182,6 +182,8 @@ def test_importance_dimension(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 # A decoder that is hardly trained explains few images well.
 @pytest.mark.filterwarnings("ignore:fewer than a twentieth of the draws")
+# Whether one of 60 components for few images is lost depends on rounding.
+@pytest.mark.filterwarnings("ignore:1 of 60 components were left without samples")
 def test_digits(tmp_path, monkeypatch, capsys):
     printed = run("digits", tmp_path, monkeypatch, capsys)
     number = r"(-?[\d.]+)"
