@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_kaem import distribution_function, inversion, tables
-from numpyro_kaem.panels import Panels, integrand, resolution_of
+from numpyro_kaem.panels import Panels, integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import log_density, tail_nodes
+from numpyro_kaem.resolution import resolution_of
 from numpyro_kaem.sampling import draw, folded_uniform
 
 __all__ = [

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.placed_energy import PlacedEnergy
-from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
+from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,
@@ -31,10 +31,8 @@ from numpyro_kaem.references import (
 __all__ = [
     "Integrand",
     "Panels",
-    "Resolution",
     "integrand",
     "make_panels",
-    "resolution_of",
 ]
 
 
@@ -69,23 +67,6 @@ class Integrand(NamedTuple):
         terms = [logsumexp(self.log_mass, axis=(0, 1))]
         terms += [tail for tail in self.log_tails if tail is not None]
         return terms[0] if len(terms) == 1 else logsumexp(jnp.stack(terms), axis=0)
-
-
-class Resolution(NamedTuple):
-    """How well panels resolve a density, and how well its energies are known."""
-
-    change: jax.Array
-    """Largest change of the energy within a panel, a scalar."""
-    panels: jax.Array
-    """Relative difference of the normaliser between the Gauss rule and its Kronrod
-    extension on the same panels, shape ``(*batch_shape,)``."""
-    rounding: jax.Array
-    """What rounding of the energies alone may cost, the same shape."""
-
-    @property
-    def error(self) -> jax.Array:
-        """Estimated relative error of the normaliser."""
-        return self.panels + self.rounding
 
 
 def make_panels(
@@ -337,25 +318,3 @@ def integrand(
             log_tail = jnp.where(mass > 0, jnp.log(safe), -jnp.inf)
             tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
     return Integrand(nodes, values, log_mass, tuple(tails), tuple(ends))
-
-
-def resolution_of(
-    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
-) -> Resolution:
-    """Say how well panels resolve a density."""
-    dtype = energy.dtype
-    num_nodes = nodes_per_panel(dtype)
-    fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
-    # Every second node of the extension is a Gauss node, with another weight.
-    _, gauss_weights = gauss_legendre(num_nodes)
-    _, kronrod_weights = gauss_kronrod(num_nodes)
-    log_ratio = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
-    log_ratio = log_ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
-    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + log_ratio)
-    difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
-    # Rounding of the energies costs where there is mass; elsewhere they may be huge.
-    has_mass = fine.log_mass > fine.log_normalizer + np.log(jnp.finfo(dtype).eps)
-    scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
-    nodes = fine.energy[:, 1::2]
-    change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
-    return Resolution(change, difference, jnp.finfo(dtype).eps * (24 + 2 * scale))

@@ -61,7 +61,7 @@ def tabulate_integrand(values: Integrand, panels: Panels) -> Table:
     weighted, tails, scales = _normalised(values, panels)
     powers, masses = cell_polynomials(weighted)
     below, above = _cumulative(masses, tails)
-    edges = _cell_edges(_edges(values, panels))
+    edges = _of_all(_cell_edges(panels.edges), values)
     powers = jnp.moveaxis(powers, 1, -1)
     below, above, edges = (jnp.moveaxis(a, 0, -1) for a in (below, above, edges))
     return Table(values.log_normalizer, powers, below, above, edges, scales)
@@ -95,7 +95,7 @@ def tabulate_at(
     values = integrand(energy, parameters, panels)
     weighted, tails, scales = _normalised(values, panels)
     below, above = _cumulative(jnp.sum(weighted, axis=1), tails)
-    edges = _edges(values, panels)
+    edges = _of_all(panels.edges, values)
     inner_keys = folded_keys(below, above)[1:-1]
     panel = jnp.sum(folded_place(mass, upper) >= inner_keys, axis=0, dtype=jnp.int32)
 
@@ -167,10 +167,10 @@ def _log_scale(
     return jnp.broadcast_to(values.energy, values.log_mass.shape) - shift
 
 
-def _edges(values: Integrand, panels: Panels) -> jax.Array:
-    """Edges of the panels of all densities, ``(num_panels + 1, *batch_shape)``."""
+def _of_all(edges: jax.Array, values: Integrand) -> jax.Array:
+    """Edges of every density, shape ``(num_edges, *batch_shape)``."""
     shape = values.log_normalizer.shape
-    edges = panels.edges.astype(values.log_mass.dtype)
+    edges = edges.astype(values.log_mass.dtype)
     edges = edges.reshape(-1, *(1,) * (len(shape) - edges.ndim + 1), *edges.shape[1:])
     return jnp.broadcast_to(edges, (edges.shape[0], *shape))
 

@@ -1,7 +1,6 @@
 """The tilted density as a NumPyro distribution."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,9 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density
-from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Panels, Resolution, make_panels
+from numpyro_kaem.panels import Panels, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
@@ -25,15 +24,10 @@ from numpyro_kaem.references import (
     is_concrete,
     support_bounds,
 )
+from numpyro_kaem.resolution import Resolution, check_number, wanted, warn_of_error
 from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMPrior"]
-
-# The change of the energy within a panel that its Gauss rule and series resolve, to
-# 1e-6 in float32 and to 1e-12 in float64.
-_CHANGE_PER_PANEL = {False: 5.0, True: 4.0}
-_MAX_REFINEMENT = 8
-_WARN_ABOVE = 1e-4
 
 
 class KAEMPrior(dist.Distribution):
@@ -175,21 +169,9 @@ class KAEMPrior(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """That of the reference, with static ends where they are known."""
-        basis = self.energy.basis
         if self._parameters is None:
-            return StaticInterval(basis.low, basis.high)
-        reference = self._parameters.build()
-        support = reference.support
-        if isinstance(support, constraints.ParameterFreeConstraint):
-            return support
-        ends = support_bounds(reference)
-        if is_concrete(ends):
-            with concretely():
-                low, high = (np.asarray(end) for end in ends)
-            bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
-            if np.all(np.isfinite(low)) and bounded:
-                return StaticInterval.of(low, high)
-        return support
+            return StaticInterval(self.energy.basis.low, self.energy.basis.high)
+        return static_support(self._parameters.build())
 
     @property
     def refinement(self) -> int:
@@ -288,36 +270,16 @@ class KAEMPrior(dist.Distribution):
         )
 
     def _check_resolution(self, choose: bool) -> None:
-        """Refine the panels of a concrete energy, and warn where that is not enough.
-
-        Raises
-        ------
-        ValueError
-            If the normaliser is NaN.
-        """
-        is_number = not np.any(np.isnan(np.asarray(self._resolution.panels)))
-        if self._parameters is not None and not is_number:
-            raise ValueError(
-                "reference must have a log_prob and a cdf that are numbers everywhere "
-                f"in its support, which it says is {self.reference.support}; the "
-                "normaliser is NaN. A transform may lack its domain."
-            )
-        change = float(self._resolution.change)
-        is_double = self.energy.dtype == np.float64
-        wanted = int(np.ceil(change / _CHANGE_PER_PANEL[is_double]))
-        if choose and wanted > 1:
-            self._refinement = min(wanted, _MAX_REFINEMENT)
+        """Refine the panels of a concrete energy, and warn where that is not enough."""
+        first = self._resolution
+        if self._parameters is not None:
+            check_number(first, self._parameters)
+        refinement = wanted(first, self.energy.dtype)
+        if choose and refinement > 1:
+            self._refinement = refinement
             del self.__dict__["_cached_panels"], self.__dict__["_cached_resolution"]
-        worst = float(np.max(np.asarray(self.quadrature_error)))
-        if not worst <= _WARN_ABOVE:
-            warnings.warn(
-                f"the normaliser has an estimated relative error of {worst:.1e}: the "
-                f"energy changes by {change:.3g} within a panel of the quadrature. Use "
-                "smaller coefficients, a smoother basis or a larger refinement than "
-                f"{self._refinement}.",
-                UserWarning,
-                stacklevel=4,
-            )
+        change = float(first.change)
+        warn_of_error(self.quadrature_error, change, self._refinement, stacklevel=4)
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:

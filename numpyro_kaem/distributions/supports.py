@@ -4,10 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints, transforms
 
-__all__ = ["StaticInterval"]
+from numpyro_kaem.references import concretely, is_concrete, support_bounds
+
+__all__ = ["StaticInterval", "static_support"]
 
 
 class StaticInterval(constraints.ParameterFreeConstraint):
@@ -108,6 +111,21 @@ def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transfo
             ),
         ]
     )
+
+
+def static_support(reference: dist.Distribution) -> constraints.Constraint:
+    """Return the support of a law, with static ends where they are known."""
+    support = reference.support
+    if isinstance(support, constraints.ParameterFreeConstraint):
+        return support
+    ends = support_bounds(reference)
+    if is_concrete(ends):
+        with concretely():
+            low, high = (np.asarray(end) for end in ends)
+        bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
+        if np.all(np.isfinite(low)) and bounded:
+            return StaticInterval.of(low, high)
+    return support
 
 
 def _as_tuples(value: Any) -> Any:

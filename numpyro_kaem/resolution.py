@@ -1,0 +1,101 @@
+"""How well panels resolve a density, and what follows from it."""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_kaem.panels import Panels, integrand
+from numpyro_kaem.placed_energy import PlacedEnergy
+from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
+from numpyro_kaem.references import ReferenceParameters
+
+__all__ = ["Resolution", "check_number", "resolution_of", "wanted", "warn_of_error"]
+
+# The change of the energy within a panel that its Gauss rule and series resolve, to
+# 1e-6 in float32 and to 1e-12 in float64.
+_CHANGE_PER_PANEL = {False: 5.0, True: 4.0}
+_MAX_REFINEMENT = 8
+_WARN_ABOVE = 1e-4
+
+
+class Resolution(NamedTuple):
+    """How well panels resolve a density, and how well its energies are known."""
+
+    change: jax.Array
+    """Largest change of the energy within a panel, a scalar."""
+    panels: jax.Array
+    """Relative difference of the normaliser between the Gauss rule and its Kronrod
+    extension on the same panels, shape ``(*batch_shape,)``."""
+    rounding: jax.Array
+    """What rounding of the energies alone may cost, the same shape."""
+
+    @property
+    def error(self) -> jax.Array:
+        """Estimated relative error of the normaliser."""
+        return self.panels + self.rounding
+
+
+def resolution_of(
+    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
+) -> Resolution:
+    """Say how well panels resolve a density."""
+    dtype = energy.dtype
+    num_nodes = nodes_per_panel(dtype)
+    fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
+    # Every second node of the extension is a Gauss node, with another weight.
+    _, gauss_weights = gauss_legendre(num_nodes)
+    _, kronrod_weights = gauss_kronrod(num_nodes)
+    log_ratio = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
+    log_ratio = log_ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
+    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + log_ratio)
+    difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
+    # Rounding of the energies costs where there is mass; elsewhere they may be huge.
+    has_mass = fine.log_mass > fine.log_normalizer + np.log(jnp.finfo(dtype).eps)
+    scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
+    nodes = fine.energy[:, 1::2]
+    change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
+    return Resolution(change, difference, jnp.finfo(dtype).eps * (24 + 2 * scale))
+
+
+def check_number(resolution: Resolution, parameters: ReferenceParameters) -> None:
+    """Refuse a reference with which the density is not a number.
+
+    Raises
+    ------
+    ValueError
+        If the normaliser is NaN.
+    """
+    # Not of the sum, which a trace would make a tracer of.
+    if np.any(np.isnan(np.asarray(resolution.panels))):
+        support = parameters.build().support
+        raise ValueError(
+            "reference must have a log_prob and a cdf that are numbers everywhere in "
+            f"its support, which it says is {support}; the normaliser is NaN. A "
+            "transform may lack its domain."
+        )
+
+
+def wanted(resolution: Resolution, dtype: np.dtype) -> int:
+    """Return the parts of every panel that such an energy needs, at most 8."""
+    limit = _CHANGE_PER_PANEL[np.dtype(dtype) == np.float64]
+    parts = int(np.ceil(float(resolution.change) / limit))
+    return min(max(parts, 1), _MAX_REFINEMENT)
+
+
+def warn_of_error(
+    error: jax.Array, change: float, refinement: int, stacklevel: int
+) -> None:
+    """Warn of a normaliser whose estimated relative error is above 1e-4."""
+    worst = float(np.max(np.asarray(error)))
+    if not worst <= _WARN_ABOVE:
+        warnings.warn(
+            f"the normaliser has an estimated relative error of {worst:.1e}: the "
+            f"energy changes by {change:.3g} within a panel of the quadrature. Use "
+            "smaller coefficients, a smoother basis or a larger refinement than "
+            f"{refinement}.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
