@@ -14,8 +14,9 @@ from numpyro_kaem.intervals import find_interval_in_rows
 from numpyro_kaem.inversion import select_rows
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.sampling import draw, folded_uniform
+from numpyro_kaem.tables import Table
 
-__all__ = ["log_prob", "sample"]
+__all__ = ["log_prob", "sample_component", "tabulate"]
 
 
 @jax.jit
@@ -35,17 +36,55 @@ def log_prob(
     return jnp.where(possible[..., 0], total, -jnp.inf)
 
 
+@jax.jit
+def tabulate(table: Table, log_weights: jax.Array) -> Table:
+    """Table of a mixture of densities on the same cells.
+
+    Parameters
+    ----------
+    table
+        Of the components, along the last axis of ``(*batch_shape, num_components)``,
+        all with the same edges.
+    log_weights
+        Normalised log weights, of a shape that broadcasts with it.
+
+    Returns
+    -------
+    Table
+        Of the mixture, without the log density within a cell.
+    """
+    weights = jnp.exp(log_weights)
+
+    def mix(masses: jax.Array) -> jax.Array:
+        # As a sum over components in one order, which keeps what increases increasing.
+        return jnp.sum(weights[..., None] * masses, axis=-2)
+
+    below = mix(table.below)
+    scales = (
+        None if scale is None else logsumexp(log_weights + scale, axis=-1)
+        for scale in table.log_tail_scales
+    )
+    return Table(
+        log_normalizer=jnp.zeros(below.shape[:-1], below.dtype),
+        powers=mix(table.powers),
+        below=below,
+        above=mix(table.above),
+        edges=jnp.broadcast_to(table.edges[..., 0, :], below.shape),
+        log_tail_scales=tuple(scales),
+    )
+
+
 @partial(jax.jit, static_argnames=("sample_shape", "batch_shape"))
-def sample(
-    table: Any,
+def sample_component(
+    table: Table,
     parameters: Any,
     ends: tuple,
     log_weights: jax.Array,
     key: jax.Array,
     sample_shape: tuple[int, ...],
     batch_shape: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """Draws and their components, each ``sample_shape + batch_shape``."""
+) -> jax.Array:
+    """Choose a component and invert it, shape ``sample_shape + batch_shape``."""
     dtype = table.log_normalizer.dtype
     num_components = log_weights.shape[-1]
     prior_shape = table.log_normalizer.shape
@@ -76,11 +115,9 @@ def sample(
         mass, upper = folded_uniform(point_key, shape, dtype)
         z = select_rows(table, parameters, row, mass, upper)
         low, high = (_at(end, prior_shape, row, dtype) for end in ends)
-        z = jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
-        return z, component
+        return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
 
-    z, component = draw(key, invert, sample_shape, batch_shape)
-    return jax.lax.stop_gradient(z), component
+    return draw(key, invert, sample_shape, batch_shape)
 
 
 def _at(

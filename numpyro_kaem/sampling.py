@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +37,10 @@ def folded_uniform(
 
 def draw(
     key: jax.Array,
-    invert: Callable[[jax.Array, tuple[int, ...]], Any],
+    invert: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     sample_shape: tuple[int, ...],
     batch_shape: tuple[int, ...],
-) -> Any:
+) -> jax.Array:
     """Draw in chunks, so that no array but the result grows with the number of draws.
 
     Parameters
@@ -49,38 +48,33 @@ def draw(
     key
         Random key.
     invert
-        Makes draws of a given shape ``(*batch_shape, num_samples)`` from a key: an
-        array, or a tree of arrays, of this shape. All draws of one density lie side by
-        side, so that its table stays in the fastest cache.
+        Makes draws of a given shape ``(*batch_shape, num_samples)`` from a key. All
+        draws of one density lie side by side, so that its table stays in the fastest
+        cache.
     sample_shape, batch_shape
         Shape of the draws.
 
     Returns
     -------
     Array
-        Shape ``sample_shape + batch_shape``; a tree, if ``invert`` makes one.
+        Shape ``sample_shape + batch_shape``.
     """
     num_samples, size = math.prod(sample_shape), math.prod(batch_shape)
     num_rows = max(1, _CHUNK // max(size, 1))
 
-    def chunk(key: jax.Array, rows: int) -> Any:
-        draws = invert(key, (*batch_shape, rows))
-        return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 0), draws)
-
     # For derivatives drawn again, which is faster than to keep what they need.
     @jax.checkpoint
-    def one_chunk(key: jax.Array) -> Any:
+    def one_chunk(key: jax.Array) -> jax.Array:
         return invert(key, (*batch_shape, num_rows))
 
-    def pair_of_chunks(key: jax.Array) -> Any:
+    def pair_of_chunks(key: jax.Array) -> jax.Array:
         # Drawn in a loop of its own, whose end keeps the compiler from fusing the
         # change of order into it: it would visit the densities in turn, draw by draw.
         keys = jax.random.split(key)
-        draws = jax.lax.map(one_chunk, keys)
-        return jax.tree_util.tree_map(lambda a: jnp.moveaxis(a, -1, 1), draws)
+        return jnp.moveaxis(jax.lax.map(one_chunk, keys), -1, 1)
 
     if num_samples <= num_rows:
-        draws = chunk(key, num_samples)
+        draws = jnp.moveaxis(invert(key, (*batch_shape, num_samples)), -1, 0)
         count = num_samples
     else:
         # Chunks without a remainder, if there are such, save a copy of the draws.
@@ -93,9 +87,6 @@ def draw(
         draws = jax.lax.map(pair_of_chunks, keys, batch_size=at_once)
         count = 2 * num_pairs * num_rows
 
-    def shaped(array: jax.Array) -> jax.Array:
-        # Counted, not inferred: an empty batch leaves nothing to infer from.
-        array = array.reshape(count, *batch_shape)[:num_samples]
-        return array.reshape(*sample_shape, *batch_shape)
-
-    return jax.tree_util.tree_map(shaped, draws)
+    # Counted, not inferred: an empty batch leaves nothing to infer from.
+    draws = draws.reshape(count, *batch_shape)[:num_samples]
+    return draws.reshape(*sample_shape, *batch_shape)

@@ -11,16 +11,18 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem import mixture_density
+from numpyro_kaem import density, mixture_density
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.references import ReferenceParameters
 from numpyro_kaem.series import bracketed_step
+from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMMixture"]
 
 
 class KAEMMixture(dist.Distribution):
-    r"""Mixture of tilted densities, one component drawn at a time.
+    r"""Mixture of tilted densities, drawn by inversion.
 
     .. math:: p(z) = \sum_k \alpha_k\,\pi_k(z), \qquad
               \alpha = \mathrm{softmax}(\text{mixing logits}).
@@ -46,11 +48,14 @@ class KAEMMixture(dist.Distribution):
 
     Notes
     -----
-    - ``sample`` inverts the distribution function of the chosen component only. The
-      choice has no derivative, so ``has_rsample`` is False. ``icdf`` inverts the
-      distribution function of the mixture, at the cost of every component; its
-      derivatives are implicit.
+    - Components that share a grid and a reference have their distribution functions on
+      the same cells: that of the mixture is tabulated too, and a draw is one inversion
+      whatever the number of components. With grids or references of their own, a
+      component is chosen and inverted, and ``icdf`` searches between the quantiles of
+      all components.
+    - Derivatives of ``icdf`` are implicit. Draws have none: ``has_rsample`` is False.
     - Components with grids of their own share the support that covers them all.
+    - Which component a value came from is drawn from its ``component_log_probs``.
 
     References
     ----------
@@ -195,6 +200,16 @@ class KAEMMixture(dist.Distribution):
         """Log density, shape broadcast(value.shape, batch_shape)."""
         return self._log_density(jnp.asarray(value))
 
+    def component_log_probs(self, value: ArrayLike) -> jax.Array:
+        """Log of weight times density of each component, components last.
+
+        Shape ``(*broadcast(value.shape, batch_shape), num_components)``, as NumPyro's
+        mixtures have it. ``jax.random.categorical`` of it draws the component that a
+        value came from.
+        """
+        values = jnp.expand_dims(jnp.asarray(value), -1)
+        return self.log_weights + self.prior.log_prob(values)
+
     def _log_density(self, value: jax.Array) -> jax.Array:
         prior = self.prior
         return mixture_density.log_prob(
@@ -225,34 +240,44 @@ class KAEMMixture(dist.Distribution):
         """
         q = self.prior._as_float(q)
         upper = q > 0.5
-        value = _compiled_icdf(self, jnp.where(upper, 1 - q, q), upper)
+        table = jax.lax.stop_gradient(self._own_table())
+        value = _compiled_icdf(self, table, jnp.where(upper, 1 - q, q), upper)
         support = self.support
         low = jnp.asarray(getattr(support, "lower_bound", -jnp.inf), value.dtype)
         high = jnp.asarray(getattr(support, "upper_bound", jnp.inf), value.dtype)
         value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
+    def _own_table(self) -> Table | None:
+        """Table of the mixture, if its components have their cells in common."""
+        prior = self.prior
+        shapes = [prior._panels.edges.shape[1:]]
+        if prior._parameters is not None:
+            shapes.append(prior._parameters.build().batch_shape)
+        if any(shape[-1:] not in ((), (1,)) for shape in shapes):
+            return None
+        return mixture_density.tabulate(prior._table, self.log_weights)
+
+    @property
+    def _own_parameters(self) -> ReferenceParameters | None:
+        """Parameters of the reference that the components share."""
+        return jax.tree_util.tree_map(_without_components, self.prior._parameters)
+
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
-        """Draw a component and invert it, shape ``sample_shape + batch_shape``."""
-        return self.sample_with_intermediates(key, sample_shape)[0]
-
-    def sample_with_intermediates(
-        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[jax.Array, list]:
-        """Draws, and the indices of their components, of the same shape."""
-        prior = self.prior
-        z, component = mixture_density.sample(
-            prior._table,
-            prior._parameters,
-            prior._ends,
-            self.log_weights,
-            key,
-            sample_shape,
-            self.batch_shape,
+        """Draw by inversion, shape ``sample_shape + batch_shape``."""
+        prior, table = self.prior, self._own_table()
+        # Draws have no derivatives: those of a table would be computed for nothing.
+        fixed = jax.lax.stop_gradient
+        if table is not None:
+            ends = tuple(_without_components(end) for end in prior._ends)
+            parts = fixed((table, self._own_parameters, ends))
+            return density.sample(*parts, key, sample_shape)
+        parts = fixed((prior._table, prior._parameters, prior._ends, self.log_weights))
+        return mixture_density.sample_component(
+            *parts, key, sample_shape, self.batch_shape
         )
-        return z, [component]
 
     # --- moments ---------------------------------------------------------------------
 
@@ -278,11 +303,20 @@ class KAEMMixture(dist.Distribution):
         return -jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=(0, 1))
 
 
+def _without_components(leaf: Any) -> Any:
+    """Drop the axis of the components, along which there is one entry."""
+    return leaf if np.ndim(leaf) == 0 else leaf[..., 0]
+
+
 @jax.custom_jvp
-def _icdf_folded(mixture: KAEMMixture, mass: jax.Array, upper: jax.Array) -> jax.Array:
-    """Invert the mixture between the quantiles of its components."""
+def _icdf_folded(
+    mixture: KAEMMixture, table: Table | None, mass: jax.Array, upper: jax.Array
+) -> jax.Array:
+    """Invert the mixture by its table, or between the quantiles of its components."""
     shape = jnp.broadcast_shapes(mass.shape, mixture.batch_shape)
     mass, upper = jnp.broadcast_to(mass, shape), jnp.broadcast_to(upper, shape)
+    if table is not None:
+        return density.icdf_folded(table, mixture._own_parameters, mass, upper)
     bounds = mixture.prior._icdf_folded(mass[..., None], upper[..., None])
     used = mixture.log_weights > -jnp.inf
     low = jnp.min(jnp.where(used, bounds, jnp.inf), axis=-1)
@@ -302,9 +336,9 @@ def _icdf_folded(mixture: KAEMMixture, mass: jax.Array, upper: jax.Array) -> jax
 
 @_icdf_folded.defjvp
 def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
-    mixture, mass, upper = primals
-    mixture_dot, mass_dot, _ = tangents
-    z = _icdf_folded(mixture, mass, upper)
+    mixture, table, mass, upper = primals
+    mixture_dot, _, mass_dot, _ = tangents
+    z = _icdf_folded(mixture, table, mass, upper)
     _, (below, above) = jax.jvp(lambda m: m.cdf_pair(z), (mixture,), (mixture_dot,))
     change = jnp.where(upper, above - mass_dot, mass_dot - below)
     log_density = mixture._log_density(z)

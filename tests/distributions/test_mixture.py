@@ -22,6 +22,8 @@ def make(reference=None, batch_shape=(2,)):
 
 REFERENCES = {
     "uniform": lambda: None,
+    "normal of all": lambda: dist.Normal(2.5, 0.8),
+    "student of each row": lambda: dist.StudentT(4.0, jnp.array([[2.0], [4.0]]), 0.8),
     "normals": lambda: dist.Normal(jnp.array([2.0, 2.5, 4.0]), 0.8),
     "student": lambda: dist.StudentT(4.0, jnp.array([2.0, 2.5, 4.0]), 0.8),
 }
@@ -66,17 +68,43 @@ def test_density_integrates_to_one(mixture):
 
 
 def test_draws_follow_the_distribution_function(mixture):
-    draws, (component,) = mixture.sample_with_intermediates(
-        jax.random.key(0), (100_000,)
-    )
-    assert draws.shape == component.shape == (100_000, 2)
+    draws = mixture.sample(jax.random.key(0), (100_000,))
+    assert draws.shape == (100_000, 2)
     for row in range(2):
         u = np.asarray(mixture.cdf(draws)[:, row], float)
         assert stats.kstest(u, "uniform").pvalue > 1e-4
+        # The tails too.
+        assert stats.binomtest(int(np.sum(u < 1e-3)), len(u), 1e-3).pvalue > 1e-4
+        assert stats.binomtest(int(np.sum(u > 0.999)), len(u), 1e-3).pvalue > 1e-4
+
+
+def test_components_of_draws(mixture):
+    """They are those of NumPyro's mixture, and come as often as their weights say."""
+    draws = mixture.sample(jax.random.key(3), (50_000,))
+    log_probs = mixture.component_log_probs(draws)
+    assert log_probs.shape == (50_000, 2, 3)
+    total = jax.nn.logsumexp(log_probs, axis=-1)
+    assert_close(total, mixture.log_prob(draws), rtol=(2e-5, 1e-10), atol=(1e-5, 1e-10))
+    component = jax.random.categorical(jax.random.key(4), log_probs)
     counts = np.bincount(np.asarray(component).ravel(), minlength=3)
     assert counts[1] == 0
     expected = np.exp(LOGITS) / np.exp(LOGITS).sum() * counts.sum()
     assert stats.chisquare(counts[[0, 2]], expected[[0, 2]]).pvalue > 1e-4
+
+
+def test_cells_in_common_change_no_quantile():
+    """By the table of the mixture as by a search between those of the components."""
+    u = np.geomspace(1e-6, 0.5, 40)
+    u = np.sort(np.concatenate([u, 1 - u]))[:, None]
+    together = make(dist.Normal(2.5, 0.8))
+    apart = make(dist.Normal(jnp.full(3, 2.5), 0.8))
+    assert together._own_table() is not None
+    assert apart._own_table() is None
+    u = u.astype(together.mean.dtype)
+    z, expected = together.icdf(u), apart.icdf(u)
+    slope = np.exp(together.log_prob(expected))
+    floor = 1e-12 if u.dtype == np.float64 else 1e-6
+    assert np.all(np.abs(z - expected) * slope <= floor)
 
 
 def test_icdf_inverts_cdf(mixture):
