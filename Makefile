@@ -75,7 +75,7 @@ bench: $(VENV)/.installed-bench ## run every benchmark, into benchmark_results/
 
 # In full, as on the site: make docs DOCS_FLAGS='-t full'.
 docs: $(VENV)/.installed-docs ## build the documentation, its tutorials in their short form
-	$(ON_CPU) $(BIN)/python -m sphinx -W --keep-going $(DOCS_FLAGS) docs docs/_build/html
+	$(ON_CPU) $(BIN)/python -m sphinx -W --keep-going -j auto $(DOCS_FLAGS) docs docs/_build/html
 	@$(BIN)/python docs/_check.py docs/_build/html
 	@echo "documentation: file://$(CURDIR)/docs/_build/html/index.html"
 

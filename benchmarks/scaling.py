@@ -18,9 +18,17 @@ import numpyro.distributions as dist
 from _report import Report, start
 from _timing import Compiled, compiled, median_seconds
 from numpyro.infer import MCMC
+from numpyro.infer.mcmc import MCMCKernel
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import AnnealedLangevin, ImportanceSampling
+from numpyro_kaem.infer import (
+    MALA,
+    PCNL,
+    ULA,
+    AnnealedLangevin,
+    AutoMALA,
+    ImportanceSampling,
+)
 
 LOW, HIGH = -1.2, 1.2
 # What a new process runs for one number of devices: a sharded batch of draws.
@@ -93,9 +101,14 @@ def make_data(dim: int) -> tuple[jax.Array, jax.Array]:
 
 
 def population(num_temperatures: int, dim: int = 5) -> Compiled:
-    """Ten steps of replica exchange after a short warm-up."""
-    data = make_data(dim)
+    """Ten steps of replica exchange."""
     kernel = AnnealedLangevin(regression, num_temperatures=num_temperatures)
+    return ten_steps(kernel, dim)
+
+
+def ten_steps(kernel: MCMCKernel, dim: int) -> Compiled:
+    """Ten steps of a kernel after a short warm-up."""
+    data = make_data(dim)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=1, progress_bar=False)
     mcmc.warmup(jax.random.key(0), *data)
 
@@ -245,6 +258,15 @@ def main() -> None:
         lambda dim: population(8, dim),
         repeats,
     )
+    for kind in (ULA, MALA, AutoMALA, PCNL):
+        sweep(
+            report,
+            f"10 steps of {kind.__name__}",
+            "dimensions",
+            [5, 10] if quick else [5, 20, 80, 320],
+            lambda dim, kind=kind: ten_steps(kind(regression), dim),
+            repeats,
+        )
     devices(report, 1000 if quick else 20_000, repeats)
     report.save()
 

@@ -195,6 +195,9 @@ def describe_thumbnails(app, doctree, docname) -> None:
 
 def setup(app) -> None:
     """Connect what is defined here."""
+    # It names a file of MathJax and copies it, but does not declare that pages may be
+    # read in several processes all the same.
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
     app.connect("autodoc-process-signature", without_private)
     app.connect("source-read", without_folder)
     app.connect("source-read", with_notes)

@@ -52,12 +52,11 @@ def sample(
     dtype = table.log_normalizer.dtype
 
     def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        pair = folded_uniform(key, shape, dtype)
-        mass, upper = (jnp.moveaxis(a, -1, 0) for a in pair)
-        z = inversion.icdf_folded(table, parameters, mass, upper)
-        return jnp.moveaxis(_inside(z, ends), 0, -1)
+        mass, upper = folded_uniform(key, shape, dtype)
+        z = inversion.icdf_of_rows(table, parameters, mass, upper)
+        return _inside(z, tuple(jnp.expand_dims(end, -1) for end in ends))
 
-    return draw(key, invert, sample_shape, batch_shape)
+    return draw(key, invert, sample_shape, batch_shape, dtype)
 
 
 @jax.jit

@@ -24,7 +24,7 @@ from numpyro_kaem.series import evaluate, solve_cell
 from numpyro_kaem.tables import Table, row_index
 from numpyro_kaem.tangents import all_zero, instantiate, is_symbolic
 
-__all__ = ["icdf_folded", "select_rows"]
+__all__ = ["icdf_folded", "icdf_of_rows", "select_rows"]
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
@@ -158,11 +158,27 @@ def icdf_folded(
     shape = jnp.broadcast_shapes(mass.shape, upper.shape, batch_shape)
     rank = len(shape) - len(batch_shape)
     mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
-    # All points of a density one after another: its table stays in the fastest cache.
     mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
-    rows = (table.log_normalizer.size, math.prod(shape[:rank]))
+    z = icdf_of_rows(table, parameters, mass, upper)
+    return jnp.moveaxis(z, range(-rank, 0), range(rank))
+
+
+def icdf_of_rows(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    mass: jax.Array,
+    upper: jax.Array,
+) -> jax.Array:
+    """Do as :func:`icdf_folded`, with arrays of shape ``(*batch_shape, ...)``.
+
+    All points of a density lie one after another: its table stays in the fastest cache.
+    """
+    rows = (
+        table.log_normalizer.size,
+        math.prod(mass.shape[table.log_normalizer.ndim :]),
+    )
     z, _ = _invert(table, parameters, mass.reshape(rows), upper.reshape(rows))
-    return jnp.moveaxis(z.reshape(mass.shape), range(-rank, 0), range(rank))
+    return z.reshape(mass.shape)
 
 
 @jax.custom_jvp

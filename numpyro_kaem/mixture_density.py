@@ -117,7 +117,7 @@ def sample_component(
         low, high = (_at(end, prior_shape, row, dtype) for end in ends)
         return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
 
-    return draw(key, invert, sample_shape, batch_shape)
+    return draw(key, invert, sample_shape, batch_shape, dtype)
 
 
 def _at(

@@ -40,6 +40,7 @@ def draw(
     invert: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     sample_shape: tuple[int, ...],
     batch_shape: tuple[int, ...],
+    dtype: jnp.dtype,
 ) -> jax.Array:
     """Draw in chunks, so that no array but the result grows with the number of draws.
 
@@ -51,8 +52,8 @@ def draw(
         Makes draws of a given shape ``(*batch_shape, num_samples)`` from a key. All
         draws of one density lie side by side, so that its table stays in the fastest
         cache.
-    sample_shape, batch_shape
-        Shape of the draws.
+    sample_shape, batch_shape, dtype
+        Of the draws.
 
     Returns
     -------
@@ -67,11 +68,17 @@ def draw(
     def one_chunk(key: jax.Array) -> jax.Array:
         return invert(key, (*batch_shape, num_rows))
 
+    # Drawn in a loop of its own, whose end keeps the compiler from fusing the change of
+    # order into it: it would visit the densities in turn, draw by draw. The draws are
+    # carried by the loop rather than stacked: what is written into a part of an array
+    # is computed by one core only.
     def pair_of_chunks(key: jax.Array) -> jax.Array:
-        # Drawn in a loop of its own, whose end keeps the compiler from fusing the
-        # change of order into it: it would visit the densities in turn, draw by draw.
-        keys = jax.random.split(key)
-        return jnp.moveaxis(jax.lax.map(one_chunk, keys), -1, 1)
+        def step(pair: tuple, key: jax.Array) -> tuple:
+            return (pair[1], one_chunk(key)), None
+
+        empty = jnp.zeros((*batch_shape, num_rows), dtype)
+        pair, _ = jax.lax.scan(step, (empty, empty), jax.random.split(key))
+        return jnp.moveaxis(jnp.stack(pair), -1, 1)
 
     if num_samples <= num_rows:
         draws = jnp.moveaxis(invert(key, (*batch_shape, num_samples)), -1, 0)
