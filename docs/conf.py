@@ -151,6 +151,16 @@ def without_folder(app, docname, source) -> None:
         source[0] = text.replace(f"{HERE.parent}/", "")
 
 
+def spread_out(app, env, docnames) -> None:
+    """Order pages so that each process that reads some runs as much code as others."""
+    texts = {name: Path(env.doc2path(name)).read_text() for name in docnames}
+    runs = [name for name in docnames if "{code-cell}" in texts[name]]
+    reads = [name for name in docnames if name not in runs]
+    parts = ((part, i, name) for part in (runs, reads) for i, name in enumerate(part))
+    place = {name: (i + 0.5) / len(part) for part, i, name in parts}
+    docnames.sort(key=place.get)
+
+
 def with_notes(app, docname, source) -> None:
     """Say on the page of a tutorial in which form it ran, and what it imports."""
     if docname.startswith("tutorials/") and docname != "tutorials/index":
@@ -199,6 +209,7 @@ def setup(app) -> None:
     # read in several processes all the same.
     app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
     app.connect("autodoc-process-signature", without_private)
+    app.connect("env-before-read-docs", spread_out)
     app.connect("source-read", without_folder)
     app.connect("source-read", with_notes)
     app.connect("missing-reference", under_its_public_name)
