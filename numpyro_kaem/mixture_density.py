@@ -66,7 +66,7 @@ def tabulate(table: Table, log_weights: jax.Array) -> Table:
     )
     return Table(
         log_normalizer=jnp.zeros(below.shape[:-1], below.dtype),
-        powers=mix(table.powers),
+        powers=jax.vmap(mix)(table.powers),
         below=below,
         above=mix(table.above),
         edges=jnp.broadcast_to(table.edges[..., 0, :], below.shape),

@@ -118,6 +118,21 @@ def test_icdf_inverts_cdf(mixture):
     assert np.all(np.diff(z, axis=0) >= -2 * np.spacing(np.abs(z[1:])))
 
 
+@pytest.mark.parametrize("reference", [None, dist.Normal(jnp.full(3, 2.5), 0.8)])
+def test_weights_may_have_a_batch_that_the_components_have_not(reference, key):
+    prior = make(reference, batch_shape=()).prior
+    mixture = kaem.KAEMMixture(jnp.array([LOGITS, LOGITS[::-1]]), prior)
+    draws = mixture.sample(key, (50_000,))
+    assert draws.shape == (50_000, 2)
+    for row, logits in enumerate([LOGITS, LOGITS[::-1]]):
+        alone = kaem.KAEMMixture(jnp.asarray(logits), prior)
+        u = np.asarray(alone.cdf(draws[:, row]), float)
+        assert stats.kstest(u, "uniform").pvalue > 1e-4
+        quantiles = jnp.linspace(0.01, 0.99, 5)
+        together = mixture.icdf(quantiles[:, None])[:, row]
+        assert_close(together, np.asarray(alone.icdf(quantiles)), rtol=(1e-5, 1e-10))
+
+
 def test_ends_and_outside():
     mixture = make()
     assert_close(mixture.icdf(jnp.array([[0.0], [1.0]])), [[1.0] * 2, [5.0] * 2])
