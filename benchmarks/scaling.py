@@ -196,7 +196,7 @@ def main() -> None:
         "draws",
         [10**k for k in range(3, 5 if quick else 9)],
         draw,
-        3,
+        repeats,
     )
     components = [1, 10, 100] if quick else [1, 10, 100, 1000, 10_000]
     sweep(
@@ -254,7 +254,7 @@ def main() -> None:
         report,
         "10 steps of replica exchange at 8 temperatures",
         "dimensions",
-        [5, 10] if quick else [5, 20, 80],
+        [5, 10] if quick else [5, 20, 80, 320],
         lambda dim: population(8, dim),
         repeats,
     )
