@@ -75,7 +75,7 @@ def tabulate(num_components: int, num_basis: int = 20, refinement: int = 1) -> C
 
 
 def log_prob(num_basis: int, kind: type) -> Compiled:
-    """Log densities of a million points."""
+    """Log densities of a hundred thousand points."""
     basis = kind(LOW, HIGH, num_basis)
     energy = kaem.Energy.init(jax.random.key(0), basis, scale=1.5)
     prior = kaem.KAEMPrior(energy, refinement=1)

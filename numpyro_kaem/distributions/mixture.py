@@ -12,6 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density, mixture_density
+from numpyro_kaem.distributions.caching import made_once
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.references import ReferenceParameters
@@ -250,6 +251,10 @@ class KAEMMixture(dist.Distribution):
 
     def _own_table(self) -> Table | None:
         """Table of the mixture, if its components have their cells in common."""
+        parameters = (self.mixing_logits, self.prior.energy, self.prior._parameters)
+        return made_once(self, "_cached_table", parameters, self._make_table)
+
+    def _make_table(self) -> Table | None:
         prior = self.prior
         shapes = [prior._panels.edges.shape[1:]]
         if prior._parameters is not None:

@@ -14,13 +14,13 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density
+from numpyro_kaem.distributions.caching import made_once
 from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
-    concretely,
     is_concrete,
     support_bounds,
 )
@@ -215,17 +215,7 @@ class KAEMPrior(dist.Distribution):
         return is_concrete((self.energy, self._parameters))
 
     def _cached(self, name: str, make: Callable[[], Any]) -> Any:
-        """Value made once for concrete parameters, and in each use for traced ones."""
-        if name in self.__dict__:
-            return self.__dict__[name]
-        if not self._is_concrete:
-            return make()
-        with concretely():
-            value = make()
-        # Nothing of an outer trace may be kept beyond it.
-        if is_concrete(value):
-            self.__dict__[name] = value
-        return value
+        return made_once(self, name, (self.energy, self._parameters), make)
 
     @property
     def _panels(self) -> Panels:

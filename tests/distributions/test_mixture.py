@@ -118,6 +118,23 @@ def test_icdf_inverts_cdf(mixture):
     assert np.all(np.diff(z, axis=0) >= -2 * np.spacing(np.abs(z[1:])))
 
 
+def test_its_table_is_made_once_and_not_kept_of_a_trace(key):
+    mixture = make()
+
+    @jax.jit
+    def quantile(logits):
+        traced = kaem.KAEMMixture(logits, mixture.prior)
+        return traced.icdf(0.3), traced.sample(key)
+
+    first, _ = quantile(mixture.mixing_logits)
+    table = mixture._own_table()
+    assert mixture._own_table() is table
+    assert_close(first, np.asarray(mixture.icdf(0.3)), rtol=(1e-5, 1e-10))
+    # Other weights have another table.
+    second, _ = quantile(mixture.mixing_logits[::-1])
+    assert np.all(np.abs(second - first) > 1e-3)
+
+
 @pytest.mark.parametrize("reference", [None, dist.Normal(jnp.full(3, 2.5), 0.8)])
 def test_weights_may_have_a_batch_that_the_components_have_not(reference, key):
     prior = make(reference, batch_shape=()).prior
