@@ -16,7 +16,7 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.inversion import select_rows
+from numpyro_kaem.inversion import icdf_folded, icdf_of_rows
 from numpyro_kaem.panels import integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import ReferenceParameters, is_concrete
@@ -198,7 +198,7 @@ class UnitPosterior:
         q = jnp.asarray(q, dtype)[..., None]
         q = jnp.broadcast_to(q, (*q.shape[:-1], self.num_units))
         upper = q > 0.5
-        value = _invert(
+        value = _icdf_folded(
             self._table, self.prior._parameters, jnp.where(upper, 1 - q, q), upper
         )
         low, high = (jnp.asarray(end, dtype) for end in self.prior._ends)
@@ -290,19 +290,8 @@ def _table(
     return tabulate_integrand(values, units.panels)
 
 
-@jax.jit
-def _invert(
-    table: Table,
-    parameters: ReferenceParameters | None,
-    mass: jax.Array,
-    upper: jax.Array,
-) -> jax.Array:
-    count = table.log_normalizer.shape[0]
-    row = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mass.shape)
-    return select_rows(table, parameters, row, mass, upper)
-
-
 _masses = jax.jit(masses)
+_icdf_folded = jax.jit(icdf_folded)
 
 
 @partial(jax.jit, static_argnames="sample_shape")
@@ -316,6 +305,6 @@ def _sample(
 
     def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         mass, upper = folded_uniform(key, shape, dtype)
-        return _invert(table, parameters, mass.T, upper.T).T
+        return icdf_of_rows(table, parameters, mass, upper)
 
-    return draw(key, invert, sample_shape, table.log_normalizer.shape)
+    return draw(key, invert, sample_shape, table.log_normalizer.shape, dtype)
