@@ -79,10 +79,11 @@ docs: $(VENV)/.installed-docs ## build the documentation, its tutorials in their
 	@$(BIN)/python docs/_check.py docs/_build/html
 	@echo "documentation: file://$(CURDIR)/docs/_build/html/index.html"
 
-lint: $(VENV)/.installed-dev ## check style and spelling, change nothing
+lint: $(VENV)/.installed-dev ## check style, spelling and calls, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev ## fix style where it can be fixed by a program
 	$(BIN)/ruff check --fix .

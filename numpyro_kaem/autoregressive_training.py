@@ -81,7 +81,7 @@ def make_setting(
     ridge = np.where(design.used, (rough + RIDGE) / num_effective, 1.0)
     # Adam's steps have one size: rough energies shall take smaller ones.
     scale = jnp.asarray(1 / np.sqrt(1 + rough), dtype)
-    design = Design(*(jnp.asarray(part, dtype) for part in design[:3]), design.used)
+    design = design.to_jax(dtype)
     nodes = make_nodes(basis, parameters, (dim,), dtype)
     ridge = jnp.asarray(ridge, dtype)
     return Setting(on_unit_grid(basis), design, nodes, ridge, scale)

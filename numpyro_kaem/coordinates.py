@@ -35,6 +35,11 @@ class Design(NamedTuple):
     used: np.ndarray
     """Which coordinates there are, shape ``(num_features,)``."""
 
+    def to_jax(self, dtype: Any) -> "Design":
+        """Copy into JAX arrays, the numbers of the given type."""
+        parts = (jnp.asarray(part, dtype) for part in self[:3])
+        return Design(*parts, used=jnp.asarray(self.used))
+
 
 def make_design(basis: AbstractBasis, dtype: Any) -> Design:
     """Coordinates for a basis with concrete parameters, in float64 NumPy arrays."""

@@ -68,7 +68,9 @@ def _pair_change(
     """Change of both masses at fixed points with the parameters of the density."""
     primal = (table, parameters)
     tangent = instantiate(primal, (table_dot, parameters_dot))
-    return jax.jvp(lambda *args: masses(*args, z), primal, tangent)[1]
+    return jax.jvp(
+        lambda table, parameters: masses(table, parameters, z), primal, tangent
+    )[1]
 
 
 def masses(

@@ -136,9 +136,7 @@ def fit_columns(
     Fit
     """
     dtype = means.dtype
-    design = Design(
-        *(jnp.asarray(part, dtype) for part in design[:3]), jnp.asarray(design.used)
-    )
+    design = design.to_jax(dtype)
     num_columns = means.shape[0]
     # A negative one is to be chosen: a traced number, so that both are one program.
     penalty = -1.0 if penalty is None else penalty

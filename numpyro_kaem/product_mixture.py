@@ -95,11 +95,9 @@ def make_problem(
         log_reference = jnp.full(len(data), log_reference, dtype)
     else:
         log_reference = jnp.sum(log_density(parameters.build(), z), axis=-1)
-    design = make_design(basis, dtype)
-    design = Design(*(jnp.asarray(part, dtype) for part in design[:3]), design.used)
     return Problem(
         on_unit_grid(basis),
-        design,
+        make_design(basis, dtype).to_jax(dtype),
         make_nodes(basis, parameters, data.shape[1:], dtype),
         jnp.broadcast_to(basis.to_unit(z), data.shape),
         log_reference.astype(dtype),

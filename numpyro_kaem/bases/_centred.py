@@ -35,7 +35,8 @@ class AbstractCentredBasis(AbstractBasis):
 
     num_basis: int = eqx.field(static=True)
     """Number of centres."""
-    bandwidth: Float[Array, ""]
+    # The default is for type checkers, which take the fields for the arguments.
+    bandwidth: Float[Array, ""] = eqx.field(kw_only=True, default=1.0)
     """Width of the profile, in units of the spacing of the centres."""
 
     def __init__(

@@ -136,8 +136,8 @@ class KANDecoder(eqx.Module):
             RBF(-3.0, 3.0, 8) if basis is None else basis, len(hidden) + 1
         )
         self.layers = tuple(
-            KANLayer.init(key, *arguments, base_activation)
-            for key, *arguments in zip(
+            KANLayer.init(key, basis, num_inputs, num_outputs, base_activation)
+            for key, basis, num_inputs, num_outputs in zip(
                 jax.random.split(key, len(bases)),
                 bases,
                 sizes[:-1],

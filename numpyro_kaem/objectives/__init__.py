@@ -5,7 +5,7 @@
 import numpyro_kaem.infer  # noqa: F401
 from numpyro_kaem.objectives.amortised import AmortisedELBO
 from numpyro_kaem.objectives.checkpoints import Checkpoint
-from numpyro_kaem.objectives.fit import FitProgress, FitResult, fit
+from numpyro_kaem.objectives.fitting import FitProgress, FitResult, fit
 from numpyro_kaem.objectives.grid_update import GridUpdate
 from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
 from numpyro_kaem.objectives.langevin import LangevinMLE

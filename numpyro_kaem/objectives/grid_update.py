@@ -193,9 +193,14 @@ def _map_energies(
 
 def _bases_of(model: KAEM) -> list[AbstractBasis]:
     """List the bases whose grids can move, in a fixed order."""
-    found = []
+    found: list[AbstractBasis] = []
+
+    def note(energy: Energy) -> Energy:
+        found.append(energy.basis)
+        return energy
+
     if model.joint is None:
-        _map_energies(model.prior, lambda energy: found.append(energy.basis) or energy)
+        _map_energies(model.prior, note)
     if isinstance(model.decoder, KANDecoder):
         found.extend(layer.basis for layer in model.decoder.layers)
     return found
