@@ -32,8 +32,7 @@ def output_folder(script: str) -> Path:
 
 
 def quick_arguments(gallery_conf: dict, script_vars: dict) -> list[str]:
-    """Command line of the short form, of which compiling is the longer half."""
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    """Command line of the short form."""
     return ["--quick", *full_arguments(gallery_conf, script_vars)]
 
 

@@ -17,50 +17,12 @@ from tests.distributions.cases import (
     build,
     unit_energy,
 )
+from tests.distributions.normalizer_bars import (
+    check,
+    check_estimate,
+    relative_error,
+)
 from tests.helpers import assert_close
-
-# A third of the other pairs, every basis and every reference several times; all of them
-# with the option --all-pairs.
-OTHERS = [
-    pytest.param(basis, reference, marks=[pytest.mark.all_pairs] * ((i + j) % 3 != 0))
-    for i, basis in enumerate(BASES)
-    for j, reference in enumerate(REFERENCES)
-    if (basis, reference) not in DIAGONAL
-]
-
-
-# Where float32 misses a bar, and by how much.
-MISSES = {
-    ("chebyshev", "uniform"): "relative error 5.27e-6, bar 5.05e-6",
-    ("shannon", "beta-singular"): "estimate holds for .86 of energies, bar .9",
-    ("morlet", "beta-singular"): "estimate holds for .82 of energies, bar .9",
-}
-
-
-def relative_error(built):
-    difference = np.asarray(built.prior.log_normalizer, float)
-    return np.abs(np.expm1(difference - built.oracle.log_normalizer))
-
-
-def check(error, built, x64):
-    if x64:
-        bar = 1e-8 if built.reference.singular else 1e-11
-    else:
-        bar = 5e-6 + built.reference_error
-    assert error.max() <= bar
-
-
-def check_estimate(error, built):
-    """The library's own estimate of the error: whether it holds, for each energy.
-
-    At a singular end the mass comes from the reference's own ``cdf``, with its error.
-    """
-    estimate = np.asarray(built.prior.quadrature_error, float)
-    if built.reference.singular:
-        error = np.maximum(error - built.reference_error, 0)
-    eps = np.finfo(built.dtype).eps
-    assert np.all(estimate <= 1e4 * np.maximum(error, eps))
-    return estimate >= np.maximum(error, eps)
 
 
 @pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
@@ -75,19 +37,6 @@ def test_quadrature_error_holds():
         built = build(basis, reference)
         holds.append(check_estimate(relative_error(built), built))
     assert np.mean(holds) >= 0.95
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("basis", "reference"), OTHERS)
-def test_normalizer_of_pairs(basis, reference, x64, request):
-    if not x64 and (basis, reference) in MISSES:
-        reason = MISSES[basis, reference]
-        # Not strict: the miss is by rounding, which differs between processors.
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
-    built = build.__wrapped__(basis, reference)
-    error = relative_error(built)
-    check(error, built, x64)
-    assert np.mean(check_estimate(error, built)) >= 0.9
 
 
 @pytest.mark.parametrize(
