@@ -112,8 +112,8 @@ def run_nuts(units, seed: int, quick: bool) -> MCMC:
     """Chains of NUTS, four or in a quick run two."""
     mcmc = MCMC(
         NUTS(model, dense_mass=True),
-        num_warmup=200 if quick else 500,
-        num_samples=200 if quick else 500,
+        num_warmup=100 if quick else 500,
+        num_samples=100 if quick else 500,
         num_chains=2 if quick else 4,
         chain_method="vectorized",
     )
