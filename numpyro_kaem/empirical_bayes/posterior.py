@@ -1,11 +1,12 @@
 """The posterior of every unit's latent value under one prior."""
 
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from numpyro_kaem import density
 from numpyro_kaem.distribution_function import masses
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
@@ -16,11 +17,9 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.inversion import icdf_folded, icdf_of_rows
 from numpyro_kaem.panels import integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.references import ReferenceParameters, is_concrete
-from numpyro_kaem.sampling import draw, folded_uniform
 from numpyro_kaem.tables import Table, tabulate_integrand
 
 __all__ = ["UnitPosterior", "unit_posterior"]
@@ -198,7 +197,7 @@ class UnitPosterior:
         q = jnp.asarray(q, dtype)[..., None]
         q = jnp.broadcast_to(q, (*q.shape[:-1], self.num_units))
         upper = q > 0.5
-        value = _icdf_folded(
+        value = density.icdf_folded(
             self._table, self.prior._parameters, jnp.where(upper, 1 - q, q), upper
         )
         low, high = (jnp.asarray(end, dtype) for end in self.prior._ends)
@@ -237,7 +236,10 @@ class UnitPosterior:
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Independent posterior draws, shape ``(*sample_shape, num_units)``."""
-        return _sample(self._table, self.prior._parameters, key, sample_shape)
+        prior = self.prior
+        return density.sample(
+            self._table, prior._parameters, prior._ends, key, sample_shape
+        )
 
 
 @jax.jit
@@ -291,20 +293,3 @@ def _table(
 
 
 _masses = jax.jit(masses)
-_icdf_folded = jax.jit(icdf_folded)
-
-
-@partial(jax.jit, static_argnames="sample_shape")
-def _sample(
-    table: Table,
-    parameters: ReferenceParameters | None,
-    key: jax.Array,
-    sample_shape: tuple[int, ...],
-) -> jax.Array:
-    dtype = table.log_normalizer.dtype
-
-    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        mass, upper = folded_uniform(key, shape, dtype)
-        return icdf_of_rows(table, parameters, mass, upper)
-
-    return draw(key, invert, sample_shape, table.log_normalizer.shape, dtype)
