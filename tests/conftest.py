@@ -30,16 +30,16 @@ matplotlib.use("Agg")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--all-pairs",
+        "--long",
         action="store_true",
-        help="test the normaliser of every basis with every reference",
+        help="run also what takes minutes, and all of many alike",
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--all-pairs"):
+    if config.getoption("--long"):
         return
-    left_out = [item for item in items if item.get_closest_marker("all_pairs")]
+    left_out = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
 

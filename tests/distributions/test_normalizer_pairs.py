@@ -16,9 +16,9 @@ from tests.distributions.normalizer_bars import (
 )
 
 # A third of the other pairs, every basis and every reference several times; all of them
-# with the option --all-pairs.
+# with the option --long.
 OTHERS = [
-    pytest.param(basis, reference, marks=[pytest.mark.all_pairs] * ((i + j) % 3 != 0))
+    pytest.param(basis, reference, marks=[pytest.mark.long] * ((i + j) % 3 != 0))
     for i, basis in enumerate(BASES)
     for j, reference in enumerate(REFERENCES)
     if (basis, reference) not in DIAGONAL
