@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from numpyro_kaem._version import __version__
+from numpyro_kaem.backend import avoid_wrong_sums
 from numpyro_kaem.bases import (
     RBF,
     RSWAF,
@@ -40,6 +41,8 @@ from numpyro_kaem.symbolic import (
     summarize_prior,
     symbolic,
 )
+
+avoid_wrong_sums()
 
 if TYPE_CHECKING:
     from numpyro_kaem import datasets, infer

@@ -177,7 +177,7 @@ def _of_all(edges: jax.Array, values: Integrand) -> jax.Array:
 
 def _cell_edges(edges: jax.Array) -> jax.Array:
     """Edges of equal cells, among which those of the panels are unchanged."""
-    parts = jnp.arange(CELLS_PER_PANEL, dtype=edges.dtype) / CELLS_PER_PANEL
+    parts = jnp.arange(CELLS_PER_PANEL).astype(edges.dtype) / CELLS_PER_PANEL
     parts = parts.reshape(-1, *(1,) * (edges.ndim - 1))
     inner = edges[:-1, None] + parts * jnp.diff(edges, axis=0)[:, None]
     # Counted, not inferred: an empty batch leaves nothing to infer from.

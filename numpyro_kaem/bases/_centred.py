@@ -6,7 +6,6 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.backend import on_accelerator
@@ -69,7 +68,7 @@ class AbstractCentredBasis(AbstractBasis):
         """Features at ``s`` in [0, 1], shape ``s.shape + (num_basis,)``."""
         s = as_float(s)
         position, centres = self._in_spacings(s)
-        centres = with_ndim(jnp.asarray(centres, s.dtype), s.ndim + 1)
+        centres = with_ndim(centres, s.ndim + 1)
         distance = jnp.expand_dims(position, -1) - centres
         # Built as a scalar, but a transformation of the tree may have given the leaf a
         # batch, which then broadcasts against s.
@@ -101,15 +100,16 @@ class AbstractCentredBasis(AbstractBasis):
             profile = self.profile((position - centre) / bandwidth)
             return total + coefficient * profile, None
 
-        terms = jnp.asarray(centres, s.dtype), jnp.moveaxis(coefficients, -1, 0)
+        terms = centres, jnp.moveaxis(coefficients, -1, 0)
         zero = jnp.zeros(shape, jnp.result_type(s, coefficients))
         return jax.lax.scan(add, zero, terms, unroll=on_accelerator())[0]
 
-    def _in_spacings(self, s: Float[Array, "..."]) -> tuple[Array, np.ndarray]:
+    def _in_spacings(self, s: Float[Array, "..."]) -> tuple[Array, Array]:
         """``s`` and the centres, in units of the spacing of the centres.
 
         The centres are integers there, which no format rounds.
         """
         if self.num_basis == 1:
-            return s, np.full(1, 0.5)
-        return s * (self.num_basis - 1), np.arange(self.num_basis)
+            return s, jnp.full(1, 0.5, s.dtype)
+        # Counted in integers: see `avoid_wrong_sums` for sums over floats 0, 1, ....
+        return s * (self.num_basis - 1), jnp.arange(self.num_basis).astype(s.dtype)

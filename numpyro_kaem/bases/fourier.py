@@ -4,7 +4,6 @@ import math
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.bases._base import (
@@ -90,7 +89,7 @@ class Fourier(AbstractBasis):
     ) -> Float[Array, " *shape features"]:
         """Features at ``s`` in [0, 1], shape ``s.shape + (2 * num_frequencies,)``."""
         s = as_float(s)
-        frequencies = jnp.asarray(np.arange(1, self.num_frequencies + 1), s.dtype)
+        frequencies = jnp.arange(1, self.num_frequencies + 1).astype(s.dtype)
         position = jnp.expand_dims(s, -1)
         angles = math.pi * (position * with_ndim(frequencies, s.ndim + 1))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -47,7 +47,7 @@ def stratified(
 ) -> jax.Array:
     """One choice from each of ``num_samples`` equal parts, in ascending order."""
     uniforms = jax.random.uniform(rng_key, (num_samples,), log_weights.dtype)
-    parts = jnp.arange(num_samples, dtype=log_weights.dtype)
+    parts = jnp.arange(num_samples).astype(log_weights.dtype)
     return _select(log_weights, (parts + uniforms) / num_samples)
 
 
@@ -56,7 +56,7 @@ def systematic(
 ) -> jax.Array:
     """Choices at equal distances from one random start, in ascending order."""
     uniform = jax.random.uniform(rng_key, (), log_weights.dtype)
-    parts = jnp.arange(num_samples, dtype=log_weights.dtype)
+    parts = jnp.arange(num_samples).astype(log_weights.dtype)
     return _select(log_weights, (parts + uniform) / num_samples)
 
 

@@ -15,12 +15,10 @@ from tests.distributions.normalizer_bars import (
     relative_error,
 )
 
-# A third of the other pairs, every basis and every reference several times; all of them
-# with the option --long.
 OTHERS = [
-    pytest.param(basis, reference, marks=[pytest.mark.long] * ((i + j) % 3 != 0))
-    for i, basis in enumerate(BASES)
-    for j, reference in enumerate(REFERENCES)
+    (basis, reference)
+    for basis in BASES
+    for reference in REFERENCES
     if (basis, reference) not in DIAGONAL
 ]
 
@@ -33,7 +31,7 @@ MISSES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("basis", "reference"), OTHERS)
 def test_normalizer_of_pairs(basis, reference, x64, request):
     if not x64 and (basis, reference) in MISSES:
