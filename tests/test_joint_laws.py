@@ -39,7 +39,10 @@ def accepted(log_prob, low, high, rng, count):
     return points[:count]
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(law, marks=[pytest.mark.long] * (i > 0)) for i, law in enumerate(LAWS)],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_reaches_the_truth(name, form, key):
     rng = np.random.default_rng(1)

@@ -74,7 +74,9 @@ def sample_posterior(model, key, x):
     ("model", "quantities"),
     [
         (marginal_model, ("scale", "log_density")),
-        (joint_model, ("scale", "log_density", "z")),
+        pytest.param(
+            joint_model, ("scale", "log_density", "z"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_ranks_are_uniform(model, quantities):
