@@ -41,6 +41,7 @@ def fit_autoregressive(
     num_steps: int = 2000,
     batch_size: int = 256,
     learning_rate: float = 1e-2,
+    rounding: ArrayLike | str | None = None,
 ) -> AutoregressiveKAEMPrior:
     r"""Fit a joint density to samples: one conditional density a dimension.
 
@@ -88,6 +89,9 @@ def fit_autoregressive(
         Samples a step, drawn with replacement in proportion to their weights.
     learning_rate
         Rate of the first step, which falls to zero by a cosine.
+    rounding
+        Spacing of rounded samples, broadcasting to ``(dim,)``, as for
+        :func:`fit_density`. Here they are spread over their intervals at random.
 
     Returns
     -------
@@ -106,7 +110,7 @@ def fit_autoregressive(
     Warns
     -----
     UserWarning
-        If no network is better on the samples held out than independent densities,
+        If rounding is found; if no network is better on the samples held out than independent densities,
         which are then returned.
 
     Notes
@@ -162,6 +166,7 @@ def fit_autoregressive(
     learning_rate = as_positive("learning_rate", learning_rate)
     rng = generator_of(rng_key)
     key = jax.random.key(0) if rng_key is None else rng_key
+    data = spread_at_random(data, shares, support, reference, rounding, rng)
     left_out = np.zeros(len(data), bool)
     left_out[rng.permutation(used)[: max(1, int(_HELD_OUT * len(used)))]] = True
     # Samples held out have no part in the grid and the start either.

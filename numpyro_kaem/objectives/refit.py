@@ -130,6 +130,7 @@ def refit_prior(
         Whether a mixture starts from ``prior``, and not from clusters of the draws.
     options
         For :func:`fit_density`, :func:`fit_mixture` or :func:`fit_autoregressive`.
+        Draws are exact, so that ``rounding`` is ``"none"`` unless it is given.
 
     Returns
     -------
@@ -175,6 +176,7 @@ def refit_prior(
             f"draws must have shape {expected}, those of the prior, got {draws.shape}."
         )
     rng_key = jax.random.key(0) if rng_key is None else rng_key
+    options = {"rounding": "none"} | options
     if isinstance(law, KAEMPrior):
         fitted = _fit_independent(law, draws, options)
     elif isinstance(law, dist.MixtureSameFamily):
