@@ -19,6 +19,7 @@ from numpyro_kaem.marginals import (
     check_joint,
     fit_marginals,
     generator_of,
+    spread_at_random,
 )
 
 __all__ = ["fit_autoregressive"]
@@ -110,8 +111,8 @@ def fit_autoregressive(
     Warns
     -----
     UserWarning
-        If rounding is found; if no network is better on the samples held out than independent densities,
-        which are then returned.
+        If rounding is found; if no network is better on the samples held out than
+        independent densities, which are then returned.
 
     Notes
     -----

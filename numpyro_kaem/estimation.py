@@ -240,11 +240,15 @@ def fit_density(
         return f" in column {place}" if place else ""
 
     def fit(basis: AbstractBasis) -> Fit:
+        shape = (position.shape[1], basis.num_features)
+        means = jnp.asarray(np.zeros(shape, dtype))
+        if np.any(exact):
+            means = mean_features(basis, position, jnp.asarray(exact, dtype))
         return fit_columns(
             basis,
             make_design(basis, dtype),
             nodes,
-            mean_features(basis, position, jnp.asarray(exact, dtype)),
+            means,
             jnp.asarray(num_effective, dtype),
             penalty,
             cells=cells,

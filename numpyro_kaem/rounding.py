@@ -147,7 +147,14 @@ def _widths_of(samples: np.ndarray) -> tuple[np.ndarray, float]:
         finer = on_lattice(alone, spacing / _PARTS[:, None]).mean(axis=1)
         if finer.max() > 0.9:
             spacing = spacing / _PARTS[np.argmax(finer > 0.9)]
-    widths = np.where(on_lattice(values, spacing), spacing, 0)[place]
+    on = on_lattice(values, spacing)
+    widths = np.where(on, spacing, 0)
+    # Ties between the lattice and an end, where values were cut off.
+    right = np.clip(np.searchsorted(values[on], values), 1, on.sum() - 1)
+    gap = np.abs(values - values[on][[right - 1, right]]).min(axis=0) - spacing / 2
+    cut_off = tied & ~on & (gap > 1e-3 * spacing)
+    widths[cut_off] = 2 * np.minimum(gap[cut_off], spacing / 2)
+    widths = widths[place]
     return (widths, spacing) if np.mean(widths > 0) >= _FEWEST_TIES else none
 
 
