@@ -111,8 +111,9 @@ def fit_autoregressive(
     Warns
     -----
     UserWarning
-        If rounding is found; if no network is better on the samples held out than
-        independent densities, which are then returned.
+        If there are few samples of many dimensions; if rounding is found; if no network
+        is better on the samples held out than independent densities, which are then
+        returned.
 
     Notes
     -----

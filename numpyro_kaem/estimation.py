@@ -16,6 +16,7 @@ from numpyro_kaem.coordinates import make_design
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation_checks import (
+    as_chains,
     as_penalty,
     as_samples,
     as_shares,
@@ -79,7 +80,8 @@ def fit_density(
     ----------
     samples
         Samples :math:`x`, shape ``(n,)`` for one density, or ``(n, *batch_shape)`` for
-        one density a column; finite and concrete.
+        one density a column; finite and concrete. Integers and objects of pandas are
+        converted, by position; masked entries are refused.
     basis
         Features :math:`\phi`, with their grid. ``None`` takes cubic B-splines (24,
         40 or 60 for ``n`` below 300, below 10,000 and from there) on a grid that covers
@@ -226,7 +228,7 @@ def fit_density(
             "only the marginals are kept: one density is fitted to each of the "
             f"{data.size // len(data)} columns of samples, which are then independent. "
             "Fit a joint form, such as a mixture of products or an autoregressive "
-            "density, to keep their dependence.",
+            f"density, to keep their dependence. {as_chains(data.shape, 'columns')}",
             UserWarning,
             stacklevel=2,
         )

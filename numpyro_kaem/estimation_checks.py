@@ -1,6 +1,7 @@
 """Checks and conversions of the arguments of a fit to samples."""
 
 import warnings
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,9 @@ from numpyro_kaem.references import (
 )
 
 __all__ = [
+    "as_chains",
     "as_penalty",
+    "as_real",
     "as_samples",
     "as_shares",
     "check_agreement",
@@ -41,14 +44,24 @@ def as_real(name: str, value: Any) -> np.ndarray:
     TypeError
         If it is not real numbers.
     ValueError
-        If it is ragged.
+        If it is ragged, or has masked entries.
     """
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} must have no masked entries, got {np.ma.count_masked(value)}: "
+            "leave them out, or give those samples any value and the weight 0."
+        )
     try:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name} must be a rectangular array of numbers.") from None
+    if array.dtype == object and all(isinstance(x, Real) for x in array.flat):
+        array = array.astype(float)
     if array.dtype.kind not in "iuf" and array.dtype != jnp.bfloat16:
-        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
+        missing = "; drop missing values" if array.dtype == object else ""
+        raise TypeError(
+            f"{name} must be real numbers, got dtype {array.dtype}{missing}."
+        )
     return array.astype(float)
 
 
@@ -115,6 +128,25 @@ def as_shares(weights: Any, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     w = w / w.max(0)
     shares = w / w.sum(0)
     return shares, np.broadcast_to(1 / np.square(shares).sum(0), batch_shape)
+
+
+def as_chains(shape: tuple[int, ...], width: str) -> str:
+    """Say that samples may be chains of draws, where rows are few and columns many.
+
+    Parameters
+    ----------
+    shape
+        Of the samples.
+    width
+        What the second axis stands for.
+    """
+    if len(shape) != 2 or shape[0] > 16 or shape[1] < 10 * shape[0]:
+        return ""
+    return (
+        f"samples of shape {shape} are {shape[0]} samples of {shape[1]} {width}; if "
+        "they are chains of draws, pass samples.reshape(-1), and if columns are the "
+        "samples, samples.T."
+    )
 
 
 def as_penalty(penalty: Any, batch_shape: tuple[int, ...]) -> np.ndarray | None:

@@ -8,7 +8,12 @@ import numpy as np
 
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.estimation import fit_density
-from numpyro_kaem.estimation_checks import as_samples, as_shares, support_ends
+from numpyro_kaem.estimation_checks import (
+    as_chains,
+    as_samples,
+    as_shares,
+    support_ends,
+)
 from numpyro_kaem.references import is_concrete
 from numpyro_kaem.rounding import as_widths, spread
 
@@ -58,6 +63,11 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
     ValueError
         If samples or weights have another shape, are not finite, or if weights are
         negative or all zero.
+
+    Warns
+    -----
+    UserWarning
+        If there are few samples of many dimensions.
     """
     if not is_concrete((samples, weights, *others)):
         raise TypeError(
@@ -68,8 +78,12 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
     if data.ndim != 2:
         raise ValueError(
             f"samples must have shape (n, dim), got {data.shape}; for one dimension "
-            "pass samples[:, None], or use fit_density."
+            "pass samples[:, None], or use fit_density, and for chains of draws "
+            "samples.reshape(-1, dim)."
         )
+    chains = as_chains(data.shape, "dimensions")
+    if chains:
+        warnings.warn(chains, UserWarning, stacklevel=3)
     if weights is not None and np.shape(weights) != data.shape[:1]:
         raise ValueError(
             f"weights must have shape ({len(data)},), one for each sample, got "

@@ -141,8 +141,9 @@ def fit_mixture(
     Warns
     -----
     UserWarning
-        If rounding is found; if iterations reach ``max_steps``; if components are left
-        without samples, and so out of the mixture.
+        If there are few samples of many dimensions; if rounding is found; if iterations
+        reach ``max_steps``; if components are left without samples, and so out of the
+        mixture.
 
     Notes
     -----

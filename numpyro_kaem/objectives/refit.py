@@ -168,7 +168,7 @@ def refit_prior(
     law, num_events = prior, 0
     while isinstance(law, dist.Independent):
         law, num_events = law.base_dist, num_events + law.reinterpreted_batch_ndims
-    draws = np.asarray(draws)
+    draws = np.asanyarray(draws)
     shape = prior.shape()
     if draws.ndim != 2 or draws.shape[1:] != shape:
         expected = f"(num_draws, {', '.join(map(str, shape))})"
