@@ -21,6 +21,7 @@ from numpyro_kaem.marginals import (
     generator_of,
     spread_at_random,
 )
+from numpyro_kaem.rounding import coarse
 
 __all__ = ["fit_autoregressive"]
 
@@ -168,13 +169,14 @@ def fit_autoregressive(
     learning_rate = as_positive("learning_rate", learning_rate)
     rng = generator_of(rng_key)
     key = jax.random.key(0) if rng_key is None else rng_key
-    data = spread_at_random(data, shares, support, reference, rounding, rng)
+    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     left_out = np.zeros(len(data), bool)
     left_out[rng.permutation(used)[: max(1, int(_HELD_OUT * len(used)))]] = True
     # Samples held out have no part in the grid and the start either.
     kept = Samples(data, np.where(left_out, 0, shares), num_effective)
     marginal = fit_marginals(kept, basis, reference, support=support)
     basis = marginal.energy.basis
+    coarse(widths, basis, rounding)
     conditioner = MaskedConditioner(key, dim, basis.num_features, width, depth)
     num_kept = num_effective * float(kept.shares.sum())
     trained = train(

@@ -31,7 +31,7 @@ from numpyro_kaem.estimation_checks import (
 from numpyro_kaem.exponential_family import Fit, fit_columns, mean_features
 from numpyro_kaem.reference_nodes import make_cell_nodes, make_nodes
 from numpyro_kaem.references import ReferenceParameters, is_concrete
-from numpyro_kaem.rounding import as_widths, cell_ends, spread
+from numpyro_kaem.rounding import as_widths, cell_ends, coarse, spread
 
 __all__ = ["choose_parts", "fit_density"]
 
@@ -43,8 +43,6 @@ _MARGIN = 0.2
 _REACH = 2.0
 # Number of B-splines for samples fewer than so many.
 _NUM_BASIS = ((300, 24), (10_000, 40), (np.inf, 60))
-# Rounding to less than this share of the grid a feature is left alone.
-_FINEST_ROUNDING = 0.25
 # Parts of the panels, until they resolve the fit.
 _REFINEMENTS = (1, 4, 16)
 _BANDWIDTHS = 2.0 ** np.linspace(-1.0, 2.0, 13)
@@ -219,9 +217,7 @@ def fit_density(
     basis, reference, parameters = choose_parts(
         spread(data, widths, ends), shares, basis, reference, support
     )
-    # Finer rounding is far below what the features resolve.
-    size = (np.asarray(basis.high) - np.asarray(basis.low)) / basis.num_features
-    widths = np.where(widths >= _FINEST_ROUNDING * size, widths, 0)
+    widths = coarse(widths, basis, rounding)
     dtype = jnp.zeros(()).dtype
     if data.size > len(data):
         warnings.warn(

@@ -100,8 +100,10 @@ def spread_at_random(
     reference: Any,
     rounding: Any,
     rng: np.random.Generator,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Spread rounded samples over the intervals that they stand for.
+
+    The caller tells what was found, by :func:`coarse`, once there is a basis.
 
     Parameters
     ----------
@@ -114,11 +116,12 @@ def spread_at_random(
 
     Returns
     -------
-    ndarray
+    tuple
+        Samples, and the widths of their intervals.
     """
-    widths = as_widths(rounding, data, shares[:, None], stacklevel=4)
+    widths = as_widths(rounding, data, shares[:, None])
     ends = support_ends(support, reference, data.shape[1:])
-    return spread(data, widths, ends, rng)
+    return spread(data, widths, ends, rng), widths
 
 
 def fit_marginals(samples: Samples, *args: Any, **options: Any) -> KAEMPrior:

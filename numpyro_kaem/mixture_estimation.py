@@ -33,6 +33,7 @@ from numpyro_kaem.product_mixture import (
     held_out,
     make_problem,
 )
+from numpyro_kaem.rounding import coarse
 
 __all__ = ["fit_mixture"]
 
@@ -216,10 +217,11 @@ def fit_mixture(
     if start is not None and basis is None:
         basis = _energy_of(start).basis
     rng = generator_of(rng_key)
-    data = spread_at_random(data, shares, support, reference, rounding, rng)
+    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     basis, reference, parameters = choose_parts(
         data, shares[:, None], basis, reference, support
     )
+    coarse(widths, basis, rounding)
     problem = make_problem(basis, parameters, data, shares, num_effective)
     options = (rng, data, penalty, pseudo_count, num_starts, max_steps, tolerance)
     if start is not None:

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.estimation_checks import as_real
 
-__all__ = ["as_widths", "cell_ends", "spread"]
+__all__ = ["as_widths", "cell_ends", "coarse", "spread"]
 
 # Share of tied samples below which they count as exact.
 _FEWEST_TIES = 0.05
+# Share of the grid a feature below which rounding is left alone.
+_FINEST = 0.25
 # Tied values that are searched for a spacing, and parts of a gap that it may be.
 _MOST_VALUES = 64
 _PARTS = np.arange(1, 13)
@@ -18,9 +21,7 @@ _PARTS = np.arange(1, 13)
 _TOLERANCE = 1e-7
 
 
-def as_widths(
-    rounding: Any, data: np.ndarray, shares: np.ndarray, stacklevel: int = 3
-) -> np.ndarray:
+def as_widths(rounding: Any, data: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Find the width of the cell that each sample stands for.
 
     Parameters
@@ -32,8 +33,6 @@ def as_widths(
         Samples, shape ``(n, *batch_shape)``.
     shares
         Weights that broadcast to it.
-    stacklevel
-        Of the warning.
 
     Returns
     -------
@@ -46,11 +45,6 @@ def as_widths(
         If a spacing is not a real number.
     ValueError
         If it is negative or not finite, or does not broadcast.
-
-    Warns
-    -----
-    UserWarning
-        If rounding is found.
     """
     batch_shape = data.shape[1:]
     if isinstance(rounding, str):
@@ -77,36 +71,69 @@ def as_widths(
     used = np.broadcast_to(shares > 0, data.shape).reshape(columns.shape)
     ordered = np.sort(columns, axis=0)
     tied = np.count_nonzero(ordered[1:] == ordered[:-1], axis=0)
-    widths, found = np.zeros(()), []
+    widths = np.zeros(())
     # A group of two tied samples counts once: half of the share is enough.
     for column in np.flatnonzero(tied >= 0.5 * _FEWEST_TIES * len(data)):
         inside = used[:, column]
-        of_column, spacing = _widths_of(columns[inside, column])
-        if spacing > 0:
-            if not widths.ndim:
-                widths = np.zeros(columns.shape)
+        of_column = _widths_of(columns[inside, column])
+        if np.any(of_column):
+            widths = widths if widths.ndim else np.zeros(columns.shape)
             widths[inside, column] = of_column
-            found.append((column, spacing, np.mean(of_column > 0)))
-    if not found:
-        return widths
-    column, spacing, share = found[0]
-    place = tuple(int(i) for i in np.unravel_index(column, batch_shape))
-    of = f" of column {place}" if batch_shape else ""
-    more = f", and those of {len(found) - 1} more columns" if len(found) > 1 else ""
-    warnings.warn(
-        f"{share:.0%} of the samples{of} are tied at a spacing of {spacing:.6g}{more}: "
-        f"they are taken as rounded, each for an interval of that width. Pass rounding="
-        f'{spacing:.6g} to say so, or rounding="none" if they are exact.',
-        UserWarning,
-        stacklevel=stacklevel + 1,
-    )
-    return widths.reshape(data.shape)
+    return widths.reshape(data.shape) if widths.ndim else widths
 
 
-def _widths_of(samples: np.ndarray) -> tuple[np.ndarray, float]:
-    """Widths of the cells of one column, and the spacing; 0 where there is none."""
+def coarse(
+    widths: np.ndarray, basis: AbstractBasis, rounding: Any, stacklevel: int = 3
+) -> np.ndarray:
+    """Take as exact what is rounded more finely than features tell.
+
+    Parameters
+    ----------
+    widths
+        Those of the cells of samples, from :func:`as_widths`.
+    basis
+        Features.
+    rounding
+        As of :func:`as_widths`: if it is ``None`` what remains is told.
+    stacklevel
+        Of the warning.
+
+    Returns
+    -------
+    ndarray
+        Widths, some of them 0.
+
+    Warns
+    -----
+    UserWarning
+        If rounding was found.
+    """
+    size = (np.asarray(basis.high) - np.asarray(basis.low)) / basis.num_features
+    widths = np.where(widths >= _FINEST * size, widths, 0)
+    if rounding is None and np.any(widths > 0):
+        columns = widths.reshape(len(widths), -1)
+        rounded = np.flatnonzero(np.any(columns > 0, axis=0))
+        column = columns[:, rounded[0]]
+        spacing, share = np.median(column[column > 0]), np.mean(column > 0)
+        place = np.unravel_index(rounded[0], widths.shape[1:])
+        of = f" of column {tuple(map(int, place))}" if place else ""
+        others = len(rounded) - 1
+        more = f", and those of {others} more columns" if others else ""
+        warnings.warn(
+            f"{share:.0%} of the samples{of} are at values of one spacing, "
+            f"{spacing:.6g}, with many ties{more}: they are taken as rounded, each for "
+            f"an interval of that width. Pass rounding={spacing:.6g} to say so, or "
+            'rounding="none" if they are exact.',
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return widths
+
+
+def _widths_of(samples: np.ndarray) -> np.ndarray:
+    """Widths of the cells of one column; 0 where there is none."""
     values, place, counts = np.unique(samples, return_inverse=True, return_counts=True)
-    none = np.zeros(len(samples)), 0.0
+    none = np.zeros(len(samples))
     tied = counts > 1
     share = counts[tied].sum() / len(samples)
     # Any two values have a spacing: two among exact ones are heaps of their own.
@@ -155,7 +182,7 @@ def _widths_of(samples: np.ndarray) -> tuple[np.ndarray, float]:
     cut_off = tied & ~on & (gap > 1e-3 * spacing)
     widths[cut_off] = 2 * np.minimum(gap[cut_off], spacing / 2)
     widths = widths[place]
-    return (widths, spacing) if np.mean(widths > 0) >= _FEWEST_TIES else none
+    return widths if np.mean(widths > 0) >= _FEWEST_TIES else none
 
 
 def cell_ends(
