@@ -154,8 +154,8 @@ def fit_density(
       derivatives were better than second ones for Normal and skewed shapes.
     - **Rounding.** Most samples are rounded: ratings, ages, counts, prices. It is found
       where a twentieth of the samples or more are tied at values of one spacing; others
-      count as exact. Intervals finer than a quarter of the grid a feature are taken as
-      exact, because no feature tells. The standard deviation is that before rounding,
+      count as exact. Samples of intervals finer than a quarter of the grid a
+      feature are spread evenly over these, because no feature tells. The standard deviation is that before rounding,
       which Sheppard's correction approximates by :math:`\sqrt{s^2 - \delta^2 / 12}`.
       Ties at values of no one spacing, as of resampled or rejected draws, are exact.
       Maxima of likelihoods of intervals need not be unique; the search goes from smooth
@@ -214,9 +214,8 @@ def fit_density(
             "fit_bandwidth needs a basis with a bandwidth, such as numpyro_kaem.RBF, "
             f"got {type(basis).__name__}."
         )
-    basis, reference, parameters = choose_parts(
-        spread(data, widths, ends), shares, basis, reference, support
-    )
+    even = spread(data, widths, ends)
+    basis, reference, parameters = choose_parts(even, shares, basis, reference, support)
     widths = coarse(widths, basis, rounding)
     dtype = jnp.zeros(()).dtype
     if data.size > len(data):
@@ -230,7 +229,7 @@ def fit_density(
         )
 
     num_effective = num_effective.reshape(-1)
-    position = basis.to_unit(jnp.asarray(data, dtype)).reshape(len(data), -1)
+    position = basis.to_unit(jnp.asarray(even, dtype)).reshape(len(data), -1)
     shares_of = shares.reshape(len(data), -1)
 
     def name(column: int) -> str:

@@ -38,6 +38,10 @@ _MAX_HALVINGS = 25
 _CHUNK = 2_000_000
 # Relative error of a normaliser above which it is none.
 _LARGEST_ERROR = 1e-4
+# Change of the energy within a panel that a node resolves.
+_STEEPEST = 2.5
+# Log mass below which a panel counts as empty.
+_LEAST_MASS = -30.0
 
 _product = partial(jnp.matmul, precision="highest")
 
@@ -257,7 +261,7 @@ def _fit_column(
         evidence = _evidence(problem, ridge, theta)
         resolved = _is_resolved(problem, theta)
         path = path.at[step].set(theta, mode="drop")
-        usable = jnp.isfinite(evidence) & resolved
+        usable = jnp.isfinite(evidence) & resolved & converged
         path_evidence = path_evidence.at[step].set(
             jnp.where(usable, evidence, -jnp.inf), mode="drop"
         )
@@ -300,13 +304,23 @@ def _log_masses(problem: _Column, theta: jax.Array) -> jax.Array:
 
 
 def _is_resolved(problem: _Column, theta: jax.Array) -> jax.Array:
-    """Whether finer nodes give the same normaliser, to a tenth of a nat."""
+    """Whether the nodes give the normaliser, to a tenth of a nat of the likelihood.
+
+    Finer nodes must give the same. Both may miss a peak at samples, beside which nodes
+    have hardly any mass: so the energy may not change by much in any panel with some.
+    """
     finer, log_mass = problem.finer
     energy = jnp.matmul(finer, theta, precision="highest")
-    change = logsumexp(log_mass + energy) - logsumexp(_log_masses(problem, theta))
-    rounding = 64 * jnp.finfo(energy.dtype).eps * (1 + jnp.max(jnp.abs(energy)))
+    masses = _log_masses(problem, theta)
+    change = logsumexp(log_mass + energy) - logsumexp(masses)
+    eps = jnp.finfo(energy.dtype).eps
+    rounding = 64 * eps * (1 + jnp.max(jnp.abs(energy)))
     allowed = jnp.clip(0.1 / problem.size, rounding, _LARGEST_ERROR)
-    return jnp.abs(change) <= allowed
+    energy = _by_panel(jnp.matmul(problem.psi, theta, precision="highest"))
+    steep = jnp.ptp(energy, axis=1) > _STEEPEST * energy.shape[1]
+    log_panels = logsumexp(_by_panel(masses), axis=1) - logsumexp(masses)
+    missed = jnp.any(steep & (log_panels > _LEAST_MASS))
+    return (jnp.abs(change) <= allowed) & ~missed
 
 
 def _objective(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:

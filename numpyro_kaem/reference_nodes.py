@@ -51,24 +51,23 @@ def make_nodes(
     dtype: Any,
     refinement: int = 1,
 ) -> Nodes:
-    """Quadrature of the reference on the panels of a prior, tails as two nodes."""
+    """Quadrature of the reference on the panels of a prior, tails as two more."""
     flat = Energy(basis, jnp.zeros(basis.num_features, dtype))
     panels = make_panels(flat, parameters, refinement)
     return _make_nodes(flat.placed, parameters, panels, batch_shape)
 
 
-@partial(jax.jit, static_argnames=("batch_shape", "tails_as_panels"))
+@partial(jax.jit, static_argnames="batch_shape")
 def _make_nodes(
     flat: PlacedEnergy,
     parameters: ReferenceParameters | None,
     panels: Panels,
     batch_shape: tuple[int, ...],
-    tails_as_panels: bool = False,
 ) -> Nodes:
     num_nodes = nodes_per_panel(flat.dtype)
     parts = []
     for rule in (gauss_legendre(num_nodes), gauss_kronrod(num_nodes)):
-        parts += _with_tails(flat, parameters, panels, rule, tails_as_panels)
+        parts += _with_tails(flat, parameters, panels, rule)
     fills = (0.0, -jnp.inf, 0.0, -jnp.inf)
     return Nodes(
         *(_columns(p, batch_shape, fill) for p, fill in zip(parts, fills, strict=True))
@@ -80,11 +79,10 @@ def _with_tails(
     parameters: ReferenceParameters | None,
     panels: Panels,
     rule: tuple[np.ndarray, np.ndarray],
-    as_panels: bool,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """List unit positions and log masses of the panels, then of the tails.
+    """List unit positions and log masses of panels; the first and last are the tails.
 
-    Tails as panels stand before and after the others, all their mass at one node.
+    A tail has all its mass at one node.
     """
     dtype = flat.dtype
     values = integrand(flat, parameters, panels, rule)
@@ -99,19 +97,13 @@ def _with_tails(
         positions = [inner.reshape(-1, *inner.shape[2:])]
         ends = flat.to_unit(panels.edges[jnp.asarray([0, -1])])
     masses = [values.log_mass.reshape(-1, *values.log_mass.shape[2:])]
-    if as_panels:
-        shape, count = masses[0].shape[1:], len(rule[0])
-        for side, tail in enumerate(values.log_tails):
-            end = jnp.broadcast_to(ends[side], (count, *positions[0].shape[1:]))
-            mass = jnp.full((count, *shape), -jnp.inf, dtype)
-            mass = mass if tail is None else mass.at[0].set(tail)
-            positions.insert(side * 2, end)
-            masses.insert(side * 2, mass)
-        return positions, masses
+    shape, count = masses[0].shape[1:], len(rule[0])
     for side, tail in enumerate(values.log_tails):
-        if tail is not None:
-            positions.append(ends[side][None])
-            masses.append(tail[None])
+        end = jnp.broadcast_to(ends[side], (count, *positions[0].shape[1:]))
+        mass = jnp.full((count, *shape), -jnp.inf, dtype)
+        mass = mass if tail is None else mass.at[0].set(tail)
+        positions.insert(side * 2, end)
+        masses.insert(side * 2, mass)
     return positions, masses
 
 
@@ -188,7 +180,7 @@ def make_cell_nodes(
     first, last = (jnp.asarray(part, jnp.int32) for part in table[:2])
     merged = jnp.asarray(merged.reshape(-1, *batch_shape), dtype)
     panels = Panels(merged, None, panels.has_tails)
-    nodes = _make_nodes(flat.placed, parameters, panels, batch_shape, True)
+    nodes = _make_nodes(flat.placed, parameters, panels, batch_shape)
     return nodes, Cells(first, last, jnp.asarray(table[2], dtype)), ~inside
 
 

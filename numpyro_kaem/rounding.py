@@ -85,7 +85,7 @@ def as_widths(rounding: Any, data: np.ndarray, shares: np.ndarray) -> np.ndarray
 def coarse(
     widths: np.ndarray, basis: AbstractBasis, rounding: Any, stacklevel: int = 3
 ) -> np.ndarray:
-    """Take as exact what is rounded more finely than features tell.
+    """Leave out intervals finer than features tell, over which samples can be spread.
 
     Parameters
     ----------
@@ -139,8 +139,11 @@ def _widths_of(samples: np.ndarray) -> np.ndarray:
     # Any two values have a spacing: two among exact ones are heaps of their own.
     if share < _FEWEST_TIES or tied.sum() < (2 if share > 0.95 else 3):
         return none
-    most = np.sort(np.argsort(np.where(tied, -counts, 0))[:_MOST_VALUES])
-    most = most[tied[most]]
+    # The ends may be values that were cut off between the multiples.
+    inner = tied & (values > values[0]) & (values < values[-1])
+    inner = inner if inner.sum() > 2 else tied
+    most = np.sort(np.argsort(np.where(inner, -counts, 0))[:_MOST_VALUES])
+    most = most[inner[most]]
     origin = values[most[np.argmax(counts[most])]]
     single = np.float32(values) == values
     precision = np.finfo(np.float32 if single.all() else float).eps
@@ -151,23 +154,24 @@ def _widths_of(samples: np.ndarray) -> np.ndarray:
         allowed = np.maximum(_TOLERANCE, error / spacing)
         return (np.abs(ratio - np.round(ratio)) <= allowed) & (allowed < 0.02)
 
-    gaps = np.unique(np.diff(values[most]))
-    spacings = np.unique(gaps[:, None] / _PARTS)
+    distance = values[most] - origin
+    spacings = np.unique(np.diff(values[most])[:, None] / _PARTS)
+    # A gap of numbers in float32 is not exact enough for many of it.
+    steps = distance / spacings[:, None]
+    steps = np.where(np.abs(steps - np.round(steps)) < 0.1, np.round(steps), 0)
+    squares = np.maximum(np.sum(steps**2, axis=1), 1)
+    spacings = np.where(np.any(steps, axis=1), steps @ distance / squares, spacings)
     fits = on_lattice(values[most], spacings[:, None])
     weight = counts[most] / counts[most].sum()
     covered = fits @ weight
     best = covered.max()
-    spacing = spacings[covered >= best - 2e-3].max()
+    chosen = np.argmax(np.where(covered >= best - 2e-3, spacings, 0))
+    spacing = spacings[chosen]
     # Spacings that fit by chance, if the values were any.
     chance = 2 * max(_TOLERANCE, error / spacing)
-    chance = len(spacings) * chance ** (fits[spacings == spacing].sum() - 2)
+    chance = len(spacings) * chance ** (fits[chosen].sum() - 2)
     if best < 0.9 or (tied.sum() > 2 and chance > 1e-3):
         return none
-    # A gap of numbers in float32 is not exact enough for many of it.
-    steps = np.round((values[most] - origin) / spacing)
-    near = np.abs(values[most] - origin - steps * spacing) < 0.1 * spacing
-    steps = np.where(near, steps, 0)
-    spacing = steps @ (values[most] - origin) / (steps @ steps)
     # Single values tell whether the spacing is a part of that.
     alone = values[~tied]
     if len(alone) > 0:
