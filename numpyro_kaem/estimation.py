@@ -154,12 +154,12 @@ def fit_density(
       derivatives were better than second ones for Normal and skewed shapes.
     - **Rounding.** Most samples are rounded: ratings, ages, counts, prices. It is found
       where a twentieth of the samples or more are tied at values of one spacing; others
-      count as exact. Samples of intervals finer than a quarter of the grid a
-      feature are spread evenly over these, because no feature tells. The standard deviation is that before rounding,
-      which Sheppard's correction approximates by :math:`\sqrt{s^2 - \delta^2 / 12}`.
-      Ties at values of no one spacing, as of resampled or rejected draws, are exact.
-      Maxima of likelihoods of intervals need not be unique; the search goes from smooth
-      to rough.
+      count as exact. Samples of intervals finer than a quarter of the grid a feature
+      are spread evenly over these, because no feature tells. The standard deviation is
+      that before rounding, which Sheppard's correction approximates by
+      :math:`\sqrt{s^2 - \delta^2 / 12}`. Where intervals are wider than a standard
+      deviation, the shape within them is that of the smoothest density. Ties at values
+      of no one spacing, as of resampled or rejected draws, are exact.
     - **Quadrature.** The evidence chooses among the penalties with which the quadrature
       resolves the density. Others would let it grow into peaks at tied samples.
     - For B-splines the roughness is the sum of squared third differences of the

@@ -160,7 +160,8 @@ def _widths_of(samples: np.ndarray) -> np.ndarray:
     steps = distance / spacings[:, None]
     steps = np.where(np.abs(steps - np.round(steps)) < 0.1, np.round(steps), 0)
     squares = np.maximum(np.sum(steps**2, axis=1), 1)
-    spacings = np.where(np.any(steps, axis=1), steps @ distance / squares, spacings)
+    refined = steps @ distance / squares
+    spacings = np.unique(np.concatenate([spacings, refined[refined > 0]]))
     fits = on_lattice(values[most], spacings[:, None])
     weight = counts[most] / counts[most].sum()
     covered = fits @ weight
