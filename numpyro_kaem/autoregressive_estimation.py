@@ -19,7 +19,9 @@ from numpyro_kaem.marginals import (
     check_joint,
     fit_marginals,
     generator_of,
+    spread_at_random,
 )
+from numpyro_kaem.rounding import coarse
 
 __all__ = ["fit_autoregressive"]
 
@@ -41,6 +43,7 @@ def fit_autoregressive(
     num_steps: int = 2000,
     batch_size: int = 256,
     learning_rate: float = 1e-2,
+    rounding: ArrayLike | str | None = None,
 ) -> AutoregressiveKAEMPrior:
     r"""Fit a joint density to samples: one conditional density a dimension.
 
@@ -88,6 +91,9 @@ def fit_autoregressive(
         Samples a step, drawn with replacement in proportion to their weights.
     learning_rate
         Rate of the first step, which falls to zero by a cosine.
+    rounding
+        Spacing of rounded samples, broadcasting to ``(dim,)``, as for
+        :func:`fit_density`. Here they are spread over their intervals at random.
 
     Returns
     -------
@@ -106,8 +112,9 @@ def fit_autoregressive(
     Warns
     -----
     UserWarning
-        If no network is better on the samples held out than independent densities,
-        which are then returned.
+        If there are few samples of many dimensions; if rounding is found; if no network
+        is better on the samples held out than independent densities, which are then
+        returned.
 
     Notes
     -----
@@ -162,12 +169,14 @@ def fit_autoregressive(
     learning_rate = as_positive("learning_rate", learning_rate)
     rng = generator_of(rng_key)
     key = jax.random.key(0) if rng_key is None else rng_key
+    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     left_out = np.zeros(len(data), bool)
     left_out[rng.permutation(used)[: max(1, int(_HELD_OUT * len(used)))]] = True
     # Samples held out have no part in the grid and the start either.
     kept = Samples(data, np.where(left_out, 0, shares), num_effective)
     marginal = fit_marginals(kept, basis, reference, support=support)
     basis = marginal.energy.basis
+    coarse(widths, basis, rounding)
     conditioner = MaskedConditioner(key, dim, basis.num_features, width, depth)
     num_kept = num_effective * float(kept.shares.sum())
     trained = train(

@@ -1,6 +1,7 @@
 """Checks and conversions of the arguments of a fit to samples."""
 
 import warnings
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpyro.distributions as dist
 from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.exponential_family import Fit
+from numpyro_kaem.quadrature import nodes_per_panel
+from numpyro_kaem.reference_nodes import Cells, Nodes
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
@@ -18,9 +21,12 @@ from numpyro_kaem.references import (
 )
 
 __all__ = [
+    "as_chains",
     "as_penalty",
+    "as_real",
     "as_samples",
     "as_shares",
+    "check_agreement",
     "check_converged",
     "check_grid",
     "check_inside",
@@ -38,14 +44,24 @@ def as_real(name: str, value: Any) -> np.ndarray:
     TypeError
         If it is not real numbers.
     ValueError
-        If it is ragged.
+        If it is ragged, or has masked entries.
     """
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} must have no masked entries, got {np.ma.count_masked(value)}: "
+            "leave them out, or give those samples any value and the weight 0."
+        )
     try:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name} must be a rectangular array of numbers.") from None
+    if array.dtype == object and all(isinstance(x, Real) for x in array.flat):
+        array = array.astype(float)
     if array.dtype.kind not in "iuf" and array.dtype != jnp.bfloat16:
-        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
+        missing = "; drop missing values" if array.dtype == object else ""
+        raise TypeError(
+            f"{name} must be real numbers, got dtype {array.dtype}{missing}."
+        )
     return array.astype(float)
 
 
@@ -114,6 +130,25 @@ def as_shares(weights: Any, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return shares, np.broadcast_to(1 / np.square(shares).sum(0), batch_shape)
 
 
+def as_chains(shape: tuple[int, ...], width: str) -> str:
+    """Say that samples may be chains of draws, where rows are few and columns many.
+
+    Parameters
+    ----------
+    shape
+        Of the samples.
+    width
+        What the second axis stands for.
+    """
+    if len(shape) != 2 or shape[0] > 16 or shape[1] < 10 * shape[0]:
+        return ""
+    return (
+        f"samples of shape {shape} are {shape[0]} samples of {shape[1]} {width}; if "
+        "they are chains of draws, pass samples.reshape(-1), and if columns are the "
+        "samples, samples.T."
+    )
+
+
 def as_penalty(penalty: Any, batch_shape: tuple[int, ...]) -> np.ndarray | None:
     """Penalty of each column, if one is given.
 
@@ -149,11 +184,16 @@ def support_ends(
     Raises
     ------
     TypeError
-        If an end is not a real number.
+        If an end is not a real number, or the reference not a distribution.
     ValueError
         If the support is not known, or given with a reference.
     """
     if reference is not None:
+        if not isinstance(reference, dist.Distribution):
+            raise TypeError(
+                "reference must be a NumPyro distribution or None, got "
+                f"{type(reference).__name__}."
+            )
         if support is not None:
             raise ValueError(
                 "support and reference exclude each other, because a reference has a "
@@ -283,12 +323,135 @@ def reference_parameters(
 
 
 def check_converged(fit: Fit) -> None:
-    """Warn of fits that did not converge."""
-    failed = int(np.sum(~np.asarray(fit.converged)))
-    if failed > 0:
+    """Warn of fits that did not converge, or that the quadrature does not resolve."""
+    for what, bad, remedy in (
+        (
+            "the fit of {} of {} densities did not converge",
+            ~np.asarray(fit.converged),
+            "a larger penalty, fewer features, or float64",
+        ),
+        (
+            "the quadrature does not resolve {} of {} fitted densities, which are not "
+            "the ones of largest likelihood",
+            ~np.asarray(fit.resolved),
+            "a larger penalty, or a grid no wider than the samples need",
+        ),
+    ):
+        if bad.any():
+            warnings.warn(
+                f"{what.format(bad.sum(), len(bad))}; use {remedy}.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def check_agreement(
+    fit: Fit,
+    nodes: Nodes,
+    cells: Cells | None,
+    position: np.ndarray,
+    shares: np.ndarray,
+    num_effective: np.ndarray,
+    basis: AbstractBasis,
+    column_of: Any,
+) -> None:
+    """Warn of densities that differ from their samples more than chance allows.
+
+    Positions are cut to the grid, so that both have all moments. A sample that is known
+    as an interval counts as the density within it.
+
+    Parameters
+    ----------
+    fit, nodes, cells
+        Fitted densities, their quadrature, and the cells of samples.
+    position
+        Unit positions of the samples, shape ``(n, num_columns)``.
+    shares
+        Weights of the samples without a cell, shape ``(n, num_columns or 1)``.
+    num_effective
+        Number of samples that the weights are worth, shape ``(num_columns,)``.
+    basis
+        Features.
+    column_of
+        Name of a column by its number, for the message.
+    """
+    masses = np.asarray(fit.masses, float)
+    rows = np.asarray(nodes.position, float)
+    breaks = np.asarray(basis.panel_breaks, float)
+    messages = []
+    for i, mass in enumerate(masses):
+        s = rows[i % len(rows)]
+        x, w = position[:, i], shares[:, i % shares.shape[1]]
+        points, pooled = breaks, None
+        if cells is not None:
+            points, pooled = _of_cells(
+                s, mass, *(np.asarray(part[i]) for part in cells)
+            )
+        parts = [(s, mass)], [(x, w)] if pooled is None else [(x, w), (s, pooled)]
+        (mean, deviation, fourth, below), seen = (_summary(p, points) for p in parts)
+        # The standard errors of samples of the density; rounding is far below 0.002.
+        error = 4.5 / np.sqrt(num_effective[i])
+        allowed = (
+            (error + 0.002) * deviation,
+            (0.5 * error * np.sqrt(max(fourth - 1, 0.1)) + 0.002) * deviation,
+            2.2 / np.sqrt(num_effective[i]) + 0.002,
+        )
+        gap = np.max(np.abs(below - seen[3]), initial=0)
+        found = (abs(mean - seen[0]), abs(deviation - seen[1]), gap)
+        if any(f > a for f, a in zip(found, allowed, strict=True)):
+            messages.append(
+                f"mean {mean:.4g} for {seen[0]:.4g}, standard deviation "
+                f"{deviation:.4g} for {seen[1]:.4g}, both in units of the grid, and "
+                f"distribution functions up to {gap:.3f} apart{column_of(i)}"
+            )
+    if messages:
+        more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
         warnings.warn(
-            f"the fit of {failed} of {len(fit.converged)} densities did not converge; "
-            "use a larger penalty, fewer features, or float64.",
+            "a fitted density differs from its samples by more than chance allows: "
+            f"{messages[0]}{more}. Use a smaller penalty, more features, or a grid "
+            "that covers the samples; and where samples were rounded, tell the spacing "
+            "by rounding.",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _summary(
+    parts: list[tuple[np.ndarray, np.ndarray]], points: np.ndarray
+) -> tuple[float, float, float, np.ndarray]:
+    """Mean, standard deviation, kurtosis, and masses below points."""
+    mean = sum(w @ x for x, w in parts)
+    square = sum(w @ np.square(x - mean) for x, w in parts)
+    fourth = sum(w @ (x - mean) ** 4 for x, w in parts)
+    counts = sum(
+        np.bincount(np.searchsorted(points, x, "right"), w, len(points) + 1)
+        for x, w in parts
+    )
+    kurtosis = fourth / max(square, np.finfo(float).tiny) ** 2
+    return mean, np.sqrt(square), kurtosis, np.cumsum(counts)[:-1]
+
+
+def _of_cells(
+    position: np.ndarray,
+    mass: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    shares: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find ends of panels that no cell contains, and the cells' shares of the nodes."""
+    num_nodes = nodes_per_panel(jnp.zeros(()).dtype)
+    panels, s = mass.reshape(-1, num_nodes), position.reshape(-1, num_nodes)
+    total = np.concatenate([[0], np.cumsum(panels.sum(1))])
+    there = last > first
+    first, last, shares = first[there], last[there], shares[there]
+    weight = shares / np.maximum(total[last] - total[first], np.finfo(float).tiny)
+    change = np.zeros((2, len(panels) + 1))
+    np.add.at(change, (0, first), weight)
+    np.add.at(change, (0, last), -weight)
+    # A panel end is inside a cell if that starts before it.
+    np.add.at(change, (1, first + 1), 1)
+    np.add.at(change, (1, last), -1)
+    factor, inside = np.cumsum(change, axis=1)[:, :-1]
+    free = inside[1:] < 0.5
+    ends = 0.5 * (s[:-1, -1] + s[1:, 0])
+    return np.unique(ends[free]), (panels * np.maximum(factor, 0)[:, None]).reshape(-1)

@@ -16,11 +16,14 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.coordinates import Design
-from numpyro_kaem.reference_nodes import Nodes
+from numpyro_kaem.quadrature import nodes_per_panel
+from numpyro_kaem.reference_nodes import Cells, Nodes
 
 __all__ = [
     "RIDGE",
     "Fit",
+    "ascent_direction",
+    "curvatures",
     "fit_columns",
     "mean_features",
 ]
@@ -33,6 +36,14 @@ _MAX_STEPS = 60
 _MAX_HALVINGS = 25
 # Features held at a time.
 _CHUNK = 2_000_000
+# Relative error of a normaliser above which it is none.
+_LARGEST_ERROR = 1e-4
+# Change of the energy within a panel that a node resolves.
+_STEEPEST = 2.5
+# Log mass below which a panel counts as empty.
+_LEAST_MASS = -30.0
+
+_product = partial(jnp.matmul, precision="highest")
 
 
 class Fit(NamedTuple):
@@ -48,6 +59,10 @@ class Fit(NamedTuple):
     """Whether Newton's method converged."""
     coordinates: jax.Array
     """The same energies in the coordinates of the design, the shape of coefficients."""
+    masses: jax.Array
+    """Masses of the nodes, shape ``(num_columns, num_nodes)``."""
+    resolved: jax.Array
+    """Whether the nodes resolve the density, so that it is normalised."""
 
 
 # --- data ----------------------------------------------------------------------------
@@ -109,8 +124,12 @@ def fit_columns(
     num_effective: ArrayLike,
     penalty: ArrayLike | None,
     start: ArrayLike | None = None,
+    cells: Cells | None = None,
 ) -> Fit:
     """Fit every column.
+
+    The evidence chooses among the penalties with which the nodes resolve the density.
+    Between ties of the samples others would let it grow into peaks.
 
     Parameters
     ----------
@@ -121,7 +140,8 @@ def fit_columns(
     nodes
         Quadrature of the reference.
     means
-        Mean features of the samples, shape ``(num_columns, num_features)``.
+        Sums of the features of the samples times their weights, shape ``(num_columns,
+        num_features)``; of those outside the cells only.
     num_effective
         Number of samples that the weights are worth, shape ``(num_columns,)``.
     penalty
@@ -130,6 +150,8 @@ def fit_columns(
     start
         Coordinates to start from, shape ``(num_columns, num_features)``, where the
         penalty is given; ``None`` starts from the reference.
+    cells
+        Samples that are known as intervals.
 
     Returns
     -------
@@ -143,8 +165,25 @@ def fit_columns(
     penalty = jnp.broadcast_to(jnp.asarray(penalty, dtype), num_columns)
     start = jnp.zeros_like(means) if start is None else start
     return _fit_columns(
-        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start
+        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start, cells
     )
+
+
+class _Column(NamedTuple):
+    """What the likelihood of one column needs."""
+
+    psi: jax.Array
+    """Features in coordinates at the nodes, shape ``(num_nodes, num_features)``."""
+    log_mass: jax.Array
+    """Log masses of the nodes under the reference, shape ``(num_nodes,)``."""
+    finer: tuple[jax.Array, jax.Array]
+    """Both for nodes that check the first."""
+    mean: jax.Array
+    """Sum of the features of exact samples times their weights."""
+    size: jax.Array
+    """Number of samples that the weights are worth."""
+    cells: Cells | None
+    """Samples known as intervals."""
 
 
 @jax.jit
@@ -156,21 +195,29 @@ def _fit_columns(
     num_effective: jax.Array,
     penalty: jax.Array,
     start: jax.Array,
+    cells: Cells | None,
 ) -> Fit:
-    centred = jnp.where(design.used, (means - design.centre) @ design.transform, 0)
+    exact = 1 if cells is None else 1 - jnp.sum(cells.shares, axis=1, keepdims=True)
+    centred = (means - exact * design.centre) @ design.transform
+    centred = jnp.where(design.used, centred, 0)
 
     def features(position: jax.Array) -> jax.Array:
         values = basis.unit_features(position) - design.centre
         return jnp.matmul(values, design.transform, precision="highest")
 
-    shared = nodes.position.shape[0] == 1
-    common = features(nodes.position[0]) if shared else None
+    common = [features(part[0]) if len(part) == 1 else None for part in nodes[::2]]
 
-    def fit(column: tuple) -> Fit:
-        mean, size, weight, start, position, log_mass = column
-        psi = common if shared else features(position)
-        log_mass = nodes.log_mass[0] if nodes.log_mass.shape[0] == 1 else log_mass
-        return _fit_column(design, psi, log_mass, mean, size, weight, start)
+    def fit(column: tuple) -> tuple:
+        mean, size, weight, start, cells, rows = column
+        rows = [
+            a[0] if a.shape[0] == 1 else row for a, row in zip(nodes, rows, strict=True)
+        ]
+        psi, finer = (
+            features(position) if shared is None else shared
+            for position, shared in zip(rows[::2], common, strict=True)
+        )
+        problem = _Column(psi, rows[1], (finer, rows[3]), mean, size, cells)
+        return _fit_column(problem, design, weight, start)
 
     rows = [
         jnp.broadcast_to(a, (means.shape[0], a.shape[1]))
@@ -178,34 +225,27 @@ def _fit_columns(
         else jnp.zeros((means.shape[0], 0), a.dtype)
         for a in nodes
     ]
-    columns = (centred, num_effective, penalty, start, *rows)
+    columns = (centred, num_effective, penalty, start, cells, rows)
     size = nodes.position.shape[1] * means.shape[1]
     batch = max(1, min(means.shape[0], 8 * _CHUNK // size))
-    coordinates, chosen, evidence, converged = jax.lax.map(
-        fit, columns, batch_size=batch
-    )
+    coordinates, *rest = jax.lax.map(fit, columns, batch_size=batch)
     coefficients = jnp.matmul(coordinates, design.transform.T, precision="highest")
-    return Fit(coefficients, chosen, evidence, converged, coordinates)
+    chosen, evidence, converged, masses, resolved = rest
+    return Fit(coefficients, chosen, evidence, converged, coordinates, masses, resolved)
 
 
 def _fit_column(
-    design: Design,
-    psi: jax.Array,
-    log_mass: jax.Array,
-    mean: jax.Array,
-    size: jax.Array,
-    penalty: jax.Array,
-    start: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Coordinates, penalty, evidence and whether converged, of one column."""
-    problem = (psi, log_mass, mean, size)
+    problem: _Column, design: Design, penalty: jax.Array, start: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Fields of the fit of one column, with coordinates for coefficients."""
+    size, dtype = problem.size, problem.mean.dtype
     # From the smoothest to the roughest, each started from the one before; then at the
     # best, in the same loop, so that it is compiled once. A penalty that is given is
     # the last step alone.
     given = penalty >= 0
     top = jnp.log(10 * size)
     bottom = -jnp.log(jnp.max(design.roughness) + 1)
-    logs = top + (bottom - top) * jnp.linspace(0, 1, _NUM_PENALTIES, dtype=mean.dtype)
+    logs = top + (bottom - top) * jnp.linspace(0, 1, _NUM_PENALTIES, dtype=dtype)
 
     def fit(state: tuple) -> tuple:
         step, theta, path, path_evidence, *_ = state
@@ -217,23 +257,29 @@ def _fit_column(
         # The evidence is flat at its top in theta: an error of 0.01 is enough.
         tolerance = jnp.where(is_last, 0, 0.01 / size)
         ridge = _ridge(design, weight)
-        theta, converged = _newton(*problem, ridge, theta, tolerance)
-        evidence = _evidence(*problem, ridge, theta)
+        theta, converged = _newton(problem, ridge, theta, tolerance)
+        evidence = _evidence(problem, ridge, theta)
+        resolved = _is_resolved(problem, theta)
         path = path.at[step].set(theta, mode="drop")
+        usable = jnp.isfinite(evidence) & resolved & converged
         path_evidence = path_evidence.at[step].set(
-            jnp.where(jnp.isfinite(evidence), evidence, -jnp.inf), mode="drop"
+            jnp.where(usable, evidence, -jnp.inf), mode="drop"
         )
-        return step + 1, theta, path, path_evidence, evidence, weight, converged
+        # Rougher ones would start from a density that is not normalised.
+        step = jnp.where(is_last | resolved, step + 1, _NUM_PENALTIES)
+        return step, theta, path, path_evidence, evidence, weight, converged, resolved
 
-    none = jnp.full(_NUM_PENALTIES, -jnp.inf, mean.dtype)
-    path = jnp.zeros((_NUM_PENALTIES, len(mean)), mean.dtype)
+    none = jnp.full(_NUM_PENALTIES, -jnp.inf, dtype)
+    path = jnp.zeros((_NUM_PENALTIES, len(problem.mean)), dtype)
     first = jnp.where(given, _NUM_PENALTIES, 0)
     theta = jnp.where(given, start, 0)
-    state = (first, theta, path, none, none[0], none[0], jnp.asarray(False))
-    _, theta, _, _, evidence, penalty, converged = jax.lax.while_loop(
+    no = jnp.asarray(False)
+    state = (first, theta, path, none, none[0], none[0], no, no)
+    _, theta, _, _, evidence, penalty, converged, resolved = jax.lax.while_loop(
         lambda state: state[0] <= _NUM_PENALTIES, fit, state
     )
-    return theta, penalty, evidence, converged
+    masses = jax.nn.softmax(_log_masses(problem, theta))
+    return theta, penalty, evidence, converged, masses, resolved
 
 
 def _best_penalty(logs: jax.Array, evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -253,30 +299,90 @@ def _ridge(design: Design, penalty: jax.Array) -> jax.Array:
     return jnp.where(design.used, penalty * design.roughness + RIDGE, 1)
 
 
-def _objective(
-    psi: jax.Array,
-    log_mass: jax.Array,
-    mean: jax.Array,
-    size: jax.Array,
-    ridge: jax.Array,
-    theta: jax.Array,
-) -> jax.Array:
+def _log_masses(problem: _Column, theta: jax.Array) -> jax.Array:
+    return problem.log_mass + jnp.matmul(problem.psi, theta, precision="highest")
+
+
+def _is_resolved(problem: _Column, theta: jax.Array) -> jax.Array:
+    """Whether the nodes give the normaliser, to a tenth of a nat of the likelihood.
+
+    Finer nodes must give the same. Both may miss a peak at samples, beside which nodes
+    have hardly any mass: so the energy may not change by much in any panel with some.
+    """
+    finer, log_mass = problem.finer
+    energy = jnp.matmul(finer, theta, precision="highest")
+    masses = _log_masses(problem, theta)
+    change = logsumexp(log_mass + energy) - logsumexp(masses)
+    eps = jnp.finfo(energy.dtype).eps
+    rounding = 64 * eps * (1 + jnp.max(jnp.abs(energy)))
+    allowed = jnp.clip(0.1 / problem.size, rounding, _LARGEST_ERROR)
+    energy = _by_panel(jnp.matmul(problem.psi, theta, precision="highest"))
+    steep = jnp.ptp(energy, axis=1) > _STEEPEST * energy.shape[1]
+    log_panels = logsumexp(_by_panel(masses), axis=1) - logsumexp(masses)
+    missed = jnp.any(steep & (log_panels > _LEAST_MASS))
+    return (jnp.abs(change) <= allowed) & ~missed
+
+
+def _objective(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
     """Penalised log likelihood a sample."""
-    energy = jnp.matmul(psi, theta, precision="highest")
-    penalty = 0.5 * jnp.sum(ridge / size * theta**2)
-    return (
-        jnp.dot(mean, theta, precision="highest")
-        - penalty
-        - logsumexp(log_mass + energy)
+    log_mass = _log_masses(problem, theta)
+    likelihood = jnp.dot(problem.mean, theta, precision="highest")
+    if problem.cells is not None:
+        _, log_cells = _cell_masses(problem.cells, log_mass)
+        likelihood += jnp.dot(problem.cells.shares, log_cells, precision="highest")
+    penalty = 0.5 * jnp.sum(ridge / problem.size * theta**2)
+    return likelihood - penalty - logsumexp(log_mass)
+
+
+def _cell_masses(cells: Cells, log_mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log masses of the panels, and of the cells; 0 for cells that there are not."""
+    panels = logsumexp(_by_panel(log_mass), axis=-1)
+    there = cells.last > cells.first
+    inside = jnp.where(there[:, None], _members(cells, panels), 0)
+    return panels, jnp.where(there, logsumexp(inside, axis=-1), 0)
+
+
+def _by_panel(nodes: jax.Array) -> jax.Array:
+    return nodes.reshape(-1, nodes_per_panel(nodes.dtype))
+
+
+def _members(cells: Cells, panels: jax.Array) -> jax.Array:
+    """Log masses of the panels in each cell, shape ``(num_cells, num_panels)``."""
+    place = jnp.arange(len(panels))
+    inside = (place >= cells.first[:, None]) & (place < cells.last[:, None])
+    return jnp.where(inside, panels, -jnp.inf)
+
+
+def _derivatives(
+    problem: _Column, ridge: jax.Array, theta: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradient a sample, and information of the complete and of the observed data."""
+    log_mass = _log_masses(problem, theta)
+    mass = jax.nn.softmax(log_mass)
+    mean = _product(mass, problem.psi)
+    # Centred first: covariances are differences.
+    psi = problem.psi - mean
+    centred = jnp.sqrt(mass)[:, None] * psi
+    complete = _product(centred.T, centred) + jnp.diag(ridge / problem.size)
+    gradient = problem.mean - ridge / problem.size * theta
+    if problem.cells is None:
+        return gradient - mean, complete, complete
+    cells, shares = problem.cells, problem.cells.shares
+    panels, log_cells = _cell_masses(cells, log_mass)
+    # Shares of panels in the mass of cells, and of nodes in that of panels.
+    of_cells = jnp.exp(_members(cells, panels) - log_cells[:, None])
+    panels = jnp.where(panels > -jnp.inf, panels, 0)
+    of_panels = jnp.exp(_by_panel(log_mass) - panels[:, None])
+    parts = psi.reshape(*of_panels.shape, -1)
+    means = _product(
+        of_cells, jnp.einsum("sq,sqg->sg", of_panels, parts, precision="highest")
     )
-
-
-def _moments(psi: jax.Array, log_mass: jax.Array, theta: jax.Array) -> tuple:
-    """Mean and covariance of the features under the density."""
-    mass = jax.nn.softmax(log_mass + jnp.matmul(psi, theta, precision="highest"))
-    mean = jnp.matmul(mass, psi, precision="highest")
-    centred = jnp.sqrt(mass)[:, None] * (psi - mean)
-    return mean, jnp.matmul(centred.T, centred, precision="highest")
+    pooled = (_product(shares, of_cells)[:, None] * of_panels).reshape(-1)
+    exact = 1 - jnp.sum(shares)
+    gradient = gradient - exact * mean + _product(shares, means)
+    within = _product(psi.T, pooled[:, None] * psi)
+    within = within - _product(means.T, shares[:, None] * means)
+    return gradient, complete, complete - within
 
 
 def _factor(hessian: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -287,30 +393,66 @@ def _factor(hessian: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.linalg.cholesky(scaled), scale
 
 
+def curvatures(
+    complete: jax.Array, observed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor of the complete information; curvatures of the observed one in its units.
+
+    A curvature is the share of the information that the unobserved values leave.
+    """
+    # A semidefinite matrix is made definite by rounding.
+    scale = jnp.maximum(jnp.diagonal(complete), jnp.finfo(complete.dtype).tiny)
+    scale = jnp.sqrt(scale)
+    eye = jnp.eye(len(scale), dtype=complete.dtype)
+    scaled = complete / scale[:, None] / scale
+    scaled = scaled + 8 * jnp.finfo(complete.dtype).eps * eye
+    factor = scale[:, None] * jnp.linalg.cholesky(scaled)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    whitened = solve(solve(observed).T)
+    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
+
+
+def ascent_direction(
+    gradient: jax.Array, complete: jax.Array, observed: jax.Array
+) -> jax.Array:
+    """Ascent direction.
+
+    Newton's direction where the information is positive. A direction of negative
+    curvature is followed as far as a positive one of the same size (Dauphin et al.
+    2014, "Identifying and attacking the saddle point problem in high-dimensional
+    non-convex optimization"), so that no saddle point attracts.
+    """
+    factor, curvature, axes = curvatures(complete, observed)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    along = axes.T @ solve(gradient)
+    # Rounding leaves no smaller curvature, as a share of that of the complete data.
+    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
+    size = jnp.maximum(jnp.abs(curvature), least)
+    return jax.scipy.linalg.solve_triangular(
+        factor, axes @ (along / size), lower=True, trans=1
+    )
+
+
 def _newton(
-    psi: jax.Array,
-    log_mass: jax.Array,
-    mean: jax.Array,
-    size: jax.Array,
-    ridge: jax.Array,
-    theta: jax.Array,
-    tolerance: ArrayLike,
+    problem: _Column, ridge: jax.Array, theta: jax.Array, tolerance: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """Maximise by Newton's method with backtracking; whether it converged.
 
     It stops after the step whose squared Newton decrement, twice the expected gain, is
     below the tolerance or the rounding of the objective.
     """
-    eps = jnp.finfo(psi.dtype).eps
-    value_of = partial(_objective, psi, log_mass, mean, size, ridge)
+    eps = jnp.finfo(theta.dtype).eps
+    value_of = partial(_objective, problem, ridge)
 
     def step(state: tuple) -> tuple:
         theta, value, _, count = state
-        model_mean, covariance = _moments(psi, log_mass, theta)
-        gradient = mean - model_mean - ridge / size * theta
-        factor, scale = _factor(covariance + jnp.diag(ridge / size))
-        solve = jax.scipy.linalg.cho_solve
-        direction = solve((factor, True), gradient / scale) / scale
+        gradient, complete, observed = _derivatives(problem, ridge, theta)
+        if problem.cells is None:
+            factor, scale = _factor(complete)
+            solve = jax.scipy.linalg.cho_solve
+            direction = solve((factor, True), gradient / scale) / scale
+        else:
+            direction = ascent_direction(gradient, complete, observed)
         decrement = jnp.dot(gradient, direction, precision="highest")
         noise = 8 * eps * (1 + jnp.abs(value))
 
@@ -340,17 +482,18 @@ def _newton(
     return theta, converged
 
 
-def _evidence(
-    psi: jax.Array,
-    log_mass: jax.Array,
-    mean: jax.Array,
-    size: jax.Array,
-    ridge: jax.Array,
-    theta: jax.Array,
-) -> jax.Array:
+def _evidence(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
     """Laplace approximation of the log marginal likelihood of the penalty."""
-    value = size * _objective(psi, log_mass, mean, size, ridge, theta)
-    _, covariance = _moments(psi, log_mass, theta)
-    factor, scale = _factor(size * covariance + jnp.diag(ridge))
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)) + jnp.log(scale))
+    size = problem.size
+    value = size * _objective(problem, ridge, theta)
+    _, complete, observed = _derivatives(problem, ridge, theta)
+    if problem.cells is None:
+        factor, scale = _factor(size * complete)
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)) + jnp.log(scale))
+    else:
+        factor, curvature, _ = curvatures(complete, observed)
+        # At a maximum all curvatures are positive, up to rounding.
+        curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(theta.dtype).eps))
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+        log_det += jnp.sum(jnp.log(curvature)) + len(theta) * jnp.log(size)
     return value + 0.5 * (jnp.sum(jnp.log(ridge)) - log_det)

@@ -8,10 +8,23 @@ import numpy as np
 
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.estimation import fit_density
-from numpyro_kaem.estimation_checks import as_samples, as_shares
+from numpyro_kaem.estimation_checks import (
+    as_chains,
+    as_samples,
+    as_shares,
+    support_ends,
+)
 from numpyro_kaem.references import is_concrete
+from numpyro_kaem.rounding import as_widths, spread
 
-__all__ = ["Samples", "as_positive", "check_joint", "fit_marginals", "generator_of"]
+__all__ = [
+    "Samples",
+    "as_positive",
+    "check_joint",
+    "fit_marginals",
+    "generator_of",
+    "spread_at_random",
+]
 
 
 class Samples(NamedTuple):
@@ -50,6 +63,11 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
     ValueError
         If samples or weights have another shape, are not finite, or if weights are
         negative or all zero.
+
+    Warns
+    -----
+    UserWarning
+        If there are few samples of many dimensions.
     """
     if not is_concrete((samples, weights, *others)):
         raise TypeError(
@@ -60,8 +78,12 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
     if data.ndim != 2:
         raise ValueError(
             f"samples must have shape (n, dim), got {data.shape}; for one dimension "
-            "pass samples[:, None], or use fit_density."
+            "pass samples[:, None], or use fit_density, and for chains of draws "
+            "samples.reshape(-1, dim)."
         )
+    chains = as_chains(data.shape, "dimensions")
+    if chains:
+        warnings.warn(chains, UserWarning, stacklevel=3)
     if weights is not None and np.shape(weights) != data.shape[:1]:
         raise ValueError(
             f"weights must have shape ({len(data)},), one for each sample, got "
@@ -71,13 +93,44 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
     return Samples(data, shares[:, 0], float(num_effective.flat[0]))
 
 
+def spread_at_random(
+    data: np.ndarray,
+    shares: np.ndarray,
+    support: Any,
+    reference: Any,
+    rounding: Any,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spread rounded samples over the intervals that they stand for.
+
+    The caller tells what was found, by :func:`coarse`, once there is a basis.
+
+    Parameters
+    ----------
+    data, shares
+        Samples, shape ``(n, dim)``, and their weights, ``(n,)``.
+    support, reference, rounding
+        As of :func:`fit_density`.
+    rng
+        Random numbers, one order for each dimension: they stay as dependent as rounded.
+
+    Returns
+    -------
+    tuple
+        Samples, and the widths of their intervals.
+    """
+    widths = as_widths(rounding, data, shares[:, None])
+    ends = support_ends(support, reference, data.shape[1:])
+    return spread(data, widths, ends, rng), widths
+
+
 def fit_marginals(samples: Samples, *args: Any, **options: Any) -> KAEMPrior:
     """Fit a density to each column, shape ``(dim,)``.
 
     Parameters
     ----------
     samples
-        Samples and weights.
+        Exact samples and weights.
     *args, **options
         Further arguments of :func:`fit_density`.
 
@@ -87,7 +140,9 @@ def fit_marginals(samples: Samples, *args: Any, **options: Any) -> KAEMPrior:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="only the marginals are kept")
-        return fit_density(samples.data, *args, weights=samples.shares, **options)
+        return fit_density(
+            samples.data, *args, weights=samples.shares, rounding="none", **options
+        )
 
 
 def generator_of(rng_key: jax.Array | None) -> np.random.Generator:

@@ -18,7 +18,12 @@ from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import choose_parts
 from numpyro_kaem.estimation_checks import as_penalty
-from numpyro_kaem.marginals import as_positive, check_joint, generator_of
+from numpyro_kaem.marginals import (
+    as_positive,
+    check_joint,
+    generator_of,
+    spread_at_random,
+)
 from numpyro_kaem.product_mixture import (
     MixtureFit,
     Problem,
@@ -28,6 +33,7 @@ from numpyro_kaem.product_mixture import (
     held_out,
     make_problem,
 )
+from numpyro_kaem.rounding import coarse
 
 __all__ = ["fit_mixture"]
 
@@ -52,6 +58,7 @@ def fit_mixture(
     num_folds: int = 5,
     max_steps: int = 500,
     tolerance: float = 2e-5,
+    rounding: ArrayLike | str | None = None,
 ) -> dist.MixtureSameFamily:
     r"""Fit a joint density to samples: a mixture of products of one-dimensional ones.
 
@@ -109,6 +116,9 @@ def fit_mixture(
         Largest number of iterations of a start.
     tolerance
         Gain of the penalised log likelihood a sample below which iterations stop.
+    rounding
+        Spacing of rounded samples, broadcasting to ``(dim,)``, as for
+        :func:`fit_density`. Here they are spread over their intervals at random.
 
     Returns
     -------
@@ -132,8 +142,9 @@ def fit_mixture(
     Warns
     -----
     UserWarning
-        If iterations reach ``max_steps``; if components are left without samples, and
-        so out of the mixture.
+        If there are few samples of many dimensions; if rounding is found; if iterations
+        reach ``max_steps``; if components are left without samples, and so out of the
+        mixture.
 
     Notes
     -----
@@ -205,11 +216,13 @@ def fit_mixture(
     pseudo_count = as_positive("pseudo_count", pseudo_count, or_zero=True)
     if start is not None and basis is None:
         basis = _energy_of(start).basis
+    rng = generator_of(rng_key)
+    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     basis, reference, parameters = choose_parts(
         data, shares[:, None], basis, reference, support
     )
+    coarse(widths, basis, rounding)
     problem = make_problem(basis, parameters, data, shares, num_effective)
-    rng = generator_of(rng_key)
     options = (rng, data, penalty, pseudo_count, num_starts, max_steps, tolerance)
     if start is not None:
         first = _as_start(start, basis, candidates)

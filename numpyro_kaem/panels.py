@@ -153,7 +153,8 @@ def _points(
         [jax.lax.stop_gradient(kink)[None] for kink in kinks(reference)],
         jax.lax.stop_gradient(density_breaks(reference)),
         jax.lax.stop_gradient(far),
-        jnp.asarray(jnp.nan if scale is None else scale, low.dtype),
+        # Not known is 0: no panel is that fine.
+        jnp.asarray(0.0 if scale is None else scale, low.dtype),
     )
 
 

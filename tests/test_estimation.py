@@ -359,7 +359,8 @@ def test_one_value_with_basis_and_reference():
 
 
 def test_ties_and_integers():
-    prior = kaem.fit_density(np.repeat([1, 2, 3, 4], [3, 80, 3, 1]))
+    with pytest.warns(UserWarning, match="taken as rounded"):
+        prior = kaem.fit_density(np.repeat([1, 2, 3, 4], [3, 80, 3, 1]))
     assert np.all(np.isfinite(prior.log_prob(np.arange(-3.0, 9.0))))
 
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
+from numpyro_kaem.exponential_family import ascent_direction, curvatures
+
 __all__ = ["Maximum", "Problem", "maximise", "unit_moments"]
 
 _MAX_STEPS = 100
@@ -150,48 +152,6 @@ def _derivatives(
     return gradient, complete, observed
 
 
-def _factor(matrix: jax.Array) -> jax.Array:
-    """Cholesky factor of a positive semidefinite matrix, made definite by rounding."""
-    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
-    eye = jnp.eye(len(scale), dtype=matrix.dtype)
-    scaled = matrix / scale[:, None] / scale + 8 * jnp.finfo(matrix.dtype).eps * eye
-    return scale[:, None] * jnp.linalg.cholesky(scaled)
-
-
-def _relative(
-    complete: jax.Array, observed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Factor of the complete information; curvatures of the observed one in its units.
-
-    A curvature is the share of the information that the unobserved latent values leave.
-    """
-    factor = _factor(complete)
-    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
-    whitened = solve(solve(observed).T)
-    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
-
-
-def _direction(
-    gradient: jax.Array, complete: jax.Array, observed: jax.Array
-) -> jax.Array:
-    """Ascent direction.
-
-    Newton's direction where the information is positive. A direction of negative
-    curvature is followed as far as a positive one of the same size (Dauphin et al.
-    2014, "Identifying and attacking the saddle point problem in high-dimensional
-    non-convex optimization"), so that no saddle point attracts.
-    """
-    factor, curvature, axes = _relative(complete, observed)
-    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
-    along = axes.T @ solve(gradient)
-    # Rounding leaves no smaller curvature, as a share of that of the complete data.
-    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
-    size = jnp.maximum(jnp.abs(curvature), least)
-    return jax.scipy.linalg.solve_triangular(
-        factor, axes @ (along / size), lower=True, trans=1
-    )
-
-
 @jax.jit
 def maximise(
     problem: Problem,
@@ -219,7 +179,7 @@ def maximise(
     def step(state: tuple) -> tuple:
         parameters, value, _, count, _ = state
         gradient, complete, observed = _derivatives(problem, ridge, parameters)
-        direction = _direction(gradient, complete, observed)
+        direction = ascent_direction(gradient, complete, observed)
         decrement = jnp.dot(gradient, direction, precision="highest")
         noise = 8 * eps * (1 + jnp.abs(value))
 
@@ -245,7 +205,7 @@ def maximise(
         lambda state: ~state[2] & (state[3] < _MAX_STEPS), step, first
     )
     _, complete, observed = _derivatives(problem, ridge, parameters)
-    factor, curvature, axes = _relative(complete, observed)
+    factor, curvature, axes = curvatures(complete, observed)
     # At a maximum all curvatures are positive, up to rounding.
     curvature = jnp.maximum(curvature, jnp.sqrt(eps))
     root = jax.scipy.linalg.solve_triangular(

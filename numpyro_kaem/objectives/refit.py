@@ -130,6 +130,7 @@ def refit_prior(
         Whether a mixture starts from ``prior``, and not from clusters of the draws.
     options
         For :func:`fit_density`, :func:`fit_mixture` or :func:`fit_autoregressive`.
+        Draws are exact, so that ``rounding`` is ``"none"`` unless it is given.
 
     Returns
     -------
@@ -167,7 +168,7 @@ def refit_prior(
     law, num_events = prior, 0
     while isinstance(law, dist.Independent):
         law, num_events = law.base_dist, num_events + law.reinterpreted_batch_ndims
-    draws = np.asarray(draws)
+    draws = np.asanyarray(draws)
     shape = prior.shape()
     if draws.ndim != 2 or draws.shape[1:] != shape:
         expected = f"(num_draws, {', '.join(map(str, shape))})"
@@ -175,6 +176,7 @@ def refit_prior(
             f"draws must have shape {expected}, those of the prior, got {draws.shape}."
         )
     rng_key = jax.random.key(0) if rng_key is None else rng_key
+    options = {"rounding": "none"} | options
     if isinstance(law, KAEMPrior):
         fitted = _fit_independent(law, draws, options)
     elif isinstance(law, dist.MixtureSameFamily):

@@ -49,10 +49,13 @@ def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
 def interior_point(low: ArrayLike, high: ArrayLike, dtype: Any) -> jax.Array:
     """Any point inside a support with these ends, constant in derivatives."""
     low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
+    has_low, has_high = jnp.isfinite(low), jnp.isfinite(high)
+    # Infinities out of the sums: two of opposite signs have none.
+    low, high = jnp.where(has_low, low, 0), jnp.where(has_high, high, 0)
     middle = jnp.where(
-        jnp.isfinite(low),
-        jnp.where(jnp.isfinite(high), 0.5 * (low + high), low + 1),
-        jnp.where(jnp.isfinite(high), high - 1, 0.0),
+        has_low,
+        jnp.where(has_high, 0.5 * (low + high), low + 1),
+        jnp.where(has_high, high - 1, 0.0),
     )
     return jax.lax.stop_gradient(middle)
 
