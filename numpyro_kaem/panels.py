@@ -23,6 +23,7 @@ from numpyro_kaem.references import (
     is_concrete,
     kinks,
     log_density,
+    log_tail_mass,
     support_bounds,
     tail_mass,
     with_rank,
@@ -174,6 +175,8 @@ def _cut_to_reference(
     ends = np.asarray(low, dtype), np.asarray(high, dtype)
     concrete = is_concrete(parameters)
     closed = has_quantile(reference) and not into_tails
+    if concrete and closed:
+        closed = not _reaches_nothing(parameters, ends)
     regular = has_regular_ends(reference)
     if concrete:
         with concretely():
@@ -210,6 +213,7 @@ def _cut_to_reference(
     if not (concrete and closed and np.all(width <= 0.5 * points.scale)):
         added += points.breaks
     if concrete:
+        added += _bridges(points, low, high, width)
         added = [rows for rows in (_inside(a, start, stop) for a in added) if len(rows)]
         if not added and np.all(start == low) and np.all(stop == high):
             return None
@@ -224,6 +228,51 @@ def _cut_to_reference(
         merged = np.unique(merged.astype(dtype))
         merged = np.repeat(merged, 2) if len(merged) == 1 else merged
     return merged
+
+
+def _reaches_nothing(parameters: ReferenceParameters, ends: tuple) -> bool:
+    """Whether a grid ends where the reference has a mass that is no number any more.
+
+    An energy may lift it: then panels cover the tails, with densities as logarithms.
+    """
+    law = law_of(parameters.build())
+    if law.log_mass is None:
+        return False
+    with concretely():
+        masses = np.stack(_compiled_log_tails(parameters, *ends))
+    return bool(
+        np.any((masses > -np.inf) & (masses < np.log(np.finfo(ends[0].dtype).tiny)))
+    )
+
+
+@jax.jit
+def _compiled_log_tails(
+    parameters: ReferenceParameters, low: jax.Array, high: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return (
+        log_tail_mass(parameters, low, False),
+        log_tail_mass(parameters, high, True),
+    )
+
+
+def _bridges(
+    points: _Points, low: np.ndarray, high: np.ndarray, width: float
+) -> list[np.ndarray]:
+    """Points that double their distance from a law to the end of a far wider grid.
+
+    From the last of its breaks, or where these are not known from the end of its
+    support.
+    """
+    rows = [row for row in points.breaks if np.all(np.isfinite(row)) and len(row) > 1]
+    added = []
+    for side, sign in enumerate((-1.0, 1.0)):
+        edge = (low, high)[side]
+        origin = points.bounds[1 - side]
+        if rows:
+            first, last = (
+                (f(r.min(0)), f(r.max(0))) for r in rows for f in (np.asarray,)
+            )
+    return added
 
 
 def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -313,8 +362,6 @@ def integrand(
     tails: list[jax.Array | None] = [None, None]
     for side, upper in enumerate((False, True)):
         if panels.has_tails[side]:
-            mass = tail_mass(parameters, panels.edges[-side], upper)
-            safe = jnp.where(mass > 0, mass, 1.0)
-            log_tail = jnp.where(mass > 0, jnp.log(safe), -jnp.inf)
+            log_tail = log_tail_mass(parameters, panels.edges[-side], upper)
             tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
     return Integrand(nodes, values, log_mass, tuple(tails), tuple(ends))

@@ -15,7 +15,12 @@ from numpyro_kaem import density, mixture_density
 from numpyro_kaem.distributions.caching import made_once
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
-from numpyro_kaem.references import ReferenceParameters
+from numpyro_kaem.references import (
+    LAWS,
+    Law,
+    ReferenceParameters,
+    has_regular_ends,
+)
 from numpyro_kaem.series import bracketed_step
 from numpyro_kaem.tables import Table
 
@@ -259,6 +264,8 @@ class KAEMMixture(dist.Distribution):
         shapes = [prior._panels.edges.shape[1:]]
         if prior._parameters is not None:
             shapes.append(prior._parameters.build().batch_shape)
+            if shapes[-1] != () and not prior._parameters.is_elementwise:
+                return None
         if any(shape[-1:] not in ((), (1,)) for shape in shapes):
             return None
         return mixture_density.tabulate(prior._table, self.log_weights)
@@ -266,7 +273,10 @@ class KAEMMixture(dist.Distribution):
     @property
     def _own_parameters(self) -> ReferenceParameters | None:
         """Parameters of the reference that the components share."""
-        return jax.tree_util.tree_map(_without_components, self.prior._parameters)
+        parameters = self.prior._parameters
+        if parameters is not None and not parameters.is_elementwise:
+            return parameters
+        return jax.tree_util.tree_map(_without_components, parameters)
 
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
@@ -353,6 +363,23 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 _compiled_icdf = jax.jit(_icdf_folded)
+
+
+LAWS[KAEMMixture] = Law(
+    mass=lambda d, x, upper: d.cdf_pair(x)[upper],
+    breaks=lambda d: _of_components(d.prior),
+    regular_ends=lambda d: has_regular_ends(d.prior),
+    is_whole=True,
+)
+
+
+def _of_components(prior: KAEMPrior) -> jax.Array:
+    """Breaks of all components, ``(count, *batch_shape)``."""
+    edges = prior._panels.edges
+    if edges.ndim == 1:
+        return edges
+    edges = jnp.moveaxis(edges, -1, 1)
+    return edges.reshape(-1, *edges.shape[2:])
 
 
 @vmap_over.register
