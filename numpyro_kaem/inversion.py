@@ -156,7 +156,10 @@ def _of_rows(
     batch_shape: tuple[int, ...],
     z: jax.Array,
 ) -> jax.Array:
-    """Function of the reference of every row, at points ``(num_rows, num_points)``."""
+    """Evaluate a function of the reference of every row at its points.
+
+    These have the shape ``(num_rows, num_points)``, as has the result.
+    """
     if parameters.is_elementwise:
         # Of one row each, which broadcasts over its points.
         row = row_index((z.shape[0], 1))

@@ -83,22 +83,14 @@ def resolution_of(
         )
         own_error = jnp.abs(jnp.expm1(own.log_normalizer))
         own_error = jnp.where(own_error > 64 * eps, own_error, 0)
-    _, weights = gauss_kronrod(num_nodes)
-    log_width = jnp.log(
-        jnp.maximum(jnp.diff(panels.edges, axis=0), jnp.finfo(dtype).tiny)
+    width = jnp.diff(panels.edges, axis=0)
+    gap = eps * jnp.maximum(jnp.abs(panels.edges[:-1]), jnp.abs(panels.edges[1:]))
+    share = jnp.minimum(gap / jnp.where(width > 0, width, 1), 1)
+    share = share.reshape(
+        len(share), *(1,) * (difference.ndim + 1 - share.ndim), *share.shape[1:]
     )
-    log_width = log_width.reshape(
-        len(log_width),
-        1,
-        *(1,) * (fine.log_mass.ndim - 1 - log_width.ndim),
-        *log_width.shape[1:],
-    )
-    log_weights = jnp.asarray(np.log(weights / 2), dtype)
-    log_weights = log_weights.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
-    log_density = fine.log_mass - fine.log_normalizer - log_width - log_weights
-    # Not at single points where a density is infinite: at a node that has mass.
-    between = jnp.where(has_mass, jnp.exp(log_density) * jnp.abs(fine.nodes) * eps, 0)
-    spacing = jnp.max(between, initial=0.0)
+    masses = jnp.sum(jnp.exp(fine.log_mass - fine.log_normalizer), axis=1)
+    spacing = jnp.max(share * masses, initial=0.0)
     rounding = eps * (24 + 2 * scale)
     return Resolution(change, difference, rounding, own_error, spacing)
 

@@ -374,7 +374,7 @@ LAWS[KAEMMixture] = Law(
 
 
 def _of_components(prior: KAEMPrior) -> jax.Array:
-    """Breaks of all components, ``(count, *batch_shape)``."""
+    """Join the breaks of all components, ``(count, *batch_shape)``."""
     edges = prior._panels.edges
     if edges.ndim == 1:
         return edges

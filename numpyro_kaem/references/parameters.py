@@ -189,7 +189,7 @@ def _replace(kind: type, function: Callable, value: Any) -> Any:
 
 
 def _as_parameter(law: dist.Distribution, name: str, value: Any) -> Any:
-    """Make floats of integers, which have no derivatives, where these are parameters."""
+    """Make a float of a parameter that is an integer, which has no derivatives."""
     if name not in law.arg_constraints or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -205,7 +205,7 @@ def _is_static(law: type, name: str, value: Any) -> bool:
     if isinstance(value, str | bool | type | constraints.Constraint):
         return True
     return name not in law.arg_constraints and (
-        isinstance(value, int) or callable(value) and not _is_tree(value)
+        isinstance(value, int) or (callable(value) and not _is_tree(value))
     )
 
 

@@ -153,7 +153,10 @@ def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
     inside = (x > low) & (x < high)
     safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
     safe = jnp.broadcast_to(safe, jnp.broadcast_shapes(x.shape, reference.batch_shape))
-    slope = jax.grad(lambda y: jnp.sum(reference.log_prob(y)))(safe)
+    # That of a truncated law is its base's.
+    truncated = truncated_parts(reference)
+    law = reference if truncated is None else truncated[0]
+    slope = jax.grad(lambda y: jnp.sum(law.log_prob(y)))(safe)
     length = 1 / jnp.maximum(jnp.abs(slope), 1e-30)
     scale = finest_scale(reference)
     if scale is None:
