@@ -272,14 +272,15 @@ def _bulk(
     points: _Points, reference: Any, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper end of the bulk of a law: its breaks, its median or the grid."""
-    known = [rows for rows in points.breaks if len(rows) and np.all(np.isfinite(rows))]
+    rows = map(np.asarray, points.breaks)
+    known = [row for row in rows if len(row) and np.all(np.isfinite(row))]
     if not known:
         try:
             known = [np.asarray(reference.icdf(0.5), float)[None]]
         except NotImplementedError:
             return low, high
-    first = reduce(np.minimum, (rows.min(axis=0) for rows in known))
-    return first, reduce(np.maximum, (rows.max(axis=0) for rows in known))
+    first = reduce(np.minimum, (row.min(axis=0) for row in known))
+    return first, reduce(np.maximum, (row.max(axis=0) for row in known))
 
 
 def _doublings(whole: np.ndarray, distance: np.ndarray) -> int:

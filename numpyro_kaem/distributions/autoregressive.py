@@ -245,9 +245,16 @@ class AutoregressiveKAEMPrior(dist.Distribution):
 
     # --- the density -----------------------------------------------------------------
 
-    @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density: (..., dim) -> (...,)."""
+        points = self._as_points("value", value)
+        if points.size == 0:
+            # NumPyro's check of a joint support divides by the number of points.
+            return jnp.zeros(points.shape[:-1], points.dtype)
+        return self._log_density(value)
+
+    @validate_sample
+    def _log_density(self, value: ArrayLike) -> jax.Array:
         return conditionals.log_prob(self._chain, self._as_points("value", value))
 
     def sample(

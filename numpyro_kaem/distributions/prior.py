@@ -14,7 +14,7 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density
-from numpyro_kaem.distributions.caching import made_once
+from numpyro_kaem.distributions.caching import made_once, promoting_ranks
 from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels, make_panels
@@ -120,6 +120,7 @@ class KAEMPrior(dist.Distribution):
     pytree_data_fields = ("energy", "_parameters")
     pytree_aux_fields = ("_refinement",)
 
+    @promoting_ranks
     def __init__(
         self,
         energy: Energy,
@@ -251,6 +252,7 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def log_normalizer(self) -> jax.Array:
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
         if self._is_concrete:
@@ -260,6 +262,7 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def quadrature_error(self) -> jax.Array:
         """Estimated relative error of the normaliser, shape ``batch_shape``.
 
@@ -294,6 +297,7 @@ class KAEMPrior(dist.Distribution):
         error = resolution.panels + resolution.rounding
         warn_of_error(error, change, self._refinement, stacklevel=4)
 
+    @promoting_ranks
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
@@ -308,6 +312,7 @@ class KAEMPrior(dist.Distribution):
         """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
         return self.cdf_pair(value)[0]
 
+    @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Masses below and above ``value``, each to its own relative precision.
 
@@ -318,6 +323,7 @@ class KAEMPrior(dist.Distribution):
             self._table, self.energy.placed, self._parameters, self._as_float(value)
         )
 
+    @promoting_ranks
     def icdf(self, q: ArrayLike) -> jax.Array:
         """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
 
@@ -330,9 +336,11 @@ class KAEMPrior(dist.Distribution):
         value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
+    @promoting_ranks
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
         return density.icdf_folded(self._table, self._parameters, mass, upper)
 
+    @promoting_ranks
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
@@ -363,6 +371,7 @@ class KAEMPrior(dist.Distribution):
 
     # --- moments ---------------------------------------------------------------------
 
+    @promoting_ranks
     def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Mean of a function under the density, by the quadrature of its normaliser.
 
@@ -401,6 +410,7 @@ class KAEMPrior(dist.Distribution):
         # A node without mass may lie where the function is infinite.
         return jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=0)
 
+    @promoting_ranks
     def nodes(self) -> tuple[jax.Array, jax.Array]:
         """Nodes and masses of the quadrature, tails included.
 
@@ -414,11 +424,13 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``; not finite where the reference's is not."""
         return self._with_reference_moment("mean", self.expectation(lambda z: z))
 
     @property
+    @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``; not finite where the reference's is not."""
         mean = self.expectation(lambda z: z)
@@ -435,6 +447,7 @@ class KAEMPrior(dist.Distribution):
         finite = jnp.isfinite(reference_moment)
         return jnp.where(finite, moment, jax.lax.stop_gradient(reference_moment))
 
+    @promoting_ranks
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, shape ``batch_shape``."""
         log_normalizer = self.log_normalizer
