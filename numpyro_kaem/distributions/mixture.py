@@ -377,6 +377,8 @@ LAWS[KAEMMixture] = Law(
     mass=lambda d, x, upper: d.cdf_pair(x)[upper],
     breaks=lambda d: _of_components(d.prior),
     regular_ends=lambda d: has_regular_ends(d.prior),
+    # One for all components, or the mixture itself.
+    tails=lambda d: d.prior.reference if d.prior.reference.batch_shape == () else None,
     is_whole=True,
 )
 

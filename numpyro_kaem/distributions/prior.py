@@ -507,6 +507,7 @@ LAWS[KAEMPrior] = Law(
     # Between its panels the density is smooth.
     breaks=lambda d: d._panels.edges,
     regular_ends=_has_regular_ends,
+    tails=lambda d: d.reference,
     is_whole=True,
 )
 

@@ -39,6 +39,8 @@ class Law(NamedTuple):
     """Whether JAX differentiates the mass, if there is one, in all parameters."""
     regular_ends: bool | Callable[[Any], bool] = False
     """Whether the density is analytic at the finite ends of its support."""
+    tails: Callable[[Any], Any] | None = None
+    """Law whose tails it has, with another density between them."""
     is_whole: bool = False
     """Whether the distribution is a pytree with its leaves in a fixed order, to be kept
     as it is."""

@@ -147,16 +147,23 @@ def has_quantile(reference: dist.Distribution) -> bool:
     return law_of(reference).quantile is not None
 
 
+def _tail_law(reference: dist.Distribution) -> dist.Distribution:
+    """Law whose density falls in the same way beyond the bulk, and costs less."""
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        return truncated[0]
+    find = law_of(reference).tails
+    tails = None if find is None else find(reference)
+    return reference if tails is None else _tail_law(tails)
+
+
 def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
     """Length over which the density changes at ``x``, never above its finest scale."""
     low, high = support_bounds(reference)
     inside = (x > low) & (x < high)
     safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
     safe = jnp.broadcast_to(safe, jnp.broadcast_shapes(x.shape, reference.batch_shape))
-    # That of a truncated law is its base's.
-    truncated = truncated_parts(reference)
-    law = reference if truncated is None else truncated[0]
-    slope = jax.grad(lambda y: jnp.sum(law.log_prob(y)))(safe)
+    slope = jax.grad(lambda y: jnp.sum(_tail_law(reference).log_prob(y)))(safe)
     length = 1 / jnp.maximum(jnp.abs(slope), 1e-30)
     scale = finest_scale(reference)
     if scale is None:
