@@ -30,7 +30,8 @@ class Chain(NamedTuple):
     basis: AbstractBasis
     """Features on the unit grid."""
     parameters: ReferenceParameters | None
-    """Of the reference; leaves with a batch shape have the shape ``(dim,)``."""
+    """Of the reference: leaves of shape ``(dim,)``, or of one law for all dimensions if
+    its arrays have axes of their own."""
     panels: Panels
     """Panels of every dimension, or the same ones for all."""
     ends: tuple[jax.Array, jax.Array]
@@ -57,9 +58,10 @@ def make_chain(
             jnp.broadcast_to(jnp.asarray(bound, dtype), (dim,))
             for bound in support_bounds(parameters.build())
         )
-        parameters = jax.tree_util.tree_map(
-            lambda leaf: jnp.broadcast_to(leaf, (dim,)), parameters
-        )
+        if parameters.is_elementwise:
+            parameters = jax.tree_util.tree_map(
+                lambda leaf: jnp.broadcast_to(leaf, (dim,)), parameters
+            )
     return Chain(conditioner, on_unit_grid(basis), parameters, panels, ends, bounds)
 
 
@@ -153,9 +155,11 @@ def _from_unit(
 ) -> jax.Array:
     dim = mass.shape[-1]
     own_panels = chain.panels.edges.ndim > 1
+    shared = chain.parameters is None or not chain.parameters.is_elementwise
 
     def step(z: jax.Array, column: tuple) -> tuple[jax.Array, None]:
-        index, mass, upper, parameters, (low, high), bounds, edges = column
+        index, mass, upper, own, (low, high), bounds, edges = column
+        parameters = chain.parameters if shared else own
         coefficients = chain.conditioner(positions(chain, z))
         coefficients = jax.lax.dynamic_index_in_dim(
             coefficients, index, axis=-2, keepdims=False
@@ -169,6 +173,7 @@ def _from_unit(
         # Exact ends, which the transport of 0 and 1 reaches and a draw may not.
         least, most = bounds
         if inside:
+            least, most = jax.lax.stop_gradient(bounds)
             least, most = jnp.nextafter(least, most), jnp.nextafter(most, least)
             value = jnp.clip(value, least, most)
         else:
@@ -180,7 +185,7 @@ def _from_unit(
         jnp.arange(dim),
         jnp.moveaxis(mass, -1, 0),
         jnp.moveaxis(upper, -1, 0),
-        chain.parameters,
+        jnp.zeros(dim) if shared else chain.parameters,
         chain.ends,
         chain.bounds,
         jnp.moveaxis(chain.panels.edges, -1, 0) if own_panels else jnp.zeros(dim),

@@ -76,6 +76,8 @@ def sample_once(
 
 def _inside(z: jax.Array, ends: tuple) -> jax.Array:
     """Points off the ends of the support, where rounding may lead but no draw lies."""
+    # Ends that move leave a draw where it is: it follows them by its own derivative.
+    ends = jax.lax.stop_gradient(ends)
     low, high = (jnp.asarray(end, z.dtype) for end in ends)
     return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
 

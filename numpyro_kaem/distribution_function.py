@@ -9,7 +9,11 @@ import numpy as np
 
 from numpyro_kaem.intervals import find_interval
 from numpyro_kaem.placed_energy import PlacedEnergy
-from numpyro_kaem.references import ReferenceParameters, log_density, tail_mass
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    log_density,
+    scaled_tail_mass,
+)
 from numpyro_kaem.series import evaluate
 from numpyro_kaem.tables import Table, row_index
 from numpyro_kaem.tangents import all_zero, instantiate, is_symbolic
@@ -31,7 +35,9 @@ def log_prob(
         )
     else:
         log_reference = log_density(parameters.build(), z)
-    return energy(z) + log_reference - log_normalizer
+    value = energy(z) + log_reference - log_normalizer
+    # Not minus infinity, as beyond the support.
+    return jnp.where(jnp.isnan(z), z, value)
 
 
 @jax.custom_jvp
@@ -110,10 +116,14 @@ def masses(
         edge = table.edges[..., -1 if is_upper else 0]
         in_tail = (z > edge) if is_upper else (z < edge)
         point = jnp.where(in_tail, z, edge)
-        mass = jnp.exp(log_scale) * tail_mass(parameters, point, is_upper)
+        mass = scaled_tail_mass(parameters, point, is_upper, log_scale)
         below = jnp.where(in_tail, 1 - mass if is_upper else mass, below)
         above = jnp.where(in_tail, mass if is_upper else 1 - mass, above)
     below, above = jnp.clip(below, 0, 1), jnp.clip(above, 0, 1)
     # The larger one from the smaller: at an end of the support it is exactly 1.
     is_low = below < above
-    return jnp.where(is_low, below, 1 - above), jnp.where(is_low, 1 - below, above)
+    below, above = (
+        jnp.where(is_low, below, 1 - above),
+        jnp.where(is_low, 1 - below, above),
+    )
+    return jnp.where(jnp.isnan(z), z, below), jnp.where(jnp.isnan(z), z, above)

@@ -1,6 +1,7 @@
 """The inverse of the distribution function of a tilted density."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,11 @@ from numpyro_kaem.intervals import (
     folded_place,
 )
 from numpyro_kaem.references import (
+    PowerTail,
     ReferenceParameters,
     log_density,
+    power_quantile,
+    power_tail,
     tail_mass,
     tail_quantile,
 )
@@ -94,14 +98,33 @@ def _point_in_cell(
         if log_scale is None:
             continue
         start = _take(table.edges[..., -is_upper], row)
-        chosen = _parameters_at(parameters, table.log_normalizer.shape, row)
         scale = jnp.exp(_take(log_scale, row))
         # A point below may lie in the tail above, if that has most of the mass.
         beyond = jnp.where(upper == is_upper, mass, 1 - mass)
         in_tail = _in_tail(table, row, mass, upper, is_upper)
         share = jnp.where(in_tail, beyond / jnp.where(scale > 0, scale, 1), 1)
-        z = jnp.where(in_tail, tail_quantile(chosen, share, start, is_upper), z)
+        point = _tail_point(table, parameters, row, share, start, is_upper)
+        z = jnp.where(in_tail, point, z)
     return z
+
+
+def _tail_point(
+    table: Table,
+    parameters: ReferenceParameters,
+    row: jax.Array,
+    mass: jax.Array,
+    start: jax.Array,
+    upper: bool,
+) -> jax.Array:
+    """Point of a tail of the reference of a chosen density."""
+    shape = table.log_normalizer.shape
+    if parameters.is_elementwise:
+        chosen = _parameters_at(parameters, shape, row)
+        return tail_quantile(chosen, mass, start, upper)
+    # Arrays with axes of their own: the tail once a density, chosen by its numbers.
+    tail = power_tail(parameters, table.edges[..., -upper], upper)
+    tail = PowerTail(*(_take(jnp.broadcast_to(part, shape), row) for part in tail))
+    return power_quantile(tail, mass, upper)
 
 
 def _in_tail(
@@ -125,6 +148,24 @@ def _parameters_at(
         return leaf.at[row].get(mode="promise_in_bounds")
 
     return jax.tree_util.tree_map(take, parameters)
+
+
+def _of_rows(
+    function: Callable[[ReferenceParameters, jax.Array], jax.Array],
+    parameters: ReferenceParameters,
+    batch_shape: tuple[int, ...],
+    z: jax.Array,
+) -> jax.Array:
+    """Evaluate a function of the reference of every row at its points.
+
+    These have the shape ``(num_rows, num_points)``, as has the result.
+    """
+    if parameters.is_elementwise:
+        # Of one row each, which broadcasts over its points.
+        row = row_index((z.shape[0], 1))
+        return function(_parameters_at(parameters, batch_shape, row), z)
+    points = z.T.reshape(z.shape[1], *batch_shape)
+    return function(parameters, points).reshape(z.T.shape).T
 
 
 def icdf_folded(
@@ -160,6 +201,7 @@ def icdf_folded(
     mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
     mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
     z = icdf_of_rows(table, parameters, mass, upper)
+    z = jnp.where(jnp.isnan(mass), mass, z)
     return jnp.moveaxis(z, range(-rank, 0), range(rank))
 
 
@@ -201,8 +243,7 @@ def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
     table, parameters, mass, upper = primals
     table_dot, _, mass_dot, _ = tangents
     z, cell = _invert(*primals)
-    own_row = row_index((z.shape[0], 1))
-    row = jnp.broadcast_to(own_row, z.shape)
+    row = jnp.broadcast_to(row_index((z.shape[0], 1)), z.shape)
     index = row * table.powers.shape[-1] + cell
     # The position again, but as a function of the point, for second derivatives.
     left, width = table.edges[..., :-1], jnp.diff(table.edges)
@@ -211,9 +252,12 @@ def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
     log_value = _take(table.log_scale[0], index)
     log_value += evaluate([_take(c, index) for c in table.log_scale[1:]], s)
     if parameters is not None:
-        # Of one row each, which broadcasts over its points.
-        own = _parameters_at(parameters, table.log_normalizer.shape, own_row)
-        log_value += log_density(own.build(), z)
+        log_value += _of_rows(
+            lambda own, z: log_density(own.build(), z),
+            parameters,
+            table.log_normalizer.shape,
+            z,
+        )
     # How the mass below a point that stays changes, and how a point of its cell moves.
     change = jnp.zeros_like(z)
     if not all(map(is_symbolic, (table_dot.below, table_dot.above, table_dot.powers))):
@@ -256,8 +300,12 @@ def _tail_change(
         point = jnp.where(in_tail, z, _take(table.edges[..., -is_upper], row))
 
         def reference_mass(parameters: ReferenceParameters) -> jax.Array:
-            own = _parameters_at(parameters, table.log_normalizer.shape, row)
-            return tail_mass(own, point, is_upper)
+            return _of_rows(
+                lambda own, point: tail_mass(own, point, is_upper),
+                parameters,
+                table.log_normalizer.shape,
+                point,
+            )
 
         dot = instantiate(parameters, parameters_dot)
         _, mass_dot = jax.jvp(reference_mass, (parameters,), (dot,))

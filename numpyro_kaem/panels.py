@@ -1,5 +1,6 @@
 """The panels of a tilted density, and integrals on them."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,8 +24,8 @@ from numpyro_kaem.references import (
     is_concrete,
     kinks,
     log_density,
+    log_tail_mass,
     support_bounds,
-    tail_mass,
     with_rank,
 )
 
@@ -144,15 +145,17 @@ def _points(
     parameters: ReferenceParameters, low: jax.Array, high: jax.Array, closed: bool
 ) -> _Points:
     reference = parameters.build()
+    bounds = support_bounds(reference)
+    # Fixed for derivatives: the density is continuous at a kink, and a moving edge
+    # beside a fixed one would leave an empty panel, which has no derivative.
+    reference = jax.lax.stop_gradient(parameters).build()
     scale = finest_scale(reference)
     far = [] if closed else far_breaks(reference, low, high)
     return _Points(
-        tuple(jnp.asarray(bound, low.dtype) for bound in support_bounds(reference)),
-        # Fixed for derivatives: the density is continuous at a kink, and a moving edge
-        # beside a fixed one would leave an empty panel, which has no derivative.
-        [jax.lax.stop_gradient(kink)[None] for kink in kinks(reference)],
-        jax.lax.stop_gradient(density_breaks(reference)),
-        jax.lax.stop_gradient(far),
+        tuple(jnp.asarray(bound, low.dtype) for bound in bounds),
+        [kink[None] for kink in kinks(reference)],
+        density_breaks(reference),
+        far,
         # Not known is 0: no panel is that fine.
         jnp.asarray(0.0 if scale is None else scale, low.dtype),
     )
@@ -179,6 +182,9 @@ def _cut_to_reference(
     if concrete:
         with concretely():
             points = _compiled_points(parameters, *ends, closed=closed)
+            if closed and _reaches_nothing(points, parameters, ends):
+                closed = False
+                points = _compiled_points(parameters, *ends, closed=closed)
             points = jax.tree_util.tree_map(lambda x: np.asarray(x, float), points)
         xp = np
     else:
@@ -191,6 +197,9 @@ def _cut_to_reference(
     # a tail, with constant energy: there the density may be infinite.
     depth = 36 if dtype == np.float64 else 20
     added = [*points.kinks, *points.far]
+    if concrete:
+        with concretely():
+            bulk = _bulk(points, reference, low, high)
     for side, bound in enumerate(support_bounds(reference)):
         if isinstance(bound, float) and np.isinf(bound):
             continue
@@ -198,9 +207,15 @@ def _cut_to_reference(
         edge = bound
         if not regular:
             span = abs((high, low)[side] - bound)
+            cells = depth
+            if concrete:
+                near = np.minimum(*(abs(end - bound) for end in bulk))
+                far = np.maximum(*(abs(end - bound) for end in bulk))
+                near = np.where(near > 0, near, far)
+                cells += _doublings(*np.broadcast_arrays(span, near))
             spacing = 64 * float(jnp.finfo(dtype).eps) * abs(bound)
-            edge = bound + inward * xp.maximum(span * 2.0**-depth, spacing)
-            powers = 2.0 ** -np.arange(1.0, depth).reshape((-1,) + (1,) * span.ndim)
+            edge = bound + inward * xp.maximum(span * 2.0**-cells, spacing)
+            powers = 2.0 ** -np.arange(1.0, cells).reshape((-1,) + (1,) * span.ndim)
             added.append(bound + inward * powers * span)
         if side == 0:
             start = xp.maximum(low, edge) if closed else edge
@@ -211,6 +226,7 @@ def _cut_to_reference(
     if not (concrete and closed and np.all(width <= 0.5 * points.scale)):
         added += points.breaks
     if concrete:
+        added += _bridges(bulk, low, high)
         added = [rows for rows in (_inside(a, start, stop) for a in added) if len(rows)]
         if not added and np.all(start == low) and np.all(stop == high):
             return None
@@ -225,6 +241,72 @@ def _cut_to_reference(
         merged = np.unique(merged.astype(dtype))
         merged = np.repeat(merged, 2) if len(merged) == 1 else merged
     return merged
+
+
+def _reaches_nothing(
+    points: _Points, parameters: ReferenceParameters, ends: tuple
+) -> bool:
+    """Whether a grid ends where the reference has a mass that is no number any more.
+
+    An energy may lift it: then panels cover the tails, with densities as logarithms.
+    """
+    low, high = ends
+    if all(
+        np.min(low) >= np.min(rows) and np.max(high) <= np.max(rows)
+        for rows in map(np.asarray, points.breaks)
+    ):
+        return False
+    masses = _compiled_log_tails(parameters, *ends)
+    tiny = np.log(np.finfo(low.dtype).tiny)
+    return any(np.any((m > -np.inf) & (m < tiny)) for m in map(np.asarray, masses))
+
+
+@jax.jit
+def _compiled_log_tails(
+    parameters: ReferenceParameters, low: jax.Array, high: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    below = log_tail_mass(parameters, low, False)
+    return below, log_tail_mass(parameters, high, True)
+
+
+def _bulk(
+    points: _Points, reference: Any, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the bulk of a law: its breaks, its median or the grid."""
+    rows = map(np.asarray, points.breaks)
+    known = [row for row in rows if len(row) and np.all(np.isfinite(row))]
+    if not known:
+        try:
+            known = [np.asarray(reference.icdf(0.5), float)[None]]
+        except NotImplementedError:
+            return low, high
+    first = reduce(np.minimum, (row.min(axis=0) for row in known))
+    return first, reduce(np.maximum, (row.max(axis=0) for row in known))
+
+
+def _doublings(whole: np.ndarray, distance: np.ndarray) -> int:
+    """How often a distance is doubled to reach across a far wider grid; 0 if not."""
+    is_wide = (distance > 0) & (whole > 4 * distance)
+    if not np.any(is_wide):
+        return 0
+    return int(np.ceil(np.log2(np.max(whole[is_wide] / distance[is_wide]))))
+
+
+def _bridges(
+    bulk: tuple[np.ndarray, np.ndarray], low: np.ndarray, high: np.ndarray
+) -> list[np.ndarray]:
+    """Points that double their distance from a law's centre to the ends of the grid."""
+    first, last = bulk
+    added = []
+    for end, edge in ((first, low), (last, high)):
+        centre = 0.5 * (first + last)
+        distance, whole = np.broadcast_arrays(end - centre, edge - centre)
+        sides = np.sign(distance) == np.sign(whole)
+        count = _doublings(np.where(sides, np.abs(whole), 0), np.abs(distance))
+        if count > 0:
+            powers = 2.0 ** np.arange(count).reshape((-1,) + (1,) * distance.ndim)
+            added.append(centre + powers * distance)
+    return added
 
 
 def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -314,8 +396,6 @@ def integrand(
     tails: list[jax.Array | None] = [None, None]
     for side, upper in enumerate((False, True)):
         if panels.has_tails[side]:
-            mass = tail_mass(parameters, panels.edges[-side], upper)
-            safe = jnp.where(mass > 0, mass, 1.0)
-            log_tail = jnp.where(mass > 0, jnp.log(safe), -jnp.inf)
+            log_tail = log_tail_mass(parameters, panels.edges[-side], upper)
             tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
     return Integrand(nodes, values, log_mass, tuple(tails), tuple(ends))

@@ -1,7 +1,7 @@
 """How well panels resolve a density, and what follows from it."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,22 @@ from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import ReferenceParameters
 
-__all__ = ["Resolution", "check_number", "resolution_of", "wanted", "warn_of_error"]
+__all__ = [
+    "Resolution",
+    "check_number",
+    "resolution_of",
+    "wanted",
+    "warn_of_error",
+    "warn_of_reference",
+    "warn_of_spacing",
+]
 
 # The change of the energy within a panel that its Gauss rule and series resolve, to
 # 1e-6 in float32 and to 1e-12 in float64.
 _CHANGE_PER_PANEL = {False: 5.0, True: 4.0}
 _MAX_REFINEMENT = 8
 _WARN_ABOVE = 1e-4
+_SPACING_ABOVE = 1e-3
 
 
 class Resolution(NamedTuple):
@@ -31,11 +40,15 @@ class Resolution(NamedTuple):
     extension on the same panels, shape ``(*batch_shape,)``."""
     rounding: jax.Array
     """What rounding of the energies alone may cost, the same shape."""
+    reference: jax.Array
+    """Relative difference from 1 of the mass of the reference alone, the same shape."""
+    spacing: jax.Array
+    """Largest mass between two neighbouring numbers of the precision, a scalar."""
 
     @property
     def error(self) -> jax.Array:
         """Estimated relative error of the normaliser."""
-        return self.panels + self.rounding
+        return self.panels + self.rounding + self.reference
 
 
 def resolution_of(
@@ -57,7 +70,29 @@ def resolution_of(
     scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
     nodes = fine.energy[:, 1::2]
     change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
-    return Resolution(change, difference, jnp.finfo(dtype).eps * (24 + 2 * scale))
+    eps = jnp.finfo(dtype).eps
+    # Where the energy is 0 a reference of mass 1 remains, whatever the energy.
+    own_error = jnp.zeros_like(difference)
+    if parameters is not None:
+        own = fine._replace(
+            log_mass=fine.log_mass - fine.energy,
+            log_tails=tuple(
+                None if tail is None else tail - end
+                for tail, end in zip(fine.log_tails, fine.energy_ends, strict=True)
+            ),
+        )
+        own_error = jnp.abs(jnp.expm1(own.log_normalizer))
+        own_error = jnp.where(own_error > 64 * eps, own_error, 0)
+    width = jnp.diff(panels.edges, axis=0)
+    gap = eps * jnp.maximum(jnp.abs(panels.edges[:-1]), jnp.abs(panels.edges[1:]))
+    share = jnp.minimum(gap / jnp.where(width > 0, width, 1), 1)
+    share = share.reshape(
+        len(share), *(1,) * (difference.ndim + 1 - share.ndim), *share.shape[1:]
+    )
+    masses = jnp.sum(jnp.exp(fine.log_mass - fine.log_normalizer), axis=1)
+    spacing = jnp.max(share * masses, initial=0.0)
+    rounding = eps * (24 + 2 * scale)
+    return Resolution(change, difference, rounding, own_error, spacing)
 
 
 def check_number(resolution: Resolution, parameters: ReferenceParameters) -> None:
@@ -78,11 +113,41 @@ def check_number(resolution: Resolution, parameters: ReferenceParameters) -> Non
         )
 
 
+def warn_of_reference(resolution: Resolution, parameters: Any, dtype: Any) -> None:
+    """Warn of a reference that is not of mass 1, or that the precision cannot place."""
+    name, precision = parameters.law.__name__, np.dtype(dtype).name
+    worst = float(np.max(np.asarray(resolution.reference), initial=0.0))
+    if worst > _WARN_ABOVE:
+        warnings.warn(
+            f"the {name} reference has a mass that differs from 1 by {worst:.1e} in "
+            f"{precision}, by its own log_prob and cdf on the panels of the grid: the "
+            "density between and beyond the ends of the grid is off by as much. Use "
+            "float64 (jax.config.update('jax_enable_x64', True)), a grid about as wide "
+            "as the reference, or a reference whose bulk is nearer to its support.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def wanted(resolution: Resolution, dtype: np.dtype) -> int:
     """Return the parts of every panel that such an energy needs, at most 8."""
     limit = _CHANGE_PER_PANEL[np.dtype(dtype) == np.float64]
     parts = int(np.ceil(float(resolution.change) / limit))
     return min(max(parts, 1), _MAX_REFINEMENT)
+
+
+def warn_of_spacing(resolution: Resolution, dtype: Any) -> None:
+    """Warn where the numbers of the precision are too far apart for the density."""
+    spacing = float(resolution.spacing)
+    if spacing > _SPACING_ABOVE:
+        warnings.warn(
+            f"positions are too coarse in {np.dtype(dtype).name}: neighbouring numbers "
+            f"have up to {spacing:.1e} of the mass between them, and draws and masses "
+            "err by as much. Subtract an offset from z, such as its mean, or use "
+            "float64 (jax.config.update('jax_enable_x64', True)).",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def warn_of_error(

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from numpyro_kaem.bases._base import uniform_breaks
 from numpyro_kaem.bases._centred import AbstractCentredBasis
 from numpyro_kaem.bases._checks import GridLike
 
@@ -39,6 +40,8 @@ _PROFILES: MappingProxyType[str, Callable[[Array], Array]] = MappingProxyType(
         "shannon": _shannon,
     }
 )
+
+_OSCILLATING = ("morlet", "shannon")
 
 
 class Wavelet(AbstractCentredBasis):
@@ -129,6 +132,16 @@ class Wavelet(AbstractCentredBasis):
         if kind not in _PROFILES:
             raise ValueError(f"kind must be one of {expected}, got {kind!r}.")
         self.kind = kind
+
+    @property
+    def panel_breaks(self) -> tuple[float, ...]:
+        """Quarters of the intervals between the centres where the wavelet oscillates.
+
+        Those are quarters of the shortest wavelength of a Morlet or a Shannon wavelet
+        of bandwidth 1. Of the others halves, and always at least four panels.
+        """
+        parts = 4 if self.kind in _OSCILLATING else 2
+        return uniform_breaks(parts * (self.num_basis - 1))
 
     def profile(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Mother wavelet at ``x``, elementwise."""

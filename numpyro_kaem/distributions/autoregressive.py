@@ -159,6 +159,12 @@ class AutoregressiveKAEMPrior(dist.Distribution):
                     f"for each dimension, got {reference.batch_shape}."
                 )
             self._parameters = ReferenceParameters.of(reference)
+            if reference.batch_shape != () and not self._parameters.is_elementwise:
+                raise ValueError(
+                    f"reference must be one {type(reference).__name__} for all "
+                    "dimensions, as its arrays have axes beside the batch, got "
+                    f"batch_shape {reference.batch_shape}."
+                )
         super().__init__((), (dim,), validate_args=validate_args)
 
     # --- parameters ------------------------------------------------------------------
@@ -239,9 +245,16 @@ class AutoregressiveKAEMPrior(dist.Distribution):
 
     # --- the density -----------------------------------------------------------------
 
-    @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density: (..., dim) -> (...,)."""
+        points = self._as_points("value", value)
+        if points.size == 0:
+            # NumPyro's check of a joint support divides by the number of points.
+            return jnp.zeros(points.shape[:-1], points.dtype)
+        return self._log_density(value)
+
+    @validate_sample
+    def _log_density(self, value: ArrayLike) -> jax.Array:
         return conditionals.log_prob(self._chain, self._as_points("value", value))
 
     def sample(
@@ -314,10 +327,12 @@ class AutoregressiveKAEMPrior(dist.Distribution):
                 object.__setattr__(basis, name, float(ends[index]))
         reference = None
         if self._parameters is not None:
-            reference = jax.tree_util.tree_map(
-                lambda leaf: jnp.broadcast_to(leaf, (self.dim,))[index],
-                self._parameters,
-            ).build()
+            parameters = self._parameters
+            if parameters.is_elementwise:
+                parameters = jax.tree_util.tree_map(
+                    lambda leaf: jnp.broadcast_to(leaf, (self.dim,))[index], parameters
+                )
+            reference = parameters.build()
         return KAEMPrior(Energy(basis, coefficients), reference)
 
     def _as_points(self, name: str, value: ArrayLike) -> jax.Array:

@@ -1,11 +1,14 @@
 """What a law makes once of its parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from numpyro_kaem.references import concretely, is_concrete
 
-__all__ = ["made_once"]
+__all__ = ["made_once", "promoting_ranks"]
 
 
 def made_once(law: Any, name: str, parameters: Any, make: Callable[[], Any]) -> Any:
@@ -37,3 +40,19 @@ def made_once(law: Any, name: str, parameters: Any, make: Callable[[], Any]) -> 
     if is_concrete(value):
         law.__dict__[name] = value
     return value
+
+
+def promoting_ranks(method: Callable) -> Callable:
+    """Let a method broadcast arrays of different rank where the user forbids it.
+
+    Points and batches of densities broadcast by design, as in NumPyro.
+    """
+
+    @functools.wraps(method)
+    def promoting(*args: Any, **kwargs: Any) -> Any:
+        if jax.config.jax_numpy_rank_promotion == "allow":
+            return method(*args, **kwargs)
+        with jax.numpy_rank_promotion("allow"):
+            return method(*args, **kwargs)
+
+    return promoting

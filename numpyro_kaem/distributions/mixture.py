@@ -12,10 +12,15 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density, mixture_density
-from numpyro_kaem.distributions.caching import made_once
+from numpyro_kaem.distributions.caching import made_once, promoting_ranks
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
-from numpyro_kaem.references import ReferenceParameters
+from numpyro_kaem.references import (
+    LAWS,
+    Law,
+    ReferenceParameters,
+    has_regular_ends,
+)
 from numpyro_kaem.series import bracketed_step
 from numpyro_kaem.tables import Table
 
@@ -196,11 +201,13 @@ class KAEMMixture(dist.Distribution):
         """Batch and event shape from the shape of the logits and the components."""
         return jnp.broadcast_shapes(mixing_logits, prior)[:-1], ()
 
+    @promoting_ranks
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
         return self._log_density(jnp.asarray(value))
 
+    @promoting_ranks
     def component_log_probs(self, value: ArrayLike) -> jax.Array:
         """Log of weight times density of each component, components last.
 
@@ -225,6 +232,7 @@ class KAEMMixture(dist.Distribution):
         """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
         return self.cdf_pair(value)[0]
 
+    @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Masses below and above ``value``, each to its own relative precision.
 
@@ -234,6 +242,7 @@ class KAEMMixture(dist.Distribution):
         weights = jnp.exp(self.log_weights)
         return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)
 
+    @promoting_ranks
     def icdf(self, q: ArrayLike) -> jax.Array:
         """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
 
@@ -259,6 +268,8 @@ class KAEMMixture(dist.Distribution):
         shapes = [prior._panels.edges.shape[1:]]
         if prior._parameters is not None:
             shapes.append(prior._parameters.build().batch_shape)
+            if shapes[-1] != () and not prior._parameters.is_elementwise:
+                return None
         if any(shape[-1:] not in ((), (1,)) for shape in shapes):
             return None
         return mixture_density.tabulate(prior._table, self.log_weights)
@@ -266,8 +277,12 @@ class KAEMMixture(dist.Distribution):
     @property
     def _own_parameters(self) -> ReferenceParameters | None:
         """Parameters of the reference that the components share."""
-        return jax.tree_util.tree_map(_without_components, self.prior._parameters)
+        parameters = self.prior._parameters
+        if parameters is not None and not parameters.is_elementwise:
+            return parameters
+        return jax.tree_util.tree_map(_without_components, parameters)
 
+    @promoting_ranks
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
@@ -287,17 +302,20 @@ class KAEMMixture(dist.Distribution):
     # --- moments ---------------------------------------------------------------------
 
     @property
+    @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``."""
         return jnp.sum(jnp.exp(self.log_weights) * self.prior.mean, axis=-1)
 
     @property
+    @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``, by the law of total variance."""
         weights, means = jnp.exp(self.log_weights), self.prior.mean
         spread = jnp.square(means - self.mean[..., None])
         return jnp.sum(weights * (self.prior.variance + spread), axis=-1)
 
+    @promoting_ranks
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, shape ``batch_shape``, by quadrature."""
         nodes, masses = self.prior.nodes()
@@ -353,6 +371,25 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 _compiled_icdf = jax.jit(_icdf_folded)
+
+
+LAWS[KAEMMixture] = Law(
+    mass=lambda d, x, upper: d.cdf_pair(x)[upper],
+    breaks=lambda d: _of_components(d.prior),
+    regular_ends=lambda d: has_regular_ends(d.prior),
+    # One for all components, or the mixture itself.
+    tails=lambda d: d.prior.reference if d.prior.reference.batch_shape == () else None,
+    is_whole=True,
+)
+
+
+def _of_components(prior: KAEMPrior) -> jax.Array:
+    """Join the breaks of all components, ``(count, *batch_shape)``."""
+    edges = prior._panels.edges
+    if edges.ndim == 1:
+        return edges
+    edges = jnp.moveaxis(edges, -1, 1)
+    return edges.reshape(-1, *edges.shape[2:])
 
 
 @vmap_over.register

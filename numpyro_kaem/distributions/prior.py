@@ -14,17 +14,27 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density
-from numpyro_kaem.distributions.caching import made_once
+from numpyro_kaem.distributions.caching import made_once, promoting_ranks
 from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels, make_panels
 from numpyro_kaem.references import (
+    LAWS,
+    Law,
     ReferenceParameters,
     check_reference,
+    has_regular_ends,
     is_concrete,
     support_bounds,
 )
-from numpyro_kaem.resolution import Resolution, check_number, wanted, warn_of_error
+from numpyro_kaem.resolution import (
+    Resolution,
+    check_number,
+    wanted,
+    warn_of_error,
+    warn_of_reference,
+    warn_of_spacing,
+)
 from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMPrior"]
@@ -60,8 +70,8 @@ class KAEMPrior(dist.Distribution):
     Raises
     ------
     TypeError
-        If ``energy`` is not an :class:`Energy`, or ``reference`` is not a continuous
-        univariate distribution with a ``cdf``.
+        If ``energy`` is not an :class:`Energy` in float32 or float64, or ``reference``
+        is not a continuous univariate distribution with a ``cdf``.
     ValueError
         If the batch shapes do not broadcast, if the support of the reference misses the
         grid or its density is NaN somewhere, or if ``refinement`` is not a positive
@@ -71,7 +81,8 @@ class KAEMPrior(dist.Distribution):
     -----
     UserWarning
         If the estimated relative error of the normaliser of a concrete energy is above
-        1e-4.
+        1e-4, if the mass of the reference differs from 1 by as much, or if more than
+        1e-3 of the mass lies between two neighbouring numbers of the precision.
 
     Notes
     -----
@@ -109,6 +120,7 @@ class KAEMPrior(dist.Distribution):
     pytree_data_fields = ("energy", "_parameters")
     pytree_aux_fields = ("_refinement",)
 
+    @promoting_ranks
     def __init__(
         self,
         energy: Energy,
@@ -121,6 +133,12 @@ class KAEMPrior(dist.Distribution):
             raise TypeError(
                 "energy must be a numpyro_kaem.Energy, got "
                 f"{type(energy).__name__}; wrap a basis and its coefficients in one."
+            )
+        if energy.dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(
+                "energy must have coefficients in float32 or float64, in which "
+                f"densities are integrated and inverted, got {energy.dtype}; convert "
+                "them by coefficients.astype(jnp.float32)."
             )
         if refinement is not None and (
             isinstance(refinement, bool)
@@ -234,6 +252,7 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def log_normalizer(self) -> jax.Array:
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
         if self._is_concrete:
@@ -243,10 +262,12 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def quadrature_error(self) -> jax.Array:
         """Estimated relative error of the normaliser, shape ``batch_shape``.
 
-        By the Gauss-Kronrod rule on the same panels, plus rounding.
+        By the Gauss-Kronrod rule on the same panels, plus rounding, plus the difference
+        from 1 of the reference's own mass on these panels and beyond.
         """
         return self._cached("_cached_error", lambda: self._resolution.error)
 
@@ -269,8 +290,14 @@ class KAEMPrior(dist.Distribution):
             self._refinement = refinement
             del self.__dict__["_cached_panels"], self.__dict__["_cached_resolution"]
         change = float(first.change)
-        warn_of_error(self.quadrature_error, change, self._refinement, stacklevel=4)
+        resolution = self._resolution
+        warn_of_spacing(resolution, self.energy.dtype)
+        if self._parameters is not None:
+            warn_of_reference(resolution, self._parameters, self.energy.dtype)
+        error = resolution.panels + resolution.rounding
+        warn_of_error(error, change, self._refinement, stacklevel=4)
 
+    @promoting_ranks
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
@@ -285,6 +312,7 @@ class KAEMPrior(dist.Distribution):
         """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
         return self.cdf_pair(value)[0]
 
+    @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Masses below and above ``value``, each to its own relative precision.
 
@@ -295,6 +323,7 @@ class KAEMPrior(dist.Distribution):
             self._table, self.energy.placed, self._parameters, self._as_float(value)
         )
 
+    @promoting_ranks
     def icdf(self, q: ArrayLike) -> jax.Array:
         """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
 
@@ -307,9 +336,11 @@ class KAEMPrior(dist.Distribution):
         value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
+    @promoting_ranks
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
         return density.icdf_folded(self._table, self._parameters, mass, upper)
 
+    @promoting_ranks
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
@@ -340,6 +371,7 @@ class KAEMPrior(dist.Distribution):
 
     # --- moments ---------------------------------------------------------------------
 
+    @promoting_ranks
     def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Mean of a function under the density, by the quadrature of its normaliser.
 
@@ -353,6 +385,11 @@ class KAEMPrior(dist.Distribution):
         Array
             Shape ``batch_shape``.
 
+        Raises
+        ------
+        ValueError
+            If the function does not keep the shape of its argument.
+
         Examples
         --------
         >>> import numpy as np
@@ -364,9 +401,16 @@ class KAEMPrior(dist.Distribution):
         """
         nodes, masses = self.nodes()
         values = function(nodes)
+        if jnp.shape(values) != nodes.shape:
+            raise ValueError(
+                "function must be elementwise, from an array to one of the same shape, "
+                f"got shape {jnp.shape(values)} from {nodes.shape}; a constant is "
+                "lambda z: jnp.full_like(z, constant)."
+            )
         # A node without mass may lie where the function is infinite.
         return jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=0)
 
+    @promoting_ranks
     def nodes(self) -> tuple[jax.Array, jax.Array]:
         """Nodes and masses of the quadrature, tails included.
 
@@ -380,11 +424,13 @@ class KAEMPrior(dist.Distribution):
         )
 
     @property
+    @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``; not finite where the reference's is not."""
         return self._with_reference_moment("mean", self.expectation(lambda z: z))
 
     @property
+    @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``; not finite where the reference's is not."""
         mean = self.expectation(lambda z: z)
@@ -401,6 +447,7 @@ class KAEMPrior(dist.Distribution):
         finite = jnp.isfinite(reference_moment)
         return jnp.where(finite, moment, jax.lax.stop_gradient(reference_moment))
 
+    @promoting_ranks
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, shape ``batch_shape``."""
         log_normalizer = self.log_normalizer
@@ -448,6 +495,23 @@ class KAEMPrior(dist.Distribution):
         return dist.TransformedDistribution(law.expand(self.batch_shape), transform)
 
 
+# --- as the reference of another --------------------------------------------------
+
+
+def _has_regular_ends(prior: KAEMPrior) -> bool:
+    return prior._parameters is None or has_regular_ends(prior._parameters.build())
+
+
+LAWS[KAEMPrior] = Law(
+    mass=lambda d, x, upper: d.cdf_pair(x)[upper],
+    # Between its panels the density is smooth.
+    breaks=lambda d: d._panels.edges,
+    regular_ends=_has_regular_ends,
+    tails=lambda d: d.reference,
+    is_whole=True,
+)
+
+
 # --- NumPyro's vmap ------------------------------------------------------------------
 
 
@@ -458,6 +522,10 @@ def _vmap_over_prior(
     """Axes of a batch of priors: an axis for all arrays with one, or a tree of axes."""
     axes = KAEMPrior.__new__(KAEMPrior)
     axes.energy = _axes_of(prior.energy, energy)
+    shared = prior._parameters is None or prior._parameters.build().batch_shape == ()
+    if shared and isinstance(reference, int):
+        # An array of a law without a batch may have axes of its own.
+        reference = None
     axes._parameters = _axes_of(prior._parameters, reference)
     axes._refinement, axes._validate_args = prior._refinement, prior._validate_args
     return axes

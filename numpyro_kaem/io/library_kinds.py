@@ -12,7 +12,7 @@ from jax.example_libraries.optimizers import OptimizerState
 from numpyro.distributions import constraints, transforms
 from numpyro.infer.svi import SVIRunResult, SVIState
 
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.distributions import KAEMMixture, KAEMPrior, SkewNormal
 from numpyro_kaem.io.kinds import (
     Kind,
     constructor_kind,
@@ -81,6 +81,7 @@ CONSTANTS: dict[str, Any] = {
 # --- references ----------------------------------------------------------------------
 
 _LAW = "(law)"
+_OWN_LAWS = {law.__name__: law for law in (KAEMPrior, KAEMMixture, SkewNormal)}
 
 
 def _describe_reference(parameters: ReferenceParameters) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _describe_reference(parameters: ReferenceParameters) -> dict[str, Any]:
         If the law is not one of NumPyro's.
     """
     law = parameters.law
-    if law is not KAEMPrior and _LAWS.get(law.__name__) is not law:
+    if law not in _OWN_LAWS.values() and _LAWS.get(law.__name__) is not law:
         raise TypeError(f"the law {law.__name__} is not one of NumPyro's")
     return {_LAW: law.__name__, **parameters.values}
 
@@ -106,7 +107,7 @@ def _build_reference(parts: dict[str, Any]) -> ReferenceParameters:
         If the law is not known.
     """
     name = parts.pop(_LAW)
-    law = {**_LAWS, "KAEMPrior": KAEMPrior}.get(name) if type(name) is str else None
+    law = {**_LAWS, **_OWN_LAWS}.get(name) if type(name) is str else None
     if law is None:
         raise ValueError(f"expected the name of a law of NumPyro, got {name!r}")
     parameters = ReferenceParameters(law, dict(sorted(parts.items())))

@@ -1,13 +1,19 @@
 """Reference laws: parameters by name, breaks of the density, and precise tails."""
 
 from numpyro_kaem.references.checks import check_reference
+from numpyro_kaem.references.laws import LAWS, Law
 from numpyro_kaem.references.parameters import (
     ReferenceParameters,
     arguments_of,
     concretely,
     is_concrete,
 )
-from numpyro_kaem.references.quantiles import tail_quantile
+from numpyro_kaem.references.quantiles import (
+    PowerTail,
+    power_quantile,
+    power_tail,
+    tail_quantile,
+)
 from numpyro_kaem.references.shape import (
     density_breaks,
     far_breaks,
@@ -15,13 +21,21 @@ from numpyro_kaem.references.shape import (
     has_quantile,
     has_regular_ends,
     kinks,
-    log_density,
     support_bounds,
     with_rank,
 )
-from numpyro_kaem.references.tails import tail_mass, tail_nodes
+from numpyro_kaem.references.tails import (
+    log_density,
+    log_tail_mass,
+    scaled_tail_mass,
+    tail_mass,
+    tail_nodes,
+)
 
 __all__ = [
+    "LAWS",
+    "Law",
+    "PowerTail",
     "ReferenceParameters",
     "arguments_of",
     "check_reference",
@@ -34,6 +48,10 @@ __all__ = [
     "is_concrete",
     "kinks",
     "log_density",
+    "log_tail_mass",
+    "power_quantile",
+    "power_tail",
+    "scaled_tail_mass",
     "support_bounds",
     "tail_mass",
     "tail_nodes",

@@ -14,7 +14,9 @@ __all__ = [
     "Law",
     "by_sign",
     "law_of",
+    "mixture_parts",
     "monotone_parts",
+    "truncated_parts",
 ]
 
 
@@ -23,6 +25,8 @@ class Law(NamedTuple):
 
     mass: Callable[[Any, jax.Array, bool], jax.Array] | None = None
     """Mass below (above, if the flag is set) a point of the support."""
+    log_mass: Callable[[Any, jax.Array, bool], jax.Array] | None = None
+    """Log of it, where the mass itself is no number of the precision any more."""
     quantile: Callable[[Any, jax.Array, bool], jax.Array] | None = None
     """Point with a given mass below (above) it."""
     breaks: Callable[[Any], jax.Array] | None = None
@@ -33,8 +37,13 @@ class Law(NamedTuple):
     """Length of the finest feature of the density inside the support."""
     differentiable: bool = True
     """Whether JAX differentiates the mass, if there is one, in all parameters."""
-    regular_ends: bool = False
+    regular_ends: bool | Callable[[Any], bool] = False
     """Whether the density is analytic at the finite ends of its support."""
+    tails: Callable[[Any], Any] | None = None
+    """Law whose tails it has, with another density between them."""
+    is_whole: bool = False
+    """Whether the distribution is a pytree with its leaves in a fixed order, to be kept
+    as it is."""
 
 
 _STEPS = np.arange(-9.0, 9.5, 1.0)
@@ -59,9 +68,17 @@ def _around(steps: np.ndarray, centre: Callable, scale: Callable) -> Callable:
 
 
 def _symmetric(
-    lower: Callable, quantile: Callable | None, steps: np.ndarray, kinked: bool = False
+    lower: Callable,
+    quantile: Callable | None,
+    steps: np.ndarray,
+    kinked: bool = False,
+    log_lower: Callable | None = None,
 ) -> Law:
     """Law that is symmetric about ``loc``, from its standard lower tail."""
+
+    def log_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
+        y = (x - d.loc) / d.scale
+        return log_lower(-y if upper else y)
 
     def mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
         y = (x - d.loc) / d.scale
@@ -73,6 +90,7 @@ def _symmetric(
 
     return Law(
         mass=mass,
+        log_mass=None if log_lower is None else log_mass,
         quantile=None if quantile is None else inverse,
         breaks=_around(steps, lambda d: d.loc, lambda d: d.scale),
         kinks=(lambda d: [jnp.asarray(d.loc)]) if kinked else (lambda d: []),
@@ -111,6 +129,11 @@ def _student_lower(d: Any, y: jax.Array) -> jax.Array:
 def _laplace_lower(d: Any, y: jax.Array) -> jax.Array:
     half = 0.5 * jnp.exp(-jnp.abs(y))
     return jnp.where(y < 0, half, 1 - half)
+
+
+def _log_laplace_lower(y: jax.Array) -> jax.Array:
+    upper = jnp.log1p(-0.5 * jnp.exp(-jnp.maximum(y, 0)))
+    return jnp.where(y < 0, np.log(0.5).item() + y, upper)
 
 
 def _laplace_quantile(d: Any, p: jax.Array) -> jax.Array:
@@ -233,15 +256,23 @@ _UNIFORM = _one_sided(
 
 LAWS: dict[type, Law] = {
     dist.Normal: _symmetric(
-        lambda d, y: special.ndtr(y), lambda d, p: special.ndtri(p), _STEPS
+        lambda d, y: special.ndtr(y),
+        lambda d, p: special.ndtri(p),
+        _STEPS,
+        log_lower=special.log_ndtr,
     ),
     dist.Logistic: _symmetric(
         lambda d, y: jax.nn.sigmoid(y),
         lambda d, p: jnp.log(p) - jnp.log1p(-p),
         np.arange(-24.0, 25.0, 1.5),
+        log_lower=jax.nn.log_sigmoid,
     ),
     dist.Laplace: _symmetric(
-        _laplace_lower, _laplace_quantile, np.arange(-20.0, 21.0, 2.0), kinked=True
+        _laplace_lower,
+        _laplace_quantile,
+        np.arange(-20.0, 21.0, 2.0),
+        kinked=True,
+        log_lower=_log_laplace_lower,
     ),
     dist.AsymmetricLaplace: _ASYMMETRIC_LAPLACE(
         breaks=_asymmetric_laplace_breaks,
@@ -266,6 +297,9 @@ LAWS: dict[type, Law] = {
         breaks=_around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: 1 / d.rate),
         scale=lambda d: 1 / d.rate,
         regular_ends=True,
+        log_mass=lambda d, x, upper: (
+            -x * d.rate if upper else jnp.log(-jnp.expm1(-x * d.rate))
+        ),
     ),
     dist.HalfNormal: _HALF_NORMAL(
         breaks=_around(np.arange(0.0, 9.5, 1.0), lambda d: 0.0, lambda d: d.scale),
@@ -307,6 +341,35 @@ def monotone_parts(reference: Any) -> tuple[Any, list] | None:
         except NotImplementedError:
             return None
     return reference.base_dist, list(reference.transforms)
+
+
+_TRUNCATED = (
+    dist.LeftTruncatedDistribution,
+    dist.RightTruncatedDistribution,
+    dist.TwoSidedTruncatedDistribution,
+)
+
+
+def truncated_parts(reference: Any) -> tuple[Any, jax.Array, jax.Array] | None:
+    """Return base, lower and upper end of a truncated law on the line."""
+    if not isinstance(reference, _TRUNCATED):
+        return None
+    low = jnp.asarray(getattr(reference, "low", -jnp.inf))
+    return reference.base_dist, low, jnp.asarray(getattr(reference, "high", jnp.inf))
+
+
+def mixture_parts(reference: Any) -> tuple[jax.Array, list, bool] | None:
+    """Return weights, laws, and whether one law has all components on its last axis.
+
+    The weights have the shape ``(*batch_shape, num_components)``.
+    """
+    if isinstance(reference, dist.MixtureSameFamily):
+        laws = [reference.component_distribution]
+        return reference.mixing_distribution.probs, laws, True
+    if isinstance(reference, dist.MixtureGeneral):
+        laws = list(reference.component_distributions)
+        return reference.mixing_distribution.probs, laws, False
+    return None
 
 
 def by_sign(sign: Any, function: Callable[[bool], jax.Array], upper: bool) -> jax.Array:

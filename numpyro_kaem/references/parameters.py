@@ -1,12 +1,17 @@
 """The parameters of a reference law, by name."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from numpyro_kaem.references.laws import law_of
 
 __all__ = [
     "ReferenceParameters",
@@ -74,18 +79,31 @@ def arguments_of(law: Any, name: str) -> dict[str, Any]:
     return values
 
 
+# The argument under which a law is kept that is a pytree itself.
+_WHOLE = "distribution"
+
+
 @jax.tree_util.register_pytree_node_class
 class ReferenceParameters:
     """The parameters of a NumPyro distribution, by name and in the order of the names.
 
     NumPyro flattens a distribution in the order of a Python set, which changes from
     process to process, and stores some parameters twice. This holds the arguments of
-    the constructor instead, from which :meth:`build` makes the distribution again.
+    the constructor instead, from which :meth:`build` makes the distribution again. A
+    law whose leaves have an order of their own is held as it is.
     """
 
-    def __init__(self, law: type, values: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        law: type,
+        values: dict[str, Any],
+        static: tuple[str, ...] | None = None,
+    ) -> None:
         self.law = law
         self.values = values
+        if static is None:
+            static = tuple(n for n, v in values.items() if _is_static(law, n, v))
+        self.static = static
 
     @classmethod
     def of(cls, reference: dist.Distribution) -> "ReferenceParameters":
@@ -94,7 +112,7 @@ class ReferenceParameters:
         Raises
         ------
         TypeError
-            If the distribution is expanded, or does not keep its arguments.
+            If the distribution is expanded or masked, or does not keep its arguments.
         """
         if isinstance(reference, dist.ExpandedDistribution):
             raise TypeError(
@@ -102,26 +120,94 @@ class ReferenceParameters:
                 f"expanded {type(reference.base_dist).__name__}; pass arrays of the "
                 "full shape."
             )
+        if isinstance(reference, dist.MaskedDistribution):
+            raise TypeError(
+                "reference must be a density, got a masked "
+                f"{type(reference.base_dist).__name__}; mask the prior instead."
+            )
+        if law_of(reference).is_whole:
+            return cls(type(reference), {_WHOLE: reference})
         values = {
-            name: cls.of(value) if isinstance(value, dist.Distribution) else value
+            name: _as_parameter(
+                reference, name, _replace(dist.Distribution, cls.of, value)
+            )
             for name, value in arguments_of(reference, "reference").items()
         }
         return cls(type(reference), values)
 
     def build(self) -> dist.Distribution:
         """Distribution with these parameters."""
+        if _WHOLE in self.values:
+            return self.values[_WHOLE]
         values = {
-            name: value.build() if isinstance(value, ReferenceParameters) else value
+            name: _replace(ReferenceParameters, ReferenceParameters.build, value)
             for name, value in self.values.items()
         }
         return self.law(**values, validate_args=False)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[type, tuple[str, ...]]]:
-        """Children in the order of the names."""
-        return tuple(self.values.values()), (self.law, tuple(self.values))
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether every array has the batch shape: none has an axis of its own."""
+        if _WHOLE in self.values:
+            return False
+        for name, value in self.values.items():
+            constraint = self.law.arg_constraints.get(name)
+            if constraint is not None and constraint.event_dim > 0:
+                return False
+            parts = jax.tree_util.tree_leaves(
+                value, is_leaf=lambda v: isinstance(v, ReferenceParameters)
+            )
+            laws = [part for part in parts if isinstance(part, ReferenceParameters)]
+            if not all(law.is_elementwise for law in laws):
+                return False
+        return True
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple]:
+        """Children in the order of the names; what is no number is static."""
+        names = tuple(name for name in self.values if name not in self.static)
+        static = tuple((name, self.values[name]) for name in self.static)
+        return tuple(self.values[n] for n in names), (self.law, names, static)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple, children: tuple) -> "ReferenceParameters":
         """Inverse of :meth:`tree_flatten`."""
-        law, names = aux
-        return cls(law, dict(zip(names, children, strict=True)))
+        law, names, static = aux
+        values = {**dict(zip(names, children, strict=True)), **dict(static)}
+        values = {name: values[name] for name in sorted(values)}
+        return cls(law, values, tuple(name for name, _ in static))
+
+
+def _replace(kind: type, function: Callable, value: Any) -> Any:
+    """Apply a function to all objects of a class in an argument."""
+    if not isinstance(value, kind | list | tuple):
+        return value
+    return jax.tree_util.tree_map(
+        lambda v: function(v) if isinstance(v, kind) else v,
+        value,
+        is_leaf=lambda v: isinstance(v, kind),
+    )
+
+
+def _as_parameter(law: dist.Distribution, name: str, value: Any) -> Any:
+    """Make a float of a parameter that is an integer, which has no derivatives."""
+    if name not in law.arg_constraints or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if is_array and jnp.issubdtype(value.dtype, jnp.integer):
+        return jnp.asarray(value, jnp.result_type(float))
+    return value
+
+
+def _is_static(law: type, name: str, value: Any) -> bool:
+    """Whether an argument is none of the numbers that a density depends on."""
+    if isinstance(value, str | bool | type | constraints.Constraint):
+        return True
+    return name not in law.arg_constraints and (
+        isinstance(value, int) or (callable(value) and not _is_tree(value))
+    )
+
+
+def _is_tree(value: Any) -> bool:
+    return not jax.tree_util.all_leaves([value])

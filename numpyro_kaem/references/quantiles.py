@@ -1,6 +1,6 @@
 """Quantiles in the tails of a reference."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ import numpyro.distributions as dist
 
 from numpyro_kaem.references.laws import by_sign, law_of, monotone_parts
 from numpyro_kaem.references.parameters import ReferenceParameters
-from numpyro_kaem.references.shape import (
-    log_density,
-    support_bounds,
-)
-from numpyro_kaem.references.tails import tail_mass
+from numpyro_kaem.references.shape import support_bounds
+from numpyro_kaem.references.tails import log_density, tail_mass
 
 __all__ = [
+    "PowerTail",
+    "power_quantile",
+    "power_tail",
     "tail_quantile",
 ]
 
@@ -79,37 +79,54 @@ def _inner_quantile(
     law = law_of(reference)
     if law.quantile is not None:
         return law.quantile(reference, mass, upper)
-    return _power_quantile(parameters, reference, mass, start, upper)
+    return power_quantile(power_tail(parameters, start, upper), mass, upper)
 
 
-def _power_quantile(
-    parameters: ReferenceParameters,
-    reference: Any,
-    mass: jax.Array,
-    start: jax.Array,
-    upper: bool,
-) -> jax.Array:
-    """Point in a tail that is a power of a distance, given its slope at the start.
+class PowerTail(NamedTuple):
+    """A tail that is a power of a distance, by its slope at the start.
 
     Towards a finite end of the support, of the distance to it; else of the distance
     from the centre, in which an exponential tail is a high power.
     """
-    dtype = mass.dtype
+
+    start: jax.Array
+    end: jax.Array
+    centre: jax.Array
+    total: jax.Array
+    """Mass beyond the start."""
+    hazard: jax.Array
+    """Density at the start over that mass."""
+
+
+def power_tail(
+    parameters: ReferenceParameters, start: jax.Array, upper: bool
+) -> PowerTail:
+    """Tail of a law from ``start`` on."""
+    reference = parameters.build()
+    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], start.dtype)
+    total = jnp.maximum(
+        tail_mass(parameters, start, upper), jnp.finfo(start.dtype).tiny
+    )
+    hazard = jnp.exp(log_density(reference, start)) / total
+    return PowerTail(start, end, _centre(reference, start), total, hazard)
+
+
+def power_quantile(tail: PowerTail, mass: jax.Array, upper: bool) -> jax.Array:
+    """Point with a given mass beyond it, elementwise; the end where that is 0."""
+    start, end, centre, total, hazard = tail
     sign = 1.0 if upper else -1.0
-    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], dtype)
+    tiny = jnp.finfo(mass.dtype).tiny
     finite = jnp.isfinite(end)
-    start = jnp.asarray(start, dtype)
-    total = tail_mass(parameters, start, upper)
-    density = jnp.exp(log_density(reference, start))
-    tiny = jnp.finfo(dtype).tiny
-    hazard = density / jnp.maximum(total, tiny)
-    share = jnp.minimum(mass / jnp.maximum(total, tiny), 1)
+    share = jnp.minimum(jnp.maximum(mass, tiny) / total, 1)
     span = jnp.where(finite, jnp.abs(end - start), 1)
     near = jnp.exp(jnp.log(share) / jnp.maximum(span * hazard, 1e-3))
-    distance = jnp.maximum(jnp.abs(start - _centre(reference, start)), tiny)
+    distance = jnp.maximum(jnp.abs(start - centre), tiny)
     power = jnp.maximum(distance * hazard, 1e-3)
     far = distance * jnp.expm1(-jnp.log(share) / power)
-    return jnp.where(finite, end - sign * span * near, start + sign * far)
+    point = jnp.where(finite, end - sign * span * near, start + sign * far)
+    # Rounding must not lead back over the start of the tail, nor past its end.
+    point = jnp.clip(point, start, end) if upper else jnp.clip(point, end, start)
+    return jnp.where(mass > 0, point, end)
 
 
 def _centre(reference: dist.Distribution, x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The support of a reference, its density, and where that changes fast."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,12 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-from numpyro_kaem.references.laws import law_of, monotone_parts
+from numpyro_kaem.references.laws import (
+    law_of,
+    mixture_parts,
+    monotone_parts,
+    truncated_parts,
+)
 from numpyro_kaem.references.parameters import is_concrete
 
 __all__ = [
@@ -21,7 +27,6 @@ __all__ = [
     "interior_point",
     "kinks",
     "local_length",
-    "log_density",
     "support_bounds",
     "with_rank",
 ]
@@ -36,14 +41,6 @@ def support_bounds(reference: dist.Distribution) -> tuple[ArrayLike, ArrayLike]:
         getattr(support, "lower_bound", -np.inf),
         getattr(support, "upper_bound", np.inf),
     )
-
-
-def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
-    """Log density; minus infinity, with zero gradient, outside the support."""
-    low, high = support_bounds(reference)
-    inside = (z >= low) & (z <= high)
-    anchor = interior_point(low, high, z.dtype)
-    return jnp.where(inside, reference.log_prob(jnp.where(inside, z, anchor)), -jnp.inf)
 
 
 def interior_point(low: ArrayLike, high: ArrayLike, dtype: Any) -> jax.Array:
@@ -62,7 +59,26 @@ def interior_point(low: ArrayLike, high: ArrayLike, dtype: Any) -> jax.Array:
 
 def has_regular_ends(reference: dist.Distribution) -> bool:
     """Whether the density is analytic at the finite ends of its support."""
-    return law_of(reference).regular_ends
+    parts = truncated_parts(reference)
+    if parts is not None:
+        return True
+    regular = law_of(reference).regular_ends
+    return regular(reference) if callable(regular) else regular
+
+
+def _of_components(
+    reference: dist.Distribution, function: Callable[[Any], list]
+) -> list[jax.Array]:
+    """Rows ``(count, *batch_shape)`` of all components of a mixture."""
+    _, laws, on_last_axis = mixture_parts(reference)
+    rows = [row for law in laws for row in function(law)]
+    if not on_last_axis:
+        return rows
+    # Where all components have the same, one of them stands for them.
+    shape = laws[0].batch_shape
+    rows = [with_rank(row, len(shape)) for row in rows]
+    rows = [jnp.moveaxis(row, -1, 1) for row in rows]
+    return [row.reshape(-1, *row.shape[2:]) for row in rows]
 
 
 def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
@@ -74,6 +90,11 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
         for transform in transforms:
             breaks = [transform(b) for b in breaks]
         return breaks
+    if mixture_parts(reference) is not None:
+        return _of_components(reference, density_breaks)
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        return density_breaks(truncated[0])
     breaks = law_of(reference).breaks
     if breaks is None:
         return []
@@ -91,6 +112,12 @@ def with_rank(rows: Any, rank: int) -> Any:
 
 def kinks(reference: dist.Distribution) -> list[jax.Array]:
     """Points inside the support where a derivative of the density jumps."""
+    if mixture_parts(reference) is not None:
+        rows = _of_components(reference, lambda law: [k[None] for k in kinks(law)])
+        return [point for row in rows for point in row]
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        return kinks(truncated[0])
     parts = monotone_parts(reference)
     if parts is None:
         return law_of(reference).kinks(reference)
@@ -103,7 +130,8 @@ def kinks(reference: dist.Distribution) -> list[jax.Array]:
 
 def finest_scale(reference: dist.Distribution) -> jax.Array | None:
     """Length below which the density is smooth, or ``None`` where it is not known."""
-    if monotone_parts(reference) is not None:
+    parts = (monotone_parts, mixture_parts, truncated_parts)
+    if any(of(reference) is not None for of in parts):
         return None
     law = law_of(reference)
     if law.scale is None:
@@ -122,13 +150,23 @@ def has_quantile(reference: dist.Distribution) -> bool:
     return law_of(reference).quantile is not None
 
 
+def _tail_law(reference: dist.Distribution) -> dist.Distribution:
+    """Law whose density falls in the same way beyond the bulk, and costs less."""
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        return truncated[0]
+    find = law_of(reference).tails
+    tails = None if find is None else find(reference)
+    return reference if tails is None else _tail_law(tails)
+
+
 def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
     """Length over which the density changes at ``x``, never above its finest scale."""
     low, high = support_bounds(reference)
     inside = (x > low) & (x < high)
     safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
     safe = jnp.broadcast_to(safe, jnp.broadcast_shapes(x.shape, reference.batch_shape))
-    slope = jax.grad(lambda y: jnp.sum(reference.log_prob(y)))(safe)
+    slope = jax.grad(lambda y: jnp.sum(_tail_law(reference).log_prob(y)))(safe)
     length = 1 / jnp.maximum(jnp.abs(slope), 1e-30)
     scale = finest_scale(reference)
     if scale is None:

@@ -6,26 +6,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.custom_derivatives import SymbolicZero
+from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
-from numpyro_kaem.references.laws import by_sign, law_of, monotone_parts
+from numpyro_kaem.references.laws import (
+    by_sign,
+    law_of,
+    mixture_parts,
+    monotone_parts,
+    truncated_parts,
+)
 from numpyro_kaem.references.parameters import ReferenceParameters
 from numpyro_kaem.references.shape import (
     density_breaks,
     interior_point,
     kinks,
     local_length,
-    log_density,
     support_bounds,
     with_rank,
 )
 
 __all__ = [
+    "log_density",
+    "log_tail_mass",
+    "scaled_tail_mass",
     "tail_mass",
     "tail_nodes",
 ]
+
+
+def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
+    """Log density; minus infinity, with zero gradient, outside the support."""
+    low, high = support_bounds(reference)
+    inside = (z >= low) & (z <= high)
+    z = jnp.where(inside, z, interior_point(low, high, z.dtype))
+    truncated = truncated_parts(reference)
+    if truncated is None:
+        values = reference.log_prob(z)
+    else:
+        base, *ends = truncated
+        ends = (jnp.asarray(end, z.dtype) for end in ends)
+        total = _log_between(ReferenceParameters.of(base), *ends)
+        values = base.log_prob(z) - total
+    return jnp.where(inside, values, -jnp.inf)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -78,12 +104,92 @@ def _inner_mass(
             sign = sign * transform.sign
         base_parameters = ReferenceParameters.of(base)
         return by_sign(sign, lambda side: tail_mass(base_parameters, x, side), upper)
+    mixture = mixture_parts(reference)
+    if mixture is not None:
+        weights, laws, on_last_axis = mixture
+        points = x[..., None] if on_last_axis else x
+        masses = [tail_mass(ReferenceParameters.of(k), points, upper) for k in laws]
+        masses = masses[0] if on_last_axis else jnp.stack(masses, axis=-1)
+        return jnp.sum(weights * masses, axis=-1)
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        base = ReferenceParameters.of(truncated[0])
+        low, high = (jnp.asarray(end, x.dtype) for end in truncated[1:])
+        part = _log_between(base, x, high) if upper else _log_between(base, low, x)
+        return jnp.exp(part - _log_between(base, low, high))
     law = law_of(reference)
     if law.mass is not None:
         return law.mass(reference, x, upper)
     if not upper:
         return reference.cdf(x)
     return _quadrature_mass(parameters, x, upper)
+
+
+def log_tail_mass(
+    parameters: ReferenceParameters, x: jax.Array, upper: bool
+) -> jax.Array:
+    """Log of :func:`tail_mass`, where a law gives it also for masses that underflow."""
+    reference = parameters.build()
+    law = law_of(reference)
+    if law.log_mass is None:
+        mass = tail_mass(parameters, x, upper)
+        return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)), -jnp.inf)
+    low, high = support_bounds(reference)
+    inside = (x > low) & (x < high)
+    safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
+    log_mass = law.log_mass(reference, safe, upper)
+    beyond = (x <= low) if upper else (x >= high)
+    return jnp.where(inside, log_mass, jnp.where(beyond, 0.0, -jnp.inf))
+
+
+def scaled_tail_mass(
+    parameters: ReferenceParameters, x: jax.Array, upper: bool, log_scale: jax.Array
+) -> jax.Array:
+    """Mass of a tail times a factor, at most 1, which alone may overflow."""
+    mass = tail_mass(parameters, x, upper)
+    # In two steps, of which neither overflows where the product does not.
+    limit = jnp.log(jnp.finfo(mass.dtype).max)
+    root = jnp.exp(0.5 * jnp.minimum(log_scale, 2 * limit - 1))
+    scaled = mass * root * root
+    if law_of(parameters.build()).log_mass is None:
+        return scaled
+    is_number = mass > 16 * jnp.finfo(mass.dtype).tiny
+    from_log = jnp.exp(log_scale + log_tail_mass(parameters, x, upper))
+    return jnp.where(is_number, scaled, from_log)
+
+
+def _log_between(
+    parameters: ReferenceParameters, low: jax.Array, high: jax.Array
+) -> jax.Array:
+    """Log mass between two points of a law that is symmetric about ``loc``."""
+    reference = parameters.build()
+    below_low, above_low = (log_tail_mass(parameters, low, s) for s in (False, True))
+    below_high, above_high = (log_tail_mass(parameters, high, s) for s in (False, True))
+    # The difference of the smaller tails.
+    is_low = below_high < above_low
+    larger = jnp.where(is_low, below_high, above_low)
+    smaller = jnp.where(is_low, below_low, above_high)
+    gap = smaller - larger
+    near = gap > -0.1
+    difference = larger + jnp.log1p(-jnp.exp(jnp.where(near, -1.0, gap)))
+    # Between close points the difference has few digits: there by a Gauss rule, on both
+    # sides of the centre, where a derivative may jump.
+    centre, scale = (
+        jnp.asarray(p, larger.dtype) for p in (reference.loc, reference.scale)
+    )
+    start, stop = jnp.where(near, low, centre), jnp.where(near, high, centre + scale)
+    middle = jnp.clip(centre, start, stop)
+    x, weights = gauss_legendre(16)
+    share = jnp.asarray((x + 1) / 2, larger.dtype).reshape((-1,) + (1,) * larger.ndim)
+    terms = []
+    for left, right in ((start, middle), (middle, stop)):
+        width = right - left
+        log_width = jnp.log(jnp.where(width > 0, width, 1))
+        values = reference.log_prob(left + width * share) + log_width
+        terms.append(jnp.where(width > 0, values, -jnp.inf))
+    log_weights = jnp.asarray(np.log(weights / 2), larger.dtype).reshape(share.shape)
+    rule = logsumexp(jnp.stack(terms) + log_weights, axis=(0, 1))
+    return jnp.where(near, rule, difference)
 
 
 @partial(tail_mass.defjvp, symbolic_zeros=True)
@@ -113,9 +219,9 @@ def _tail_mass_jvp(upper: bool, primals: tuple, tangents: tuple) -> tuple:
             return _quadrature_mass(moved, x, upper, stop=parameters)
 
         reference = parameters.build()
-        closed = (
-            monotone_parts(reference) is not None or law_of(reference).differentiable
-        )
+        parts = (monotone_parts, mixture_parts, truncated_parts)
+        is_made = any(of(reference) is not None for of in parts)
+        closed = is_made or law_of(reference).differentiable
         _, change = jax.jvp(mass_of, (leaves,), (leaves_dot,))
         mass_dot += change
     return mass, mass_dot

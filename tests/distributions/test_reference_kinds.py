@@ -1,0 +1,268 @@
+"""Priors whose reference is a learned, a mixed or a cut law, or far from its grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+
+import numpyro_kaem as kaem
+
+COEFFICIENTS = np.array([0.0, 1.0, -2.0, 0.5, 1.0, 0.0])
+POINTS = np.linspace(-4.0, 4.0, 9)
+
+
+def prior(reference, basis=None, coefficients=COEFFICIENTS):
+    basis = kaem.BSpline(-0.5, 1.5, 6) if basis is None else basis
+    return kaem.KAEMPrior(kaem.Energy(basis, jnp.asarray(coefficients)), reference)
+
+
+def flat(reference, low, high):
+    return prior(reference, kaem.BSpline(low, high, 6), np.zeros(6))
+
+
+def learned():
+    return prior(dist.Normal(0.3, 1.2), kaem.BSpline(-1.0, 2.0, 6))
+
+
+def same_family():
+    """Two Normal laws, one of them far narrower than a panel of the grid."""
+    mixing = dist.Categorical(probs=jnp.array([0.3, 0.7]))
+    parts = dist.Normal(jnp.array([-1.0, 1.0]), jnp.array([0.05, 0.6]))
+    return dist.MixtureSameFamily(mixing, parts)
+
+
+def mixture():
+    energy = kaem.Energy(
+        kaem.BSpline(-1.0, 2.0, 6), jnp.asarray([COEFFICIENTS, -COEFFICIENTS])
+    )
+    parts = kaem.KAEMPrior(energy, dist.Normal(0.3, 1.2))
+    return kaem.KAEMMixture(jnp.array([0.0, 0.7]), parts)
+
+
+def exact_cdf(log_density, x):
+    """Distribution function by the trapezoidal rule on a fine grid, in float64."""
+    z = np.linspace(-12.0, 12.0, 200_001)
+    values = log_density(z)
+    mass = np.exp(values - values.max())
+    mass = np.concatenate([[0.0], np.cumsum(mass[1:] + mass[:-1])])
+    return np.interp(x, z, mass / mass[-1])
+
+
+def added(energies):
+    """Log of a Normal density plus energies."""
+    return lambda z: (
+        stats.norm(0.3, 1.2).logpdf(z)
+        + sum(np.asarray(energy(jnp.asarray(z)), float) for energy in energies)
+    )
+
+
+@jax.jit
+def of_prior(prior, key):
+    return prior.cdf(jnp.asarray(POINTS)), prior.sample(key, (3,))
+
+
+def test_chain_of_priors(key, x64, tmp_path):
+    """A posterior serves as the next reference, and that one again."""
+    first = learned()
+    second = prior(first, kaem.RBF(-2.0, 1.0, 6))
+    third = prior(second, coefficients=-COEFFICIENTS)
+    expected = exact_cdf(added([p.energy for p in (first, second, third)]), POINTS)
+    atol = 1e-9 if x64 else 2e-6
+    cdf, draws = of_prior(third, key)
+    assert_allclose(cdf, expected, atol=atol)
+    assert_allclose(third.cdf(POINTS), cdf, atol=atol)
+    assert_allclose(third.sample(key, (3,)), draws, rtol=1e-4)
+    kaem.save(tmp_path / "prior.kaem", third)
+    loaded = kaem.load(tmp_path / "prior.kaem")
+    assert_allclose(loaded.cdf(POINTS), third.cdf(POINTS), atol=1e-7)
+
+
+def test_gradient_through_a_learned_reference(x64):
+    """The derivative of the mass in a coefficient of the inner energy."""
+    outer = prior(learned())
+
+    def mass(change):
+        inner = outer.reference.energy
+        inner = kaem.Energy(inner.basis, inner.coefficients.at[2].add(change))
+        law = kaem.KAEMPrior(inner, dist.Normal(0.3, 1.2), refinement=1)
+        return kaem.KAEMPrior(outer.energy, law, refinement=1).cdf(0.4)
+
+    slope = jax.jit(jax.grad(mass))(0.0)
+    step = 1e-5 if x64 else 3e-2
+    difference = (mass(step) - mass(-step)) / (2 * step)
+    assert_allclose(slope, difference, rtol=1e-7 if x64 else 1e-3)
+
+
+@pytest.mark.parametrize("make", [mixture, same_family])
+def test_mixtures_as_references(make, key, x64):
+    """Laws whose arrays have an axis of components beside the batch."""
+    reference = make()
+    law = prior(reference)
+
+    def log_density(z):
+        z = jnp.asarray(z)
+        return np.asarray(reference.log_prob(z) + law.energy(z), float)
+
+    cdf, draws = of_prior(law, key)
+    expected = exact_cdf(log_density, POINTS)
+    assert_allclose(cdf, expected, atol=1e-8 if x64 else 2e-6)
+    assert_allclose(law.icdf(law.cdf(draws)), draws, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "grid"),
+    [
+        (6.0, np.inf, (6.5, 7.0)),
+        (5.0, 5.1, (5.0, 5.1)),
+        (12.0, np.inf, (12.0, 13.0)),
+        (-1.0, 2.0, (-0.5, 1.0)),
+    ],
+)
+def test_truncated_references(low, high, grid, x64):
+    """NumPyro's own density and cdf of these do not agree far from the centre."""
+    end = None if np.isinf(high) else high
+    law = flat(dist.TruncatedNormal(0.0, 1.0, low=low, high=end), *grid)
+    exact = stats.truncnorm(low, high)
+    u = np.array([0.01, 0.5, 0.99])
+    tolerance = 1e-11 if x64 else 2e-5
+    assert_allclose(law.log_normalizer, 0.0, atol=1e-12 if x64 else 4e-6)
+    assert_allclose(law.log_prob(exact.ppf(u)), exact.logpdf(exact.ppf(u)), atol=2e-5)
+    assert_allclose(law.cdf(exact.ppf(u)), u, atol=max(tolerance, 1e-11))
+    assert_allclose(law.icdf(u), exact.ppf(u), rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("reference", "exact", "grid"),
+    [
+        (dist.Levy(1.0, 855.0), stats.levy(1.0, 855.0), (57.5, 1e10)),
+        (dist.Cauchy(0.0, 2.0), stats.cauchy(0.0, 2.0), (-1e8, 1e8)),
+        (dist.Normal(3.0, 2.0), stats.norm(3.0, 2.0), (-1e6, 1e6)),
+    ],
+)
+def test_grids_far_wider_than_the_reference(reference, exact, grid):
+    """No panel of such a grid resolves the law; the error estimate did not see it."""
+    u = np.array([0.001, 0.1, 0.5, 0.9, 0.999])
+    law = flat(reference, *grid)
+    assert_allclose(law.cdf(exact.ppf(u)), u, atol=3e-6)
+    assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=3e-6)
+
+
+def test_positions_that_the_precision_cannot_tell_apart(x64):
+    """Julian dates in float32: neighbouring numbers are a quarter of a day apart."""
+    if x64:
+        flat(dist.Normal(2.4e6, 1.0), 2.4e6 - 5, 2.4e6 + 5)
+        return
+    with (
+        pytest.warns(UserWarning, match="Subtract an offset"),
+        pytest.warns(UserWarning, match="Normal reference has a mass"),
+        pytest.warns(UserWarning, match="relative error"),
+    ):
+        flat(dist.Normal(2.4e6, 1.0), 2.4e6 - 5, 2.4e6 + 5)
+
+
+class Doubled(dist.Normal):
+    """Law whose density is not of mass 1."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 0.01
+
+
+def test_error_of_the_reference_itself():
+    """Two rules agree on a wrong mass: only the mass itself shows it."""
+    with pytest.warns(UserWarning, match="Doubled reference has a mass"):
+        law = flat(Doubled(0.0, 1.0), -9.0, 9.0)
+    assert_allclose(law.quadrature_error, 0.01005, rtol=0.01)
+
+
+def test_not_a_number(key):
+    """A missing value has no mass below it, and a missing mass no quantile."""
+    law = learned()
+    conditioner = kaem.MaskedConditioner(key, dim=2, num_features=6)
+    joint = kaem.AutoregressiveKAEMPrior(kaem.BSpline(-1.0, 2.0, 6), conditioner)
+    z = jnp.array([0.5, np.nan])
+    for values in (
+        *law.cdf_pair(z),
+        law.icdf(z),
+        law.log_prob(z),
+        mixture().cdf(z),
+        mixture().icdf(z),
+        kaem.InverseCDFTransform(law, "normal")(z),
+        kaem.distributions.SkewNormal(0.5, 1.0, 2.0).cdf(z),
+        joint.to_unit(z),
+        joint.from_unit(z),
+    ):
+        assert np.isfinite(values[0]), values
+        assert np.isnan(values[1]), values
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_energy_that_lifts_a_tail_without_mass(traced):
+    """The mass beyond 15 standard deviations underflows, times e**120 it is most."""
+    basis = kaem.BSpline(-20.0, 15.0, 8, degree=1)
+    coefficients = jnp.zeros(8).at[-1].set(120.0)
+    x = np.array([-30.0, 14.0, 15.0, 15.1, 30.0])
+
+    def cdf(loc):
+        law = kaem.KAEMPrior(kaem.Energy(basis, coefficients), dist.Normal(loc, 1.0))
+        return law.cdf(x)
+
+    def log_density(z):
+        return np.interp(z, np.linspace(-20.0, 15.0, 8), np.asarray(coefficients)) - (
+            0.5 * z**2
+        )
+
+    z = np.linspace(-20.0, 40.0, 400_001)
+    mass = np.cumsum(np.exp(log_density(z) - log_density(z).max()))
+    masses = jax.jit(cdf)(0.0) if traced else cdf(0.0)
+    assert_allclose(masses, np.interp(x, z, mass / mass[-1]), atol=3e-4)
+
+
+@pytest.mark.parametrize("name", ["sample", "icdf", "cdf", "log_prob"])
+def test_moving_ends_of_the_support(name, key, x64):
+    """Draws follow the ends of a Uniform reference, which are leaves of the prior."""
+    energy = prior(None, kaem.BSpline(0.0, 1.0, 6)).energy
+    points = jnp.array([0.2, 0.5, 0.7])
+
+    def values(ends):
+        law = kaem.KAEMPrior(energy, dist.Uniform(ends[0], ends[1]), refinement=1)
+        return law.sample(key, (3,)) if name == "sample" else getattr(law, name)(points)
+
+    ends = jnp.array([0.1, 0.8])
+    step = 1e-6 if x64 else 2e-3
+    values = jax.jit(values)
+    differences = [
+        (values(ends.at[i].add(step)) - values(ends.at[i].add(-step))) / (2 * step)
+        for i in range(2)
+    ]
+    slopes = jax.jacrev(values)(ends)
+    assert_allclose(slopes, np.stack(differences, -1), atol=1e-7 if x64 else 2e-3)
+
+
+def test_calls_that_are_refused(key):
+    """What is wrong is named, and what to do."""
+    law = learned()
+    with pytest.raises(ValueError, match="function must be elementwise"):
+        law.expectation(jnp.sum)
+    half = kaem.Energy(kaem.BSpline(0.0, 1.0, 6), jnp.zeros(6, jnp.bfloat16))
+    with pytest.raises(TypeError, match=r"float32 or float64.*got bfloat16"):
+        kaem.KAEMPrior(half)
+    with pytest.raises(TypeError, match="got a masked Normal"):
+        prior(dist.Normal(0.0, 1.0).mask(False))
+    conditioner = kaem.MaskedConditioner(key, dim=2, num_features=6)
+    joint = kaem.AutoregressiveKAEMPrior(kaem.BSpline(-1.0, 2.0, 6), conditioner)
+    assert joint.log_prob(jnp.zeros((0, 2))).shape == (0,)
+
+
+def test_strict_rank_promotion(key):
+    """Batches and points broadcast inside, whatever the user forbids outside."""
+    coefficients = np.stack([COEFFICIENTS, -COEFFICIENTS])
+    z = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
+    with jax.numpy_rank_promotion("raise"):
+        law = prior(dist.Normal(0.0, jnp.array([1.0, 2.0])), coefficients=coefficients)
+        shapes = [law.log_prob(z).shape, law.cdf(z).shape, law.sample(key, (3,)).shape]
+        both = kaem.KAEMMixture(jnp.zeros(2), law)
+        shapes += [both.log_prob(z).shape, both.sample(key, (3, 2)).shape]
+    assert shapes == [(3, 2)] * 5
