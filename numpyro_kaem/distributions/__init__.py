@@ -7,6 +7,7 @@ from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.skew_normal import SkewNormal
 from numpyro_kaem.distributions.token_sequence import TokenSequence
 from numpyro_kaem.distributions.transform import InverseCDFTransform
+from numpyro_kaem.distributions.truncation import TruncatedKAEM, truncated
 
 __all__ = [
     "AutoregressiveKAEMPrior",
@@ -16,4 +17,6 @@ __all__ = [
     "KAEMPrior",
     "SkewNormal",
     "TokenSequence",
+    "TruncatedKAEM",
+    "truncated",
 ]
