@@ -1,5 +1,6 @@
 """Learned densities as NumPyro distributions."""
 
+from numpyro_kaem.distributions import divergence as divergence
 from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture

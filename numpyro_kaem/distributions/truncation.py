@@ -19,6 +19,7 @@ from numpyro_kaem.distributions.caching import made_once
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Panels
 from numpyro_kaem.references import (
     ReferenceParameters,
@@ -33,7 +34,7 @@ from numpyro_kaem.references import (
 from numpyro_kaem.references.shape import interior_point, local_length
 from numpyro_kaem.resolution import warn_of_error
 
-__all__ = ["TruncatedKAEM", "truncated"]
+__all__ = ["TruncatedKAEM", "broadcast_energy", "truncated"]
 
 
 def truncated(
@@ -486,13 +487,18 @@ def _cut_prior(prior: KAEMPrior, low: ArrayLike | None, high: ArrayLike | None) 
     )
     shapes = [np.shape(bound) for bound in bounds if bound is not None]
     shape = jnp.broadcast_shapes(prior.batch_shape, *shapes)
-    coefficients = prior.energy.coefficients
-    coefficients = jnp.broadcast_to(coefficients, (*shape, coefficients.shape[-1]))
-    energy = eqx.tree_at(lambda e: e.coefficients, prior.energy, coefficients)
+    energy = broadcast_energy(prior.energy, shape)
     # Draws lie between the ends, whose own derivatives are those of the panels.
     given = (Panels(edges, None, tails), jax.lax.stop_gradient(ends), has_mass)
     parts = (energy, prior._parameters, given)
     return _Cut.tree_unflatten((prior.refinement, False), parts)
+
+
+def broadcast_energy(energy: Energy, shape: tuple[int, ...]) -> Energy:
+    """Return the same energy for every density of a larger batch."""
+    coefficients = jnp.asarray(energy.coefficients)
+    coefficients = jnp.broadcast_to(coefficients, (*shape, coefficients.shape[-1]))
+    return eqx.tree_at(lambda e: e.coefficients, energy, coefficients)
 
 
 def _inside_panels(panels: Panels, bounds: list[jax.Array | None]) -> bool:
