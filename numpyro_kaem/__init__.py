@@ -21,6 +21,7 @@ from numpyro_kaem.distributions import (
     KAEMMixture,
     KAEMPrior,
     TokenSequence,
+    truncated,
 )
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
@@ -167,6 +168,7 @@ __all__ = [
     "summarize_prior",
     "symbolic",
     "to_arviz",
+    "truncated",
     "unit_log_likelihood",
     "unit_posterior",
 ]

@@ -98,6 +98,7 @@ def test_names_are_those_that_are_there():
         "set_parameters",
         "summarize_prior",
         "symbolic",
+        "truncated",
         "unit_log_likelihood",
         "unit_posterior",
     }

@@ -1,5 +1,6 @@
 """Learned densities as NumPyro distributions."""
 
+from numpyro_kaem.distributions import divergence as divergence
 from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
@@ -7,6 +8,7 @@ from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.skew_normal import SkewNormal
 from numpyro_kaem.distributions.token_sequence import TokenSequence
 from numpyro_kaem.distributions.transform import InverseCDFTransform
+from numpyro_kaem.distributions.truncation import TruncatedKAEM, truncated
 
 __all__ = [
     "AutoregressiveKAEMPrior",
@@ -16,4 +18,6 @@ __all__ = [
     "KAEMPrior",
     "SkewNormal",
     "TokenSequence",
+    "TruncatedKAEM",
+    "truncated",
 ]

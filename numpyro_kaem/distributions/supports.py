@@ -22,8 +22,8 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     Parameters
     ----------
     lower_bound, upper_bound
-        Ends: floats, or nested tuples of floats with one interval a column. The upper
-        ones may all be infinite.
+        Ends: floats, or nested tuples of floats with one interval a column. All lower
+        or all upper ones may be infinite.
 
     Examples
     --------
@@ -61,8 +61,8 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 
     @property
     def is_finite(self) -> bool:
-        """Whether the upper ends are finite."""
-        return bool(np.all(np.isfinite(self.upper_bound)))
+        """Whether both ends are finite."""
+        return bool(np.all(np.isfinite(self.bounds)))
 
     def __call__(self, x: ArrayLike) -> ArrayLike:
         """Whether ``x`` lies in the interval, elementwise."""
@@ -87,9 +87,11 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 
     def feasible_like(self, prototype: ArrayLike) -> ArrayLike:
         """Return a point of the interval, of the shape of ``prototype``."""
-        inside = self.lower_bound + 1.0
+        low, high = self.bounds
         if self.is_finite:
-            inside = 0.5 * (self.lower_bound + self.upper_bound)
+            inside = 0.5 * (low + high)
+        else:
+            inside = low + 1.0 if np.all(np.isfinite(low)) else high - 1.0
         return jnp.broadcast_to(inside, jnp.shape(prototype))
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
@@ -101,7 +103,9 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transform:
     low, high = constraint.lower_bound, constraint.upper_bound
     if not constraint.is_finite:
-        onto = transforms.AffineTransform(low, 1.0, domain=constraints.positive)
+        below = not np.all(np.isfinite(low))
+        end, sign = (high, -1.0) if below else (low, 1.0)
+        onto = transforms.AffineTransform(end, sign, domain=constraints.positive)
         return transforms.ComposeTransform([transforms.ExpTransform(), onto])
     return transforms.ComposeTransform(
         [

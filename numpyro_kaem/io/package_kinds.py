@@ -25,6 +25,7 @@ from numpyro_kaem.distributions import (
     KAEMMixture,
     KAEMPrior,
     TokenSequence,
+    TruncatedKAEM,
 )
 from numpyro_kaem.empirical_bayes import UnitPosterior
 from numpyro_kaem.empirical_bayes.quadrature import UnitQuadrature
@@ -256,6 +257,7 @@ PACKAGE_KINDS: dict[type, Kind] = dict(
         _qualified(law_kind, KAEMMixture),
         _qualified(law_kind, DeepEnergyPrior),
         _qualified(law_kind, TokenSequence),
+        _qualified(law_kind, TruncatedKAEM),
         _qualified(constructor_kind, InverseCDFTransform),
         _qualified(record_kind, FitResult),
         _qualified(record_kind, TrainingState),

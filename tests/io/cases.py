@@ -12,6 +12,7 @@ from numpyro.distributions import transforms
 
 import numpyro_kaem as kaem
 from numpyro_kaem.array_file import write_arrays
+from numpyro_kaem.distributions import TruncatedKAEM
 from numpyro_kaem.io.arrays import describe_for_file, to_stored
 from numpyro_kaem.io.description import Registry, describe
 from numpyro_kaem.references import ReferenceParameters
@@ -93,6 +94,8 @@ LAWS = {
         )
     ),
     "mixture": lambda: kaem.KAEMMixture(jnp.array([0.3, -0.2]), prior(3, 2)),
+    "cut": lambda: TruncatedKAEM(prior(3), jnp.array([-0.5, 0.1, 0.3]), 1.5),
+    "cut-mixture": lambda: TruncatedKAEM(LAWS["mixture"](), low=0.25),
     "mixture-of-products": lambda: dist.MixtureSameFamily(
         dist.Categorical(jnp.array([0.25, 0.75])), prior(2, 3).to_event(1)
     ),

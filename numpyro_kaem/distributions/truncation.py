@@ -1,0 +1,643 @@
+"""Learned densities cut to an interval."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+from numpyro.distributions.util import validate_sample
+
+from numpyro_kaem.distributions.caching import made_once
+from numpyro_kaem.distributions.mixture import KAEMMixture
+from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.panels import Panels
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    concretely,
+    density_breaks,
+    is_concrete,
+    kinks,
+    log_density,
+    support_bounds,
+    with_rank,
+)
+from numpyro_kaem.references.shape import interior_point, local_length
+from numpyro_kaem.resolution import warn_of_error
+
+__all__ = ["TruncatedKAEM", "broadcast_energy", "truncated"]
+
+
+def truncated(
+    prior: "KAEMPrior | KAEMMixture | TruncatedKAEM",
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    *,
+    validate_args: bool | None = None,
+) -> "TruncatedKAEM":
+    r"""Cut a learned density to an interval, and normalise what is left.
+
+    .. math:: p(z) = \frac{\pi(z)}{\int_a^b \pi}, \qquad a \le z \le b.
+
+    Parameters
+    ----------
+    prior
+        A :class:`KAEMPrior`, a :class:`KAEMMixture`, or one of them truncated before.
+    low, high
+        Ends :math:`a < b`, of shapes that broadcast with the prior's ``batch_shape``;
+        ``None``, for one of them, leaves that side as it is. They may be traced.
+    validate_args
+        Check values given to ``log_prob``; ``None`` follows
+        :func:`numpyro.enable_validation`.
+
+    Returns
+    -------
+    TruncatedKAEM
+
+    Raises
+    ------
+    TypeError
+        If ``prior`` is another distribution, or a bound is not real numbers.
+    ValueError
+        If there is no bound, if shapes do not broadcast, if a concrete bound is NaN, or
+        if concrete ones are not in order or leave no mass.
+
+    Warns
+    -----
+    UserWarning
+        If the estimated relative error of the mass between concrete bounds is above
+        1e-4.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 3.0, 6), jnp.zeros(6))
+    >>> prior = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0))
+    >>> tail = kaem.truncated(prior, low=6.0)
+    >>> z = tail.sample(jax.random.key(0), (1000,))
+    >>> bool(jnp.all(z > 6.0))
+    True
+    >>> print(f"{tail.mean:.3f}, mass {jnp.exp(tail.log_mass):.2e}")
+    6.158, mass 9.87e-10
+    """
+    if isinstance(prior, TruncatedKAEM):
+        low = _both(jnp.maximum, prior.low, low)
+        high = _both(jnp.minimum, prior.high, high)
+        prior = prior.prior
+    law = TruncatedKAEM(prior, low, high, validate_args=validate_args)
+    if is_concrete((law.prior, law.low, law.high)) and 0 not in law.batch_shape:
+        law._check_resolution(stacklevel=3)
+    return law
+
+
+def _both(
+    join: Callable, one: ArrayLike | None, other: ArrayLike | None
+) -> ArrayLike | None:
+    return one if other is None else other if one is None else join(one, other)
+
+
+class TruncatedKAEM(dist.Distribution):
+    """Learned density between two bounds, as :func:`~numpyro_kaem.truncated` makes it.
+
+    Parameters
+    ----------
+    prior
+        A :class:`KAEMPrior` or a :class:`KAEMMixture`.
+    low, high
+        Bounds; ``None`` for one of them leaves that side as it is.
+    validate_args
+        Check values given to ``log_prob``.
+
+    Notes
+    -----
+    - ``batch_shape`` is the broadcast of the prior's and the bounds', and
+      ``event_shape`` is ``()``.
+    - The panels of the prior's quadrature are cut at the bounds, and the density there
+      has a normaliser and a distribution function of its own, found in logarithms: an
+      interval far in a tail, or a narrow one, is as accurate as the whole.
+    - Draws of a truncated :class:`KAEMPrior` are reparameterised, with derivatives with
+      respect to the bounds too; those of a mixture have none.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro_kaem as kaem
+    >>> from numpyro_kaem.distributions import TruncatedKAEM
+    >>> flat = kaem.KAEMPrior(kaem.Energy(kaem.RBF(-1.0, 3.0, 5), jnp.zeros(5)))
+    >>> law = TruncatedKAEM(flat, 0.0, jnp.array([1.0, 2.0]))
+    >>> print(law.mean)
+    [0.5 1. ]
+    """
+
+    arg_constraints = {
+        "prior": constraints.dependent(is_discrete=False, event_dim=0),
+        "low": constraints.dependent(is_discrete=False, event_dim=0),
+        "high": constraints.dependent(is_discrete=False, event_dim=0),
+    }
+    reparametrized_params = ["prior", "low", "high"]
+    pytree_data_fields = ("prior", "low", "high")
+
+    def __init__(
+        self,
+        prior: KAEMPrior | KAEMMixture,
+        low: ArrayLike | None = None,
+        high: ArrayLike | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(prior, KAEMPrior | KAEMMixture):
+            raise TypeError(
+                "prior must be a KAEMPrior or a KAEMMixture, got "
+                f"{type(prior).__name__}; truncate a prior before expand, to_event or "
+                "mask, and use numpyro.distributions.TruncatedDistribution for laws of "
+                "NumPyro."
+            )
+        if low is None and high is None:
+            raise ValueError("low or high must be given, got None for both.")
+        self.prior = prior
+        dtype = _components(prior).energy.dtype
+        self.low = _as_bound("low", low, dtype)
+        self.high = _as_bound("high", high, dtype)
+        try:
+            batch_shape = self.batch_shape
+        except ValueError:
+            raise ValueError(
+                "prior, low and high must have shapes that broadcast, got "
+                f"{prior.batch_shape}, {np.shape(low)} and {np.shape(high)}."
+            ) from None
+        super().__init__(batch_shape, (), validate_args=validate_args)
+        if is_concrete((self.low, self.high)):
+            self._check_order()
+
+    def _check_order(self) -> None:
+        """Check concrete bounds.
+
+        Raises
+        ------
+        ValueError
+            If they are not in order, or do not meet the support.
+        """
+        low, high = (
+            np.asarray(open_end if end is None else end)
+            for end, open_end in ((self.low, -np.inf), (self.high, np.inf))
+        )
+        if np.any(low >= high):
+            raise ValueError(f"low must be below high, got {low} and {high}.")
+        if is_concrete(self._ends):
+            low, high = (np.asarray(end) for end in self._ends)
+            if np.any(low >= high):
+                raise ValueError(
+                    "low and high must leave a part of the support of prior, which is "
+                    f"{self.prior.support}, got {self.low} and {self.high}."
+                )
+
+    def _check_resolution(self, stacklevel: int) -> None:
+        """Check that there is mass between the bounds, and how well it is known.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        parts = _components(self._inner)
+        with concretely():
+            log_mass = np.asarray(self.log_mass)
+            # A component that is cut away need not be resolved.
+            used = self._log_masses > -jnp.inf
+            error = np.asarray(jnp.where(used, parts.quadrature_error, 0))
+            change = float(parts._resolution.change)
+        if not np.all(log_mass > -np.inf):
+            raise ValueError(
+                f"low and high must leave some mass, got {self.low} and {self.high}, "
+                f"between which prior has a log mass of {log_mass}."
+            )
+        warn_of_error(error, change, parts.refinement, stacklevel=stacklevel)
+
+    # --- parameters ------------------------------------------------------------------
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Broadcast of the prior's and the bounds'."""
+        # From the leaves, which change their shapes under vmap.
+        shapes = (np.shape(end) for end in (self.low, self.high) if end is not None)
+        return jnp.broadcast_shapes(self.prior.batch_shape, *shapes)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws have derivatives: where the prior's have."""
+        return self.prior.has_rsample
+
+    @property
+    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
+        """Ends of the support, static where they are known."""
+
+        def make() -> tuple[ArrayLike, ArrayLike]:
+            low, high = support_bounds(self.prior)
+            dtype = _components(self.prior).energy.dtype
+            low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
+            # Where both are equal, derivatives are all those of the bound.
+            if self.low is not None:
+                low = jnp.where(self.low >= low, self.low, low)
+            if self.high is not None:
+                high = jnp.where(self.high <= high, self.high, high)
+            return low, high
+
+        return made_once(
+            self,
+            "_cached_ends",
+            (self.low, self.high, support_bounds(self.prior)),
+            make,
+        )
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The interval, with static ends where they are known."""
+        low, high = self._ends
+        if is_concrete((low, high)):
+            with concretely():
+                low, high = np.asarray(low), np.asarray(high)
+            if np.all(np.isinf(low)) and np.all(np.isinf(high)):
+                return constraints.real
+            return StaticInterval.of(low, high)
+        least, most = support_bounds(self.prior)
+        if self.high is None and isinstance(most, float) and np.isinf(most):
+            return constraints.greater_than_eq(low)
+        if self.low is None and isinstance(least, float) and np.isinf(least):
+            return constraints.less_than_eq(high)
+        return constraints.interval(low, high)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Prior and bounds; the rest is static."""
+        return (self.prior, self.low, self.high), (self._validate_args,)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "TruncatedKAEM":
+        """Inverse of :meth:`tree_flatten`, without checks."""
+        law = cls.__new__(cls)
+        law.prior, law.low, law.high = params
+        (law._validate_args,) = aux_data
+        law._event_shape = ()
+        return law
+
+    def __repr__(self) -> str:
+        return f"TruncatedKAEM({self.prior!r}, low={self.low}, high={self.high})"
+
+    # --- the density -----------------------------------------------------------------
+
+    @property
+    def _inner(self) -> KAEMPrior | KAEMMixture:
+        """The same law on panels that end at the bounds; its density does not."""
+        parameters = (self.prior, self.low, self.high)
+        return made_once(self, "_cached_inner", parameters, self._cut)
+
+    def _cut(self) -> KAEMPrior | KAEMMixture:
+        prior, (low, high) = self.prior, self._ends
+        if is_concrete(support_bounds(prior)):
+            # A bound that cuts nothing off leaves the tail to its closed form.
+            least, most = (np.asarray(end) for end in support_bounds(prior))
+            low = None if is_concrete(low) and np.all(low <= least) else low
+            high = None if is_concrete(high) and np.all(high >= most) else high
+        if low is None and high is None:
+            return prior
+        if isinstance(prior, KAEMPrior):
+            return _cut_prior(prior, low, high)
+        expand = partial(jnp.expand_dims, axis=-1)
+        low, high = (None if end is None else expand(end) for end in (low, high))
+        cut = _cut_prior(prior.prior, low, high)
+        logits = prior.log_weights + _log_share(cut, prior.prior)
+        return KAEMMixture.tree_unflatten((False,), (logits, cut))
+
+    @property
+    def _log_masses(self) -> jax.Array:
+        """Log of the mass that is left, of each component for a mixture."""
+        inner = self._inner
+        if isinstance(inner, KAEMMixture):
+            return jnp.asarray(inner.mixing_logits)
+        return _log_share(inner, self.prior)
+
+    @property
+    def log_mass(self) -> jax.Array:
+        """Log of the prior's mass between the bounds, shape ``batch_shape``."""
+        masses = self._log_masses
+        if isinstance(self.prior, KAEMMixture):
+            masses = logsumexp(masses, axis=-1)
+        return jnp.broadcast_to(masses, self.batch_shape)
+
+    @validate_sample
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
+        """Log density, shape broadcast(value.shape, batch_shape)."""
+        value = _components(self.prior)._as_float(value)
+        low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
+        inside = (value >= low) & (value <= high)
+        safe = jnp.where(inside, value, interior_point(low, high, value.dtype))
+        return jnp.where(inside, self._inner.log_prob(safe), -jnp.inf)
+
+    def cdf(self, value: ArrayLike) -> jax.Array:
+        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
+        return self.cdf_pair(value)[0]
+
+    def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Masses below and above ``value``, each to its own relative precision.
+
+        Shapes broadcast(value.shape, batch_shape).
+        """
+        return self._inner.cdf_pair(value)
+
+    def icdf(self, q: ArrayLike) -> jax.Array:
+        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
+
+        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
+        """
+        value = self._inner.icdf(q)
+        q = jnp.asarray(q)
+        low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
+        return jnp.where(q == 0, low, jnp.where(q == 1, high, value))
+
+    def sample(
+        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> jax.Array:
+        """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
+        return self._inner.sample(key, sample_shape)
+
+    # --- moments ---------------------------------------------------------------------
+
+    @property
+    def mean(self) -> jax.Array:
+        """Mean, shape ``batch_shape``; not finite where an open tail's is not."""
+        return self._inner.mean
+
+    @property
+    def variance(self) -> jax.Array:
+        """Variance, shape ``batch_shape``; not finite where an open tail's is not."""
+        return self._inner.variance
+
+    def entropy(self) -> jax.Array:
+        """Differential entropy in nats, shape ``batch_shape``, by quadrature."""
+        return self._inner.entropy()
+
+
+def _log_share(cut: KAEMPrior, prior: KAEMPrior) -> jax.Array:
+    """Log of the share of a prior's mass that is left; minus infinity where it is 0."""
+    if cut is prior:
+        return jnp.zeros(prior.batch_shape, prior.energy.dtype)
+    share = cut.log_normalizer - prior.log_normalizer
+    return jnp.where(cut._given[2], share, -jnp.inf)
+
+
+def _components(prior: KAEMPrior | KAEMMixture) -> KAEMPrior:
+    return prior.prior if isinstance(prior, KAEMMixture) else prior
+
+
+def _as_bound(name: str, bound: ArrayLike | None, dtype: Any) -> jax.Array | None:
+    """Convert to an array of a floating-point format.
+
+    Raises
+    ------
+    TypeError
+        If it is not real numbers.
+    ValueError
+        If a concrete one is NaN.
+    """
+    if bound is None:
+        return None
+    kind = jnp.result_type(bound)
+    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        raise TypeError(f"{name} must be real numbers, got dtype {kind}.")
+    if is_concrete(bound) and np.any(np.isnan(np.asarray(bound))):
+        raise ValueError(f"{name} must not be NaN, got {bound}.")
+    if is_concrete(bound):
+        with concretely():
+            return jnp.asarray(bound, dtype)
+    return jnp.asarray(bound, dtype)
+
+
+# --- panels between bounds -----------------------------------------------------------
+
+
+class _Cut(KAEMPrior):
+    """A prior with given panels and ends; its log density does not end where they do.
+
+    Beside those it keeps where in its batch the panels are not empty.
+    """
+
+    @property
+    def _panels(self) -> Panels:
+        return self._given[0]
+
+    @property
+    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
+        return self._given[1]
+
+    @property
+    def _is_concrete(self) -> bool:
+        return is_concrete((self.energy, self._parameters, self._given))
+
+    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
+        return made_once(self, name, (self.energy, self._parameters, self._given), make)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        data, aux = super().tree_flatten()
+        return (*data, self._given), aux
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "_Cut":
+        cut = super().tree_unflatten(aux_data, params[:2])
+        cut._given = params[2]
+        return cut
+
+    def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
+        # Only a tail that is left, and without end, may have no moments.
+        pairs = zip(self._panels.has_tails, support_bounds(self.reference), strict=True)
+        if not any(
+            has_tail and (not is_concrete(end) or np.any(np.isinf(end)))
+            for has_tail, end in pairs
+        ):
+            return moment
+        return super()._with_reference_moment(name, moment)
+
+
+def _cut_prior(prior: KAEMPrior, low: ArrayLike | None, high: ArrayLike | None) -> _Cut:
+    """Cut the panels of a prior at bounds, of which one may be open (``None``)."""
+    panels, (least, most) = prior._panels, prior._ends
+    dtype = prior.energy.dtype
+    bounds = [None if end is None else jnp.asarray(end, dtype) for end in (low, high)]
+    beyond = any(panels.has_tails) and not _inside_panels(panels, bounds)
+    edges, has_mass = _cut_edges(
+        panels.edges, prior._parameters, *bounds, panels.has_tails, beyond
+    )
+    tails = tuple(
+        has_tail and bound is None
+        for has_tail, bound in zip(panels.has_tails, bounds, strict=True)
+    )
+    ends = (
+        jnp.asarray(_both(jnp.maximum, least, bounds[0]), dtype),
+        jnp.asarray(_both(jnp.minimum, most, bounds[1]), dtype),
+    )
+    shapes = [np.shape(bound) for bound in bounds if bound is not None]
+    shape = jnp.broadcast_shapes(prior.batch_shape, *shapes)
+    energy = broadcast_energy(prior.energy, shape)
+    # Draws lie between the ends, whose own derivatives are those of the panels.
+    given = (Panels(edges, None, tails), jax.lax.stop_gradient(ends), has_mass)
+    parts = (energy, prior._parameters, given)
+    return _Cut.tree_unflatten((prior.refinement, False), parts)
+
+
+def broadcast_energy(energy: Energy, shape: tuple[int, ...]) -> Energy:
+    """Return the same energy for every density of a larger batch."""
+    coefficients = jnp.asarray(energy.coefficients)
+    coefficients = jnp.broadcast_to(coefficients, (*shape, coefficients.shape[-1]))
+    return eqx.tree_at(lambda e: e.coefficients, energy, coefficients)
+
+
+def _inside_panels(panels: Panels, bounds: list[jax.Array | None]) -> bool:
+    """Whether all bounds are known to lie where there are panels."""
+    if not is_concrete((panels.edges, bounds)):
+        return False
+    first, last = np.asarray(panels.edges[0]), np.asarray(panels.edges[-1])
+    given = [np.asarray(bound) for bound in bounds if bound is not None]
+    return all(np.all((bound >= first) & (bound <= last)) for bound in given)
+
+
+# From the end of the panels out into a tail, in lengths over which the density changes:
+# far off a tail is a power, on which panels may widen fourfold.
+_FROM_PANELS = np.concatenate([2.0 ** np.arange(-2, 7), 4.0 ** np.arange(4, 31)])
+# From a bound inwards: over each of these lengths a density that falls has fallen by e.
+_FROM_BOUND = 2.0 ** np.arange(-2, 7)
+# Farther out, derivatives of a log density may overflow.
+_LEAST_LOG_DENSITY = -1e5
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _cut_edges(
+    edges: jax.Array,
+    parameters: ReferenceParameters | None,
+    low: jax.Array | None,
+    high: jax.Array | None,
+    has_tails: tuple[bool, bool],
+    beyond: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Edges between bounds, and whether there is something between them.
+
+    Parameters
+    ----------
+    edges
+        Edges of the panels, shape ``(num_panels + 1, *edge_shape)``.
+    parameters
+        Parameters of the reference.
+    low, high
+        Bounds, or ``None``.
+    has_tails
+        Whether the support reaches beyond the panels.
+    beyond
+        Whether a bound may lie there: then the panels are continued into the tails,
+        fine near the panels that there are, near the bounds and where the reference is.
+
+    Returns
+    -------
+    tuple
+        Edges, of the same number for the same shapes; where there is nothing between
+        the bounds, those of the panels. And whether there is, of the shape of an edge.
+    """
+    bounds, signs = (low, high), (-1.0, 1.0)
+    limits = [edges[0] if low is None else low, edges[-1] if high is None else high]
+    rows = [edges]
+    if beyond:
+        reference = jax.lax.stop_gradient(parameters).build()
+        rows += [*density_breaks(reference), *(k[None] for k in kinks(reference))]
+        for side, sign in enumerate(signs):
+            outermost = jax.lax.stop_gradient(edges[-side])
+            reach = outermost
+            if has_tails[side]:
+                points = _points_outside(reference, outermost, side)
+                rows.append(points)
+                reach = jnp.max(sign * points, axis=0) * sign
+            if bounds[side] is not None:
+                past = sign * (limits[side] - reach) > 0
+                limits[side] = jnp.where(past, reach, limits[side])
+                inwards, _ = _points_from(reference, bounds[side], -sign)
+                rows.append(inwards)
+            elif has_tails[side]:
+                # All that is left may lie in this tail, which is panelled for a while.
+                other = bounds[1 - side]
+                _, last = _points_from(reference, other, sign)
+                end = jnp.asarray(support_bounds(reference)[side], edges.dtype)
+                last = sign * jnp.minimum(sign * last, sign * end)
+                in_tail = sign * (other - outermost) > 0
+                limits[side] = jnp.where(in_tail, last, outermost)
+    has_mass = limits[0] < limits[1]
+    start = jnp.where(has_mass, limits[0], edges[0])
+    stop = jnp.where(has_mass, limits[1], edges[-1])
+    shape = jnp.broadcast_shapes(start.shape, *(row.shape[1:] for row in rows))
+    rows = [with_rank(row, len(shape)) for row in rows]
+    rows = [jnp.broadcast_to(row, (row.shape[0], *shape)) for row in rows]
+    points = jnp.concatenate(rows).astype(edges.dtype)
+    # Not by clip: at a panel's own edge the derivative must be all that of the bound.
+    points = jnp.where(points <= start, start, jnp.where(points >= stop, stop, points))
+    return jnp.sort(points, axis=0), has_mass
+
+
+def _points_from(
+    reference: dist.Distribution, bound: jax.Array, sign: float
+) -> tuple[jax.Array, jax.Array]:
+    """Points on one side of a bound, and the last of them."""
+    bound = jax.lax.stop_gradient(bound)
+    length = local_length(reference, bound)
+    steps = jnp.asarray(_FROM_BOUND, bound.dtype).reshape((-1,) + (1,) * length.ndim)
+    points = bound + sign * steps * length
+    return points, points[-1]
+
+
+def _points_outside(
+    reference: dist.Distribution, outermost: jax.Array, side: int
+) -> jax.Array:
+    """Points from the last edge of the panels out into a tail, or to its end."""
+    sign = (-1.0, 1.0)[side]
+    length = local_length(reference, outermost)
+    column = (-1,) + (1,) * length.ndim
+    end = jnp.asarray(support_bounds(reference)[side], outermost.dtype)
+    finite = jnp.isfinite(end)
+    steps = jnp.asarray(_FROM_PANELS, end.dtype).reshape(column)
+    far = outermost + sign * steps * length
+    log_values = log_density(reference, far) + jnp.log(length)
+    far = jnp.where(log_values > _LEAST_LOG_DENSITY, far, outermost)
+    # Towards an end, where the density may be infinite, they shrink.
+    shrink = 4.0 ** -np.arange(1.0, len(_FROM_PANELS))
+    shrink = jnp.asarray([*shrink, 0.0], end.dtype).reshape(column)
+    span = jnp.where(finite, outermost - end, 0)
+    near = jnp.where(finite, end, outermost) + shrink * span
+    return jnp.where(finite, near, far)
+
+
+# --- NumPyro's vmap ------------------------------------------------------------------
+
+
+@vmap_over.register
+def _vmap_over_truncated(
+    law: TruncatedKAEM, prior: Any = None, low: Any = None, high: Any = None
+) -> TruncatedKAEM:
+    """Axes of a batch; ``prior`` is an axis for all its arrays with one."""
+    axes = TruncatedKAEM.__new__(TruncatedKAEM)
+    if isinstance(law.prior, KAEMMixture):
+        axes.prior = vmap_over(law.prior, mixing_logits=prior, prior=prior)
+    else:
+        axes.prior = vmap_over(law.prior, energy=prior, reference=prior)
+    axes.low, axes.high = low, high
+    axes._validate_args = law._validate_args
+    return axes
+
+
+@promote_batch_shape.register
+def _promote_batch_shape_truncated(law: TruncatedKAEM) -> TruncatedKAEM:
+    return law

@@ -1,0 +1,373 @@
+"""Truncated densities and divergences, against integrals of the densities by SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints, kl_divergence
+from numpyro.distributions.batch_util import vmap_over
+from numpyro.infer.util import log_density
+from scipy import interpolate, stats
+
+import numpyro_kaem as kaem
+from numpyro_kaem.distributions.supports import StaticInterval
+from tests.helpers import assert_close
+
+GRID = (-0.75, 2.5)
+GRIDS = ((-3.0, 0.25), (-0.75, 2.5))
+COEFFICIENTS = 2 * np.random.default_rng(5).normal(size=(3, 6)).astype(np.float32)
+WEIGHTS = np.array([0.5, -0.5, 0.0])
+GAUSS = np.polynomial.legendre.leggauss(30)
+
+
+def energy(rows=0, grid=GRID):
+    return kaem.Energy(kaem.BSpline(*grid, 6), jnp.asarray(COEFFICIENTS[rows], float))
+
+
+def mixture(reference, grid=GRID, count=3):
+    prior = kaem.KAEMPrior(energy(slice(count), grid), reference)
+    return kaem.KAEMMixture(jnp.asarray(WEIGHTS[:count]), prior)
+
+
+NORMAL = stats.norm(1.25, 0.75)
+# Prior; the reference by SciPy; grids of the components; and intervals: inside, from a
+# knot, narrow, across the grid, in a tail, and where float32 has no such mass.
+CASES = {
+    "default": (
+        lambda: kaem.KAEMPrior(energy()),
+        stats.uniform(-0.75, 3.25),
+        [GRID],
+        [(0.3125, 1.75), (1 / 3, 2.5), (0.3125, 0.31640625)],
+    ),
+    "normal": (
+        lambda: kaem.KAEMPrior(energy(), dist.Normal(1.25, 0.75)),
+        NORMAL,
+        [GRID],
+        [(0.3125, 1.75), (0.3125, 0.31640625), (-4, 5), (8, 9), (12, 13)],
+    ),
+    "singular": (
+        lambda: kaem.KAEMPrior(energy(), dist.Gamma(0.5, 0.75)),
+        stats.gamma(0.5, scale=1 / 0.75),
+        [GRID],
+        [(0.3125, 1.75), (0.0, 1.125), (8.0, 9.0)],
+    ),
+    "student": (
+        lambda: kaem.KAEMPrior(energy(), dist.StudentT(3.5, 1.0, 0.75)),
+        stats.t(3.5, 1.0, 0.75),
+        [GRID],
+        [(0.3125, 1.75), (-100.0, 2.0), (50.0, 70.0)],
+    ),
+    "mixture": (
+        lambda: mixture(dist.Normal(1.25, 0.75)),
+        NORMAL,
+        [GRID] * 3,
+        [(0.3125, 1.75), (-4.0, 5.0), (8.0, 9.0)],
+    ),
+    # The first component has nothing left in the last interval.
+    "mixture-of-grids": (
+        lambda: mixture(None, tuple(map(list, zip(*GRIDS, strict=True))), 2),
+        None,
+        GRIDS,
+        [(0.125, 1.75), (-1.0, 2.0), (0.375, 2.0)],
+    ),
+}
+
+
+def energies(row, grid, z):
+    """Energies of a component by SciPy, in float64."""
+    spline = interpolate.BSpline(
+        np.arange(-3, 7) / 3, COEFFICIENTS[row].astype(float), 3
+    )
+    return spline(np.clip((z - grid[0]) / (grid[1] - grid[0]), 0, 1))
+
+
+def rule(low, high):
+    """Nodes and weights on panels that shrink to both ends, and end at all knots."""
+    halves = (high - low) * 2.0 ** -np.arange(1.0, 60.0)
+    knots = [np.linspace(*grid, 4) for grid in GRIDS]
+    steps = np.linspace(low, high, 41)
+    edges = np.concatenate([low + halves, high - halves, steps, *knots, [1.0, 1.25]])
+    edges = np.unique(np.clip(edges, low, high))
+    x, weights = GAUSS
+    width = np.diff(edges)[:, None]
+    return (edges[:-1, None] + width * (x + 1) / 2).ravel(), (
+        width * weights / 2
+    ).ravel()
+
+
+def log_densities(name, z):
+    """Log densities of the components without their weights and normalisers."""
+    _, law, grids, _ = CASES[name]
+    rows = []
+    for row, grid in enumerate(grids):
+        reference = law or stats.uniform(grid[0], grid[1] - grid[0])
+        rows.append(energies(row, grid, z) + reference.logpdf(z))
+    return np.stack(rows)
+
+
+def density(name, z):
+    """Density times e^200: float64 has the masses of float32's far tails."""
+    _, law, grids, _ = CASES[name]
+    wide, weights = rule(-150.0, 150.0)
+    wide, weights = (np.where(weights > 0, a, 0) for a in (wide, weights))
+    normalizers = np.exp(log_densities(name, wide)) @ weights
+    if law is not None and name != "mixture":
+        # Outside of the rule energies are those of the ends.
+        ends = np.exp(energies(0, grids[0], np.array(grids[0])))
+        normalizers = normalizers + ends @ [law.cdf(-150.0), law.sf(150.0)]
+    mixing = np.exp(WEIGHTS[: len(grids)])
+    mixing = mixing / mixing.sum()
+    return (mixing / normalizers) @ np.exp(log_densities(name, z) + 200)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("normal", "mixture-of-grids")
+        else pytest.param(name, marks=pytest.mark.long)
+        for name in CASES
+    ],
+)
+def test_masses_density_and_moments(name):
+    """Differences of two masses would have no digits, if narrow or in a tail."""
+    make, _, _, rows = CASES[name]
+    low, high = np.array(rows, np.float32).astype(float).T
+    law = kaem.truncated(
+        make(), jnp.asarray(low), jnp.asarray(high), validate_args=False
+    )
+    assert law.batch_shape == low.shape
+    q = np.array([0.0, 1e-4, 0.3, 0.5, 0.8, 1.0])
+    z = law.icdf(jnp.asarray(q)[:, None])
+    log_prob, (below, above) = law.log_prob(z), law.cdf_pair(z)
+    x64 = z.dtype == jnp.float64
+    assert np.all(np.asarray(z[0]) == low)
+    assert np.all(np.asarray(z[-1]) == high)
+    assert_close(below + above, np.ones(z.shape), atol=(2e-7, 1e-15))
+    for i, (start, stop) in enumerate(zip(low, high, strict=True)):
+        nodes, weights = rule(start, stop)
+        masses = density(name, nodes) * weights
+        total = masses.sum()
+        # The logs of the normaliser and of the reference are as large as the log mass.
+        atol = (2e-5, 1e-10)
+        assert_close(
+            law.log_mass[i], np.log(total) - 200, rtol=(1e-6, 1e-12), atol=atol
+        )
+        points = np.asarray(z[1:-1, i], float)
+        expected = np.log(density(name, points) / total)
+        assert_close(log_prob[1:-1, i], expected, rtol=(1e-5, 1e-10), atol=(1e-4, 1e-9))
+        spacing = 4 * np.exp(expected) * np.spacing(np.abs(np.asarray(z[1:-1, i])))
+        allowed = np.maximum(1e-11 if x64 else 3e-6, spacing)
+        for k, point in enumerate(points):
+            inner, weights_below = rule(start, point)
+            part = density(name, inner) @ weights_below / total
+            assert abs(float(below[k + 1, i]) - part) < allowed[k]
+            assert abs(float(below[k + 1, i]) - q[k + 1]) < allowed[k]
+        mean = masses @ (nodes - start) / total
+        spread = np.sqrt(masses @ (nodes - start - mean) ** 2 / total)
+        tolerance = (1e-10 if x64 else 1e-5) * (stop - start) + np.spacing(z[0, i])
+        assert abs(float(law.mean[i]) - start - mean) < tolerance
+        assert_close(jnp.sqrt(law.variance[i]), spread, rtol=(1e-3, 1e-9), atol=0)
+    draws = law.sample(jax.random.key(0), (500,))
+    assert np.all((draws > low) & (draws < high))
+    outside = jnp.stack([jnp.asarray(low) - 1, jnp.asarray(high) + 1])
+    assert np.all(np.asarray(law.log_prob(outside)) == -np.inf)
+    assert np.all(np.asarray(law.cdf(outside)) == [[0.0], [1.0]])
+
+
+def cut(coefficients, loc, low, high):
+    basis = kaem.BSpline(*GRID, 6)
+    prior = kaem.KAEMPrior(kaem.Energy(basis, coefficients), dist.Normal(loc, 0.75))
+    return kaem.truncated(prior, low, high)
+
+
+@jax.jit
+def draws_and_densities(coefficients, loc, low, high):
+    law = cut(coefficients, loc, low, high)
+    z = jnp.stack([0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high])
+    draws = law.sample(jax.random.key(0), (20,))
+    return jnp.concatenate([draws, law.log_prob(z), law.cdf(z), law.mean[None]])
+
+
+def test_gradients_by_differences():
+    """With bounds inside, at a knot, and in a tail, all traced.
+
+    At a panel's own edge, a clipped edge would take half of the bound's derivative.
+    """
+    low = jnp.asarray([0.3125, -0.75, 3.25])
+    high = jnp.asarray([1.75, 1.0, 4.0])
+    point = (jnp.asarray(COEFFICIENTS[0], float), jnp.asarray(1.25), low, high)
+    rng = np.random.default_rng(1)
+    x64 = low.dtype == jnp.float64
+    step = 1e-5 if x64 else 4e-3
+    push = jax.jit(lambda tangent: jax.jvp(draws_and_densities, point, tangent)[1])
+    for chosen in range(4):
+        tangent = [jnp.zeros_like(p) for p in point]
+        tangent[chosen] = jnp.asarray(rng.normal(size=np.shape(point[chosen])))
+        if chosen >= 2:
+            tangent[chosen] = jnp.ones(3)
+        up, down = (
+            draws_and_densities(
+                *(p + sign * step * t for p, t in zip(point, tangent, strict=True))
+            )
+            for sign in (1, -1)
+        )
+        actual = push(tuple(tangent))
+        assert_close(
+            actual, (up - down) / (2 * step), rtol=(0.02, 1e-5), atol=(0.02, 1e-7)
+        )
+    # The law made outside of the compiled function is the same.
+    assert_close(
+        cut(*point).sample(jax.random.key(0), (20,)),
+        draws_and_densities(*point)[:20],
+        rtol=(1e-4, 1e-10),
+        atol=(1e-5, 1e-11),
+    )
+
+
+def test_bounds_and_supports():
+    prior = CASES["normal"][0]()
+    assert kaem.truncated(prior, 0.5, 1.5).support == StaticInterval(0.5, 1.5)
+    below = kaem.truncated(prior, high=0.5)
+    assert below.support == StaticInterval(-np.inf, 0.5)
+    z = biject_to(below.support)(jnp.asarray([-2.0, 0.0, 3.0]))
+    assert np.all(z < 0.5)
+    assert_close(biject_to(below.support).inv(z), np.array([-2.0, 0.0, 3.0]), atol=1e-5)
+    assert below.support(below.support.feasible_like(z)).all()
+    # A bound that cuts nothing off leaves the density as it is.
+    wide = kaem.truncated(CASES["default"][0](), low=-5.0)
+    assert wide.support == StaticInterval(*GRID)
+    assert float(wide.log_mass) == 0
+    twice = kaem.truncated(below, 0.0, 3.0)
+    assert twice.support == StaticInterval(0.0, 0.5)
+    assert twice.prior is prior
+
+    @jax.jit
+    def traced(low):
+        law = kaem.truncated(prior, low)
+        assert isinstance(law.support, constraints.greater_than_eq)
+        return biject_to(law.support)(0.0)
+
+    assert float(traced(0.25)) == 1.25
+
+
+def test_in_models_batches_and_vmap():
+    law = kaem.truncated(CASES["normal"][0](), 0.5)
+
+    def model(x):
+        with numpyro.plate("units", 3):
+            z = numpyro.sample("z", law)
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = jnp.asarray([0.6, 1.0, 2.0])
+    trace = handlers.trace(handlers.seed(model, jax.random.key(0))).get_trace(x)
+    z = trace["z"]["value"]
+    assert z.shape == (3,)
+    joint, _ = log_density(model, (x,), {}, {"z": z})
+    expected = law.log_prob(z).sum() + dist.Normal(z, 0.5).log_prob(x).sum()
+    assert_close(joint, expected, rtol=(1e-4, 1e-10))
+    event = law.expand((3,)).to_event(1)
+    assert_close(event.log_prob(z), law.log_prob(z).sum(), rtol=(1e-4, 1e-10))
+    low = jnp.asarray([0.25, 0.5, 0.75])
+    batch = kaem.truncated(law.prior, low)
+    mapped = jax.vmap(lambda d, z: d.log_prob(z), in_axes=(vmap_over(batch, low=0), 0))
+    assert_close(mapped(batch, z), batch.log_prob(z), rtol=(1e-4, 1e-10), atol=1e-6)
+    with pytest.warns(UserWarning, match="Out-of-support values"):
+        kaem.truncated(law.prior, 0.5, validate_args=True).log_prob(0.25)
+    assert law.has_rsample
+    assert not kaem.truncated(CASES["mixture"][0](), 0.5).has_rsample
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((1.0, 0.5), ValueError, "low must be below high, got 1.0 and 0.5"),
+        ((jnp.zeros(2), 0.0), ValueError, "low must be below high"),
+        ((2.5, None), ValueError, "must leave a part of the support of prior"),
+        ((None, -3.0), ValueError, "must leave a part of the support of prior"),
+        ((), ValueError, "low or high must be given"),
+        ((np.nan, 1.0), ValueError, "low must not be NaN"),
+        ((True, 2.0), TypeError, "low must be real numbers, got dtype bool"),
+        ((jnp.zeros(2), jnp.ones(3)), ValueError, "must have shapes that broadcast"),
+    ],
+)
+def test_errors(arguments, error, match):
+    with pytest.raises(error, match=match):
+        kaem.truncated(kaem.KAEMPrior(energy()), *arguments)
+
+
+def test_other_laws_are_refused():
+    with pytest.raises(TypeError, match="got Normal; truncate a prior before expand"):
+        kaem.truncated(dist.Normal(0.0, 1.0), 0.0)
+    far = kaem.KAEMPrior(energy(), dist.Normal(1.25, 0.75))
+    with pytest.raises(ValueError, match="must leave some mass"):
+        kaem.truncated(far, 2000.0, 2001.0)
+
+
+def test_unresolved_interval_is_warned_of():
+    """A prior whose spikes have no mass is well resolved; what is cut there is not."""
+    basis = kaem.BSpline(-1.0, 1.0, 9)
+    coefficients = jnp.asarray([60.0, 0, 0, 0, -800.0, 900.0, -900.0, -2000.0, -2000.0])
+    prior = kaem.KAEMPrior(kaem.Energy(basis, coefficients), refinement=1)
+    assert float(prior.quadrature_error) < 1e-4
+    with pytest.warns(UserWarning, match="estimated relative error"):
+        kaem.truncated(prior, 0.25, 0.75)
+
+
+# --- divergences ---------------------------------------------------------------------
+
+
+def by_rule(p, q, low, high):
+    """Divergence by SciPy's splines and NumPy's Gauss rule."""
+    nodes, weights = rule(low, high)
+    p, q = p(nodes), q(nodes)
+    return weights @ np.where(p > 0, p * np.log(np.where(p > 0, p / q, 1)), 0)
+
+
+def of(name):
+    return lambda z: density(name, z) * np.exp(-200)
+
+
+def test_divergences_of_pairs():
+    """Each within the panels of the other, whose kinks lie elsewhere."""
+    laws = {
+        name: CASES[name][0]() for name in ("normal", "student", "mixture", "default")
+    }
+    normal = dist.Normal(0.5, 2.0)
+    low, high = 0.3125, 1.75
+    nodes, weights = rule(low, high)
+    share = density("normal", nodes) @ weights * np.exp(-200)
+    cut = kaem.truncated(laws["normal"], low, high)
+    inside = lambda z: of("normal")(z) / share  # noqa: E731
+    rows = [
+        (laws["normal"], laws["student"], of("normal"), of("student"), -9.0, 11.0),
+        (laws["normal"], laws["mixture"], of("normal"), of("mixture"), -9.0, 11.0),
+        (laws["mixture"], normal, of("mixture"), stats.norm(0.5, 2.0).pdf, -9.0, 11.0),
+        (laws["default"], laws["normal"], of("default"), of("normal"), *GRID),
+        (cut, laws["mixture"], inside, of("mixture"), low, high),
+    ]
+    for p, q, p_by, q_by, start, stop in rows:
+        expected = by_rule(p_by, q_by, start, stop)
+        assert_close(kl_divergence(p, q), expected, rtol=0, atol=(1e-5, 1e-11))
+    assert float(kl_divergence(laws["normal"], laws["normal"])) == 0
+    for p, q in ((laws["normal"], laws["default"]), (laws["normal"], cut)):
+        assert float(kl_divergence(p, q)) == np.inf
+
+
+def test_divergences_of_batches_and_events():
+    prior = kaem.KAEMPrior(energy(slice(2)), dist.Normal(jnp.asarray([1.0, 1.5]), 0.75))
+    other = dist.Normal(jnp.zeros((3, 1)), 2.0)
+    both = kl_divergence(prior, other)
+    assert both.shape == (3, 2)
+    law = dist.Normal(0.0, 2.0)
+    assert_close(kl_divergence(prior, law), both[0], rtol=(1e-5, 1e-11))
+    assert_close(kl_divergence(prior, law.expand((2,))), both[0], rtol=(1e-5, 1e-11))
+    joint = kl_divergence(prior.to_event(1), law.expand((2,)).to_event(1))
+    assert_close(joint, both[0].sum(), rtol=(1e-5, 1e-11))
+    gradient = jax.grad(lambda p: jnp.sum(kl_divergence(p, law)))(prior)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    with pytest.raises(ValueError, match="p and q must be univariate"):
+        kl_divergence(prior, law.expand((2,)).to_event(1))
