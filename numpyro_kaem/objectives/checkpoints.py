@@ -11,7 +11,6 @@ from typing import Any
 
 from numpyro_kaem.bases._checks import as_count
 from numpyro_kaem.objectives.state_file import (
-    TEMPORARY_SUFFIX,
     DamagedFileError,
     StateFile,
     read_state,
@@ -135,9 +134,6 @@ class Checkpoint:
                     f"{path}; resume from it, or use another folder."
                 )
             path.unlink()
-        # Left over by a process that was ended while it wrote.
-        for path in self.directory.glob(f".step-*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
         write_state(self.directory / f"step-{step:08d}.npz", step, tree, metadata)
         for _, path in self._files()[self.keep :]:
             path.unlink(missing_ok=True)
