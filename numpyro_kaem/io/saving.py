@@ -26,7 +26,8 @@ def save(path: str | os.PathLike, tree: Any, *, classes: Iterable[type] = ()) ->
     ----------
     path
         Where to write; folders are made, and an existing file is replaced when the new
-        one is complete.
+        one is complete, of a symbolic link the file it leads to. Several threads,
+        processes and hosts may save and load one path.
     tree
         A prior, energy, basis, decoder, likelihood, :class:`KAEM`, :class:`FitResult`,
         :class:`UnitPosterior`, a distribution of NumPyro, the parameters or the state
