@@ -18,7 +18,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 
 from numpyro_kaem.bases import AbstractBasis, BSpline
-from numpyro_kaem.bases._checks import as_number
+from numpyro_kaem.bases._checks import as_number, check_function, check_name
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 
@@ -112,6 +112,9 @@ class AutoKAEM(AutoContinuous):
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 1.0,
     ) -> None:
+        check_function("model", model, "a NumPyro model, a callable")
+        check_function("init_loc_fn", init_loc_fn, "such as init_to_median")
+        check_name("prefix", prefix, "the start of names of sites")
         if basis is None:
             basis = BSpline(-3.0, 3.0, 16)
         if not isinstance(basis, AbstractBasis):

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro import handlers
 
-from numpyro_kaem.bases._checks import as_count, as_real, check_key
+from numpyro_kaem.bases._checks import as_count, as_flag, as_real, check_key
 from numpyro_kaem.data_checks import check_shape, check_values
 from numpyro_kaem.data_laws import event_shape_of, law_of, mean_of
 from numpyro_kaem.kart import kart
@@ -128,8 +128,8 @@ class KAEM(eqx.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.joint = joint
-        self.learn_proportions = bool(learn_proportions)
-        self.learn_reference = bool(learn_reference)
+        self.learn_proportions = as_flag("learn_proportions", learn_proportions)
+        self.learn_reference = as_flag("learn_reference", learn_reference)
         self.event_shape = event_shape_of(decoder, likelihood, self.num_latents)
 
     @property

@@ -1,6 +1,8 @@
 """Checks and conversions of the arguments of a basis, made once at construction."""
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -17,10 +19,12 @@ __all__ = [
     "as_flag",
     "as_grid",
     "as_number",
+    "as_path",
     "as_real",
     "as_sample_shape",
     "check_function",
     "check_key",
+    "check_name",
 ]
 
 Grid: TypeAlias = float | tuple[Any, ...]
@@ -97,13 +101,13 @@ def as_sample_shape(value: Any, name: str = "sample_shape") -> tuple[int, ...]:
     return tuple(as_count(f"{name}[{i}]", size, 0) for i, size in enumerate(value))
 
 
-def as_real(name: str, value: Any) -> jax.Array:
+def as_real(name: str, value: Any, or_bool: bool = False) -> jax.Array:
     """Convert a number or an array of numbers, traced or not, to an array of JAX.
 
     Raises
     ------
     TypeError
-        If it is not made of real numbers.
+        If it is not made of real numbers, or truth values where they are allowed.
     """
     if not isinstance(value, jax.Array):
         try:
@@ -114,12 +118,12 @@ def as_real(name: str, value: Any) -> jax.Array:
         except ValueError:
             kind = "O"
         # Formats such as bfloat16 are of kind V.
-        if kind not in "fiuV":
+        if kind not in "fiubV":
             raise TypeError(
                 f"{name} must be a number or an array of numbers, got {_show(value)}."
             )
     array = jnp.asarray(value)
-    if not _is_real(array):
+    if not (_is_real(array) or (or_bool and array.dtype == bool)):
         raise TypeError(
             f"{name} must be a number or an array of numbers, got an array of dtype "
             f"{array.dtype}."
@@ -170,6 +174,31 @@ def check_function(name: str, value: Any, expected: str) -> None:
     """
     if not callable(value) or isinstance(value, dist.Distribution):
         raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+
+
+def check_name(name: str, value: Any, expected: str = "the name of a site") -> None:
+    """Check that ``value`` is text.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Convert to a path, ``~`` being the user's folder.
+
+    Raises
+    ------
+    TypeError
+        If it is not one.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {_show(value)}.")
+    return Path(value).expanduser()
 
 
 def as_flag(name: str, value: Any) -> bool:

@@ -231,14 +231,22 @@ class DeepEnergyPrior(dist.Distribution):
 
     def energy(self, value: ArrayLike) -> jax.Array:
         """Energy of latent vectors: (..., dim) -> (...,)."""
-        value = as_real("value", value)
+        value = self._as_points(value)
         rows = jax.vmap(self.network)(value.reshape(-1, self.dim))
         return rows.reshape(value.shape[:-1])
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density **without its normaliser**: (..., dim) -> (...,)."""
-        return self._log_density(as_real("value", value))
+        return self._log_density(self._as_points(value))
+
+    def _as_points(self, value: ArrayLike) -> jax.Array:
+        value = as_real("value", value)
+        if value.ndim == 0 or value.shape[-1] != self.dim:
+            raise ValueError(
+                f"value must have shape (..., {self.dim}), got {value.shape}."
+            )
+        return value
 
     def _log_density(self, value: jax.Array) -> jax.Array:
         return self.energy(value) + self._log_reference(value)

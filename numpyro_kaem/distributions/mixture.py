@@ -99,12 +99,8 @@ class KAEMMixture(dist.Distribution):
                 "prior must have its components along its last batch dimension, got "
                 "batch_shape ()."
             )
-        logits = jnp.asarray(mixing_logits)
+        logits = as_real("mixing_logits", mixing_logits)
         if not jnp.issubdtype(logits.dtype, jnp.floating):
-            if not jnp.issubdtype(logits.dtype, jnp.integer):
-                raise TypeError(
-                    f"mixing_logits must be real numbers, got dtype {logits.dtype}."
-                )
             logits = logits.astype(prior.energy.dtype)
         if logits.ndim == 0 or logits.shape[-1] != prior.batch_shape[-1]:
             raise ValueError(

@@ -107,7 +107,7 @@ class TokenSequence(dist.Distribution):
                 "decoder must have num_latents, num_tokens, length and logits, as "
                 f"numpyro_kaem.SequenceDecoder has, got {type(decoder).__name__}."
             )
-        z = jnp.asarray(z)
+        z = as_real("z", z)
         if z.ndim == 0 or z.shape[-1] != decoder.num_latents:
             raise ValueError(
                 f"z must have shape (*batch, {decoder.num_latents}), one entry for "

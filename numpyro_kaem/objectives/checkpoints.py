@@ -1,7 +1,6 @@
 """A folder of checkpoints, from which training goes on where it was stopped."""
 
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_path
 from numpyro_kaem.objectives.state_file import (
     DamagedFileError,
     StateFile,
@@ -82,12 +81,7 @@ class Checkpoint:
     """Number of newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.directory, str | os.PathLike):
-            raise TypeError(
-                f"directory must be a path, got {self.directory!r} of type "
-                f"{type(self.directory).__name__}."
-            )
-        directory = Path(self.directory).expanduser()
+        directory = as_path("directory", self.directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(
                 f"directory must be a folder for checkpoints, got the file {directory}."

@@ -1,7 +1,7 @@
 """The log likelihood of every datum of a model with latent values, by annealing."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +203,8 @@ def log_marginal_likelihood(
         )
     if params is None:
         params = model.params if isinstance(model, KAEM) else {}
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be values by name, got {type(params).__name__}.")
     in_chunks = chunk_size < len(data)
     sizes = Sizes(num_particles, num_steps, chunk_size if in_chunks else None)
 

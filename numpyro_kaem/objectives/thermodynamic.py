@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_flag
+from numpyro_kaem.bases._checks import as_flag, check_function
 from numpyro_kaem.infer.ladder import check_ladder, equal_rejection_ladder, power_ladder
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.infer.swaps import even_odd_permutation, swap_probabilities
@@ -160,6 +160,7 @@ class ThermodynamicMLE(MaximumLikelihood):
         if temperatures is not None:
             self._ladder = tuple(check_ladder(temperatures).tolist())
         elif callable(power):
+            check_function("power", power, "a number or a schedule")
             # Only to check the number of rungs.
             self._ladder = tuple(power_ladder(num_temperatures, 1.0).tolist())
         else:
