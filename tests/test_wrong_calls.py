@@ -65,7 +65,7 @@ CALLS = [
     *[row(rf"^key {A_KEY}0 of", law.sample, 0) for law in LAWS.values()],
     row(rf"^key {A_KEY}None", PRIOR.sample, None),
     row(rf"^key {A_KEY}\(1,\) of them", PRIOR.sample, KEY[None]),
-    row(rf"^key {A_KEY}an object of type nd", PRIOR.sample, np.zeros(3)),
+    row(rf"^key {A_KEY}an object of type ndarray", PRIOR.sample, np.zeros(3)),
     row(rf"^key {A_KEY}0 of type int", kaem.Energy.init, 0, BASIS),
     row(rf"^key {A_KEY}", kaem.KANDecoder, 0, 2, 3),
     row(rf"^key {A_KEY}", kaem.ConvDecoder, 0, 2, (8, 8)),

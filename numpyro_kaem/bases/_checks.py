@@ -109,21 +109,25 @@ def as_real(name: str, value: Any, or_bool: bool = False) -> jax.Array:
     TypeError
         If it is not made of real numbers, or truth values where they are allowed.
     """
-    if not isinstance(value, jax.Array):
+    if isinstance(value, jax.Array):
+        array = value
+    else:
         try:
             # By NumPy first, since JAX takes None for NaN.
             kind = np.asarray(value).dtype.kind
         except jax.errors.TracerArrayConversionError:
             kind = "f"
-        except ValueError:
+        except (TypeError, ValueError):
             kind = "O"
         # Formats such as bfloat16 are of kind V.
         if kind not in "fiubV":
             raise TypeError(
                 f"{name} must be a number or an array of numbers, got {_show(value)}."
             )
-    array = jnp.asarray(value)
-    if not (_is_real(array) or (or_bool and array.dtype == bool)):
+        array = jnp.asarray(value)
+    # The kind is quick, and tells most formats.
+    kind = getattr(array.dtype, "kind", "O")
+    if not (kind in ("fiub" if or_bool else "fiu") or _is_real(array)):
         raise TypeError(
             f"{name} must be a number or an array of numbers, got an array of dtype "
             f"{array.dtype}."
