@@ -6,6 +6,11 @@ import io
 import json
 import math
 import os
+import re
+import secrets
+import socket
+import stat
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +25,6 @@ from numpyro_kaem._version import __version__
 
 __all__ = [
     "FORMAT_VERSION",
-    "TEMPORARY_SUFFIX",
     "ArrayFile",
     "DamagedFileError",
     "read_arrays",
@@ -29,13 +33,14 @@ __all__ = [
 
 FORMAT_VERSION = 1
 """Version of the layout of the file; readers refuse a newer one."""
-TEMPORARY_SUFFIX = ".tmp"
-"""Ending of a file that is being written."""
 
 _HEADER = "header"
 # The checksum of all bytes before it is the comment of the archive, at its very end.
 _CHECKSUM_SIZE = 64
 _CHUNK = 1 << 20
+# A file that is being written: where its process runs, its number, and a random name.
+_TEMPORARY = re.compile(r"\.numpyro_kaem-([0-9a-f]{16})-(\d+)-[0-9a-f]{16}\.tmp")
+_MAX_SECONDS_OF_WRITING = 24 * 3600
 
 
 class DamagedFileError(ValueError):
@@ -57,13 +62,16 @@ def write_arrays(
     """Write arrays and a header to a file that appears only when it is complete.
 
     The file is an ``.npz`` archive: each array under its name, and the header in JSON.
-    It is written under another name, flushed to the disk and renamed. The SHA-256 of
-    all its bytes is its last line.
+    It is written under a name of its own, flushed to the disk and renamed, so that any
+    number of threads, processes and hosts may write and read one path. The SHA-256 of
+    all its bytes is its last line. What writers that were killed have left in the
+    folder is removed.
 
     Parameters
     ----------
     path
-        Where to write; an existing file is replaced.
+        Where to write; an existing file is replaced and keeps its permissions, and of
+        a symbolic link the file it leads to.
     header
         Anything that JSON can hold, by name; the format and versions are added.
     arrays
@@ -95,10 +103,16 @@ def write_arrays(
         "equinox": eqx.__version__,
     }
     text = json.dumps({"format": FORMAT_VERSION, "versions": versions, **header})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    target = Path(os.path.realpath(path))
+    writer = f"{_place()}-{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = target.with_name(f".numpyro_kaem-{writer}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(target.parent)
+        # With the permissions of any new file, which tempfile would not give.
+        with temporary.open("x+b") as file:
+            with contextlib.suppress(OSError):
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             with zipfile.ZipFile(file, "w") as archive:
                 for name, array in {_HEADER: np.array(text), **arrays}.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -109,8 +123,8 @@ def write_arrays(
             file.write(checksum)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
     except OSError as error:
         # The number of the error gives the same subclass, such as PermissionError.
         reason = f"cannot write the file, {error.strerror or error}"
@@ -264,3 +278,41 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove the temporary files of writers that have ended, and of no others."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            # Another writer may have renamed or removed it since.
+            with contextlib.suppress(OSError):
+                if match and _has_ended(entry, match[1], int(match[2])):
+                    os.unlink(entry.path)
+
+
+def _has_ended(entry: os.DirEntry[str], place: str, process: int) -> bool:
+    """Whether the writer of a temporary file is known not to run any more."""
+    if time.time() - entry.stat().st_mtime > _MAX_SECONDS_OF_WRITING:
+        return True
+    # Elsewhere the number belongs to another process, and on Windows asking for it is
+    # to interrupt it.
+    if place != _place() or os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _place() -> str:
+    """Name of where the numbers of processes are unique: a container on a running host.
+
+    Containers may share the name of their host, and hosts a folder.
+    """
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

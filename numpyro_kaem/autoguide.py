@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
@@ -19,6 +18,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 
 from numpyro_kaem.bases import AbstractBasis, BSpline
+from numpyro_kaem.bases._checks import as_number, check_function, check_name
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 
@@ -112,6 +112,9 @@ class AutoKAEM(AutoContinuous):
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 1.0,
     ) -> None:
+        check_function("model", model, "a NumPyro model, a callable")
+        check_function("init_loc_fn", init_loc_fn, "such as init_to_median")
+        check_name("prefix", prefix, "the start of names of sites")
         if basis is None:
             basis = BSpline(-3.0, 3.0, 16)
         if not isinstance(basis, AbstractBasis):
@@ -124,10 +127,9 @@ class AutoKAEM(AutoContinuous):
                 "basis must have one grid, in units of the guide's scales, got a grid "
                 f"of shape {basis.grid_shape}."
             )
-        if not (np.isfinite(init_scale) and init_scale > 0):
-            raise ValueError(
-                f"init_scale must be a finite number > 0, got {init_scale!r}."
-            )
+        init_scale = as_number(
+            "init_scale", init_scale, "a finite number > 0", lambda x: x > 0
+        )
         self.basis = basis
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 
 __all__ = ["MaskedConditioner"]
 
@@ -84,6 +84,7 @@ class MaskedConditioner(eqx.Module):
         width: int = 64,
         depth: int = 2,
     ) -> None:
+        check_key(key, "key")
         self.dim = as_count("dim", dim)
         self.num_features = as_count("num_features", num_features)
         width, depth = as_count("width", width), as_count("depth", depth)

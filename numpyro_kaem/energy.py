@@ -1,5 +1,7 @@
 """Energies: one edge of a Kolmogorov-Arnold network."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
+from numpyro_kaem.bases._checks import as_number, as_real, as_sample_shape, check_key
 from numpyro_kaem.placed_energy import BASE_ACTIVATIONS, PlacedEnergy
 
 __all__ = ["Energy"]
@@ -87,11 +90,7 @@ class Energy(eqx.Module):
         base_weight: ArrayLike | None = None,
         base_activation: str = "silu",
     ) -> None:
-        if not isinstance(basis, AbstractBasis):
-            raise TypeError(
-                "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
-                f"got {type(basis).__name__}."
-            )
+        _check_basis(basis)
         if base_activation not in BASE_ACTIVATIONS:
             raise ValueError(
                 f"base_activation must be one of {', '.join(BASE_ACTIVATIONS)}, got "
@@ -155,6 +154,8 @@ class Energy(eqx.Module):
 
         Raises
         ------
+        TypeError
+            If an argument is not of its kind, such as a key that is a number.
         ValueError
             If a scale is negative or not finite.
 
@@ -167,9 +168,11 @@ class Energy(eqx.Module):
         (5, 8)
         """
         for name, value in (("scale", scale), ("base_scale", base_scale)):
-            if value is not None and not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
-        batch_shape = tuple(batch_shape)
+            if value is not None:
+                as_number(name, value, "a finite number >= 0", lambda x: x >= 0)
+        check_key(key, "key")
+        _check_basis(basis)
+        batch_shape = as_sample_shape(batch_shape, "batch_shape")
         coefficient_key, base_key = jax.random.split(key)
         coefficients = scale * jax.random.normal(
             coefficient_key, (*batch_shape, basis.num_features)
@@ -211,7 +214,7 @@ class Energy(eqx.Module):
 
     def __call__(self, z: ArrayLike) -> jax.Array:
         """Energy, broadcast: ``(..., *batch_shape)`` -> ``(..., *batch_shape)``."""
-        z = jnp.asarray(z)
+        z = as_real("z", z)
         if not jnp.issubdtype(z.dtype, jnp.floating):
             z = z.astype(self.dtype)
         return self.placed(z)
@@ -292,6 +295,21 @@ class Energy(eqx.Module):
         return Energy(basis, coefficients, self.base_weight, self.base_activation)
 
 
+def _check_basis(basis: Any) -> None:
+    """Check that a basis is one.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(basis, AbstractBasis):
+        raise TypeError(
+            "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
+            f"got {type(basis).__name__}."
+        )
+
+
 def _finite(name: str, value: ArrayLike) -> jax.Array:
     """Convert to an array of floating-point format.
 
@@ -302,11 +320,9 @@ def _finite(name: str, value: ArrayLike) -> jax.Array:
     ValueError
         If a concrete entry is not finite.
     """
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        array = array.astype(jnp.result_type(float))
+    array = as_real(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
+        array = array.astype(jnp.result_type(float))
     if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
         raise ValueError(
             f"{name} must be finite, got {np.sum(~np.isfinite(value))} entries that "

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from numpyro_kaem.bases._checks import check_name
 from numpyro_kaem.distributions import InverseCDFTransform, KAEMPrior
 
 __all__ = ["kart"]
@@ -81,6 +82,7 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     >>> z.shape, trace["z_base"]["value"].shape
     ((10, 5, 2), (10, 2))
     """
+    check_name("name", name)
     transform = InverseCDFTransform(prior, base=base)
     shape = prior.batch_shape
     if len(shape) != 2 or shape[0] != 2 * shape[1] + 1 or shape[1] == 0:

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import constraints
 
+from numpyro_kaem.bases._checks import as_flag, check_name
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
     InverseCDFTransform,
@@ -103,6 +104,9 @@ def learn_prior(
         raise TypeError(
             f"prior must be a NumPyro distribution, got {type(prior).__name__}."
         )
+    check_name("name", name)
+    learn_proportions = as_flag("learn_proportions", learn_proportions)
+    learn_reference = as_flag("learn_reference", learn_reference)
     return _learn(name, prior, _What(learn_proportions, learn_reference))
 
 

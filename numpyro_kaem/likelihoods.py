@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_flag, as_number
 
 __all__ = [
     "AbstractLikelihood",
@@ -138,8 +138,8 @@ class NormalLikelihood(AbstractLikelihood):
         min_scale: float = 0.01,
     ) -> None:
         for name, value in (("scale", scale), ("min_scale", min_scale)):
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
+            as_number(name, value, "positive and finite", lambda x: x > 0)
+        learn_scale = as_flag("learn_scale", learn_scale)
         if learn_scale and scale <= min_scale:
             raise ValueError(
                 f"scale must be above min_scale={min_scale} to be learned, got {scale}."

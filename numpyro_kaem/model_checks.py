@@ -4,6 +4,7 @@ from typing import Any
 
 import numpyro.distributions as dist
 
+from numpyro_kaem.bases._checks import check_function
 from numpyro_kaem.distributions import KAEMPrior
 
 __all__ = ["check_parts"]
@@ -31,16 +32,11 @@ def check_parts(prior: Any, decoder: Any, likelihood: Any, joint: str | None) ->
             "prior must be a continuous NumPyro distribution, got "
             f"{type(prior).__name__}."
         )
-    if not callable(decoder):
-        raise TypeError(
-            "decoder must be an Equinox module or a function of the latents, got "
-            f"{type(decoder).__name__}."
-        )
-    if likelihood is not None and not callable(likelihood):
-        raise TypeError(
-            "likelihood must be such as NormalLikelihood(), a function of what the "
-            f"decoder returns, or None, got {type(likelihood).__name__}."
-        )
+    what = "an Equinox module or a function of the latents"
+    check_function("decoder", decoder, what)
+    if likelihood is not None:
+        what = "such as NormalLikelihood(), a function of what the decoder returns"
+        check_function("likelihood", likelihood, f"{what}, or None")
     if joint not in (None, "kart"):
         raise ValueError(f"joint must be None or 'kart', got {joint!r}.")
     if joint == "kart" and not isinstance(prior, KAEMPrior):

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro import handlers
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_flag, as_real, check_key
 from numpyro_kaem.data_checks import check_shape, check_values
 from numpyro_kaem.data_laws import event_shape_of, law_of, mean_of
 from numpyro_kaem.kart import kart
@@ -128,8 +128,8 @@ class KAEM(eqx.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.joint = joint
-        self.learn_proportions = bool(learn_proportions)
-        self.learn_reference = bool(learn_reference)
+        self.learn_proportions = as_flag("learn_proportions", learn_proportions)
+        self.learn_reference = as_flag("learn_reference", learn_reference)
         self.event_shape = event_shape_of(decoder, likelihood, self.num_latents)
 
     @property
@@ -286,10 +286,11 @@ class KAEM(eqx.Module):
         Raises
         ------
         TypeError
-            If ``num_samples`` is not an integer.
+            If ``rng_key`` is not a random key, or ``num_samples`` not an integer.
         ValueError
             If it is not positive.
         """
+        check_key(rng_key)
         return draw(self, rng_key, as_count("num_samples", num_samples), "x")
 
     def latents(self, rng_key: jax.Array, num_samples: int = 1) -> jax.Array:
@@ -300,10 +301,11 @@ class KAEM(eqx.Module):
         Raises
         ------
         TypeError
-            If ``num_samples`` is not an integer.
+            If ``rng_key`` is not a random key, or ``num_samples`` not an integer.
         ValueError
             If it is not positive.
         """
+        check_key(rng_key)
         return draw(self, rng_key, as_count("num_samples", num_samples), "z")
 
     def conditional(self, z: ArrayLike) -> dist.Distribution:
@@ -319,7 +321,7 @@ class KAEM(eqx.Module):
         ValueError
             If the latents have another shape.
         """
-        z, shape = jnp.asarray(z), self.prior.shape()
+        z, shape = as_real("z", z), self.prior.shape()
         if z.shape[max(z.ndim - len(shape), 0) :] != shape:
             raise ValueError(
                 f"z must have shape (..., {', '.join(map(str, shape))}), got {z.shape}."

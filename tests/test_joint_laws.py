@@ -41,7 +41,10 @@ def accepted(log_prob, low, high, rng, count):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(law, marks=[pytest.mark.long] * (i > 0)) for i, law in enumerate(LAWS)],
+    [
+        "banana",
+        *(pytest.param(n, marks=pytest.mark.long) for n in LAWS if n != "banana"),
+    ],
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_reaches_the_truth(name, form, key):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from numpyro_kaem.bases._checks import Grid, GridLike, as_grid
+from numpyro_kaem.bases._checks import Grid, GridLike, as_grid, as_real
 
 __all__ = ["AbstractBasis", "on_grid", "on_unit_grid"]
 
@@ -232,13 +232,11 @@ def as_float(value: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
     Raises
     ------
     TypeError
-        If the numbers are complex.
+        If they are not real numbers.
     """
-    array = jnp.asarray(value)
+    array = as_real("z", value)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"expected real numbers, got an array of {array.dtype}.")
     return array.astype(jnp.result_type(float))
 
 

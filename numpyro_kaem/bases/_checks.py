@@ -1,15 +1,31 @@
 """Checks and conversions of the arguments of a basis, made once at construction."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
-from numpyro.util import is_prng_key
 
-__all__ = ["Grid", "GridLike", "as_bandwidth", "as_count", "as_grid", "check_key"]
+__all__ = [
+    "Grid",
+    "GridLike",
+    "as_bandwidth",
+    "as_count",
+    "as_flag",
+    "as_grid",
+    "as_number",
+    "as_path",
+    "as_real",
+    "as_sample_shape",
+    "check_function",
+    "check_key",
+    "check_name",
+]
 
 Grid: TypeAlias = float | tuple[Any, ...]
 """An end of the grid as stored: a float or nested tuples of floats, hence hashable."""
@@ -48,7 +64,7 @@ def as_grid(low: GridLike, high: GridLike) -> tuple[Grid, Grid]:
     return _as_tuples(lows.tolist()), _as_tuples(highs.tolist())
 
 
-def check_key(rng_key: Any) -> None:
+def check_key(rng_key: Any, name: str = "rng_key") -> None:
     """Check that ``rng_key`` is one random key, old or new in style.
 
     Raises
@@ -56,11 +72,150 @@ def check_key(rng_key: Any) -> None:
     TypeError
         If it is not.
     """
-    if not is_prng_key(rng_key):
+    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
+    # Old keys have 2 words, or 4 with another generator than JAX's first.
+    old = dtype == np.uint32 and shape in ((2,), (4,))
+    new = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (old or (new and shape == ())):
+        came = f"{shape} of them" if new else _show(rng_key)
         raise TypeError(
-            "rng_key must be one random key such as jax.random.key(0), got "
-            f"{type(rng_key).__name__}."
+            f"{name} must be one random key such as jax.random.key(0), got {came}."
         )
+
+
+def as_sample_shape(value: Any, name: str = "sample_shape") -> tuple[int, ...]:
+    """Check a shape in front of others, a tuple of integers.
+
+    Raises
+    ------
+    TypeError
+        If it is not a tuple or list of integers.
+    ValueError
+        If an integer is negative.
+    """
+    if not isinstance(value, tuple | list):
+        hint = f", such as ({value},)" if isinstance(value, int | np.integer) else ""
+        raise TypeError(
+            f"{name} must be a tuple of integers{hint}, got {_show(value)}."
+        )
+    return tuple(as_count(f"{name}[{i}]", size, 0) for i, size in enumerate(value))
+
+
+def as_real(name: str, value: Any, or_bool: bool = False) -> jax.Array:
+    """Convert a number or an array of numbers, traced or not, to an array of JAX.
+
+    Raises
+    ------
+    TypeError
+        If it is not made of real numbers, or truth values where they are allowed.
+    """
+    if isinstance(value, jax.Array):
+        array = value
+    else:
+        try:
+            # By NumPy first, since JAX takes None for NaN.
+            kind = np.asarray(value).dtype.kind
+        except jax.errors.TracerArrayConversionError:
+            kind = "f"
+        except (TypeError, ValueError):
+            kind = "O"
+        # Formats such as bfloat16 are of kind V.
+        if kind not in "fiubV":
+            raise TypeError(
+                f"{name} must be a number or an array of numbers, got {_show(value)}."
+            )
+        array = jnp.asarray(value)
+    # The kind is quick, and tells most formats.
+    kind = getattr(array.dtype, "kind", "O")
+    if not (kind in ("fiub" if or_bool else "fiu") or _is_real(array)):
+        raise TypeError(
+            f"{name} must be a number or an array of numbers, got an array of dtype "
+            f"{array.dtype}."
+        )
+    return array
+
+
+def as_number(
+    name: str, value: Any, expected: str, holds: Callable[[float], bool]
+) -> float:
+    """Check a finite number, and return it as a ``float``.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    value
+        Number, or an array of one.
+    expected
+        What it must be, such as ``"a finite number > 0"``.
+    holds
+        Whether a finite number is so.
+
+    Raises
+    ------
+    TypeError
+        If it is not one real number, or is traced.
+    ValueError
+        If it is not finite, or not as expected.
+    """
+    kinds = int | float | np.ndarray | np.generic | jax.Array
+    if not isinstance(value, kinds) or isinstance(value, bool | jax.core.Tracer):
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+    if np.shape(value) != () or np.asarray(value).dtype.kind not in "fiuV":
+        raise TypeError(f"{name} must be {expected}, got {value!r}.")
+    if not (np.isfinite(float(value)) and holds(float(value))):
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+    return float(value)
+
+
+def check_function(name: str, value: Any, expected: str) -> None:
+    """Check that ``value`` can be called, and is not a distribution, which can too.
+
+    Raises
+    ------
+    TypeError
+        If it cannot, or is one.
+    """
+    if not callable(value) or isinstance(value, dist.Distribution):
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+
+
+def check_name(name: str, value: Any, expected: str = "the name of a site") -> None:
+    """Check that ``value`` is text.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Convert to a path, ``~`` being the user's folder.
+
+    Raises
+    ------
+    TypeError
+        If it is not one.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {_show(value)}.")
+    return Path(value).expanduser()
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Check that ``value`` is True or False.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {_show(value)}.")
+    return bool(value)
 
 
 def as_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -114,6 +269,13 @@ def as_bandwidth(bandwidth: ArrayLike) -> Float[Array, ""]:
         if not (np.isfinite(bandwidth) and bandwidth > 0):
             raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}.")
     return jnp.asarray(bandwidth, dtype)
+
+
+def _show(value: Any) -> str:
+    """Value, if it is short, and type, for a message."""
+    kind = type(value).__name__
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    return f"{value!r} of type {kind}" if is_plain else f"an object of type {kind}"
 
 
 def _is_real(array: ArrayLike) -> bool:

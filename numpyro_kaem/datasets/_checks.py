@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_kaem.bases._checks import as_path
+
 __all__ = ["as_generator", "as_positive", "check_alphabet", "existing_file"]
 
 
@@ -122,12 +124,14 @@ def existing_file(path: Any, expected: str) -> Path:
 
     Raises
     ------
+    TypeError
+        If it is not a path.
     FileNotFoundError
         If nothing is there.
     ValueError
         If it is a folder.
     """
-    path = Path(path)
+    path = as_path("path", path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected {expected}.")
     if path.is_dir():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_path
 from numpyro_kaem.datasets.images import to_unit_interval
 
 __all__ = ["ImageFolder", "read_image_folder"]
@@ -104,7 +104,7 @@ def read_image_folder(
     size = as_count("size", size)
     crop = None if crop is None else as_count("crop", crop)
     limit = None if limit is None else as_count("limit", limit)
-    files = _image_files(Path(path))[:limit]
+    files = _image_files(as_path("path", path))[:limit]
     images = np.empty((len(files), size, size, 3), np.float32 if scale else np.uint8)
     steps = files
     if progress_bar:

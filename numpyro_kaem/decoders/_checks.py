@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_real
 
 __all__ = ["OUTPUT_ACTIVATIONS", "as_latents", "as_name", "as_shape"]
 
@@ -57,7 +57,7 @@ def as_latents(z: ArrayLike, num_latents: int, dtype: jnp.dtype) -> jax.Array:
     ValueError
         If the last axis has another size.
     """
-    z = jnp.asarray(z)
+    z = as_real("z", z)
     if z.ndim == 0 or z.shape[-1] != num_latents:
         raise ValueError(
             f"z must have shape (*batch, {num_latents}), one entry for each latent, "

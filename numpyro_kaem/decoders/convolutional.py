@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.decoders._checks import (
     OUTPUT_ACTIVATIONS,
     as_latents,
@@ -126,6 +126,7 @@ class ConvDecoder(eqx.Module):
         activation: str = "silu",
         output_activation: str | None = None,
     ) -> None:
+        check_key(key, "key")
         num_latents = as_count("num_latents", num_latents)
         self.output_shape = as_shape("output_shape", output_shape)
         if len(self.output_shape) not in (2, 3):

@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import RBF, AbstractBasis
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_flag, check_key
 from numpyro_kaem.decoders._checks import (
     OUTPUT_ACTIVATIONS,
     as_latents,
@@ -119,10 +119,11 @@ class KANDecoder(eqx.Module):
         base_activation: str = "silu",
         output_activation: str | None = None,
     ) -> None:
+        check_key(key, "key")
         num_latents = as_count("num_latents", num_latents)
         self.output_shape = as_shape("output_shape", output_shape)
         hidden = as_shape("hidden", hidden)
-        self.layer_norm = bool(layer_norm)
+        self.layer_norm = as_flag("layer_norm", layer_norm)
         if self.layer_norm and 1 in hidden:
             raise ValueError(
                 "layer_norm needs hidden layers of at least two units, because a "

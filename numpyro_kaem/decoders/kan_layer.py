@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.decoders._checks import as_latents, as_name
 from numpyro_kaem.decoders._scales import mean_square, normal_points
 from numpyro_kaem.energy import Energy
@@ -163,6 +163,7 @@ class KANLayer(eqx.Module):
         >>> layer.coefficients.shape
         (2, 5, 8)
         """
+        check_key(key, "key")
         num_inputs = as_count("num_inputs", num_inputs)
         num_outputs = as_count("num_outputs", num_outputs)
         if not isinstance(basis, AbstractBasis):

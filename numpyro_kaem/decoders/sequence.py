@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.decoders._checks import as_latents
 from numpyro_kaem.distributions.token_sequence import TokenSequence, as_tokens
 
@@ -111,6 +111,7 @@ class SequenceDecoder(eqx.Module):
         num_blocks: int = 1,
         context: int | None = None,
     ) -> None:
+        check_key(key, "key")
         num_latents = as_count("num_latents", num_latents)
         num_tokens = as_count("num_tokens", num_tokens, minimum=2)
         length = as_count("length", length)

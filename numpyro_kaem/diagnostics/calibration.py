@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, init_to_sample
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count, check_key
+from numpyro_kaem.bases._checks import as_count, as_real, check_function, check_key
 from numpyro_kaem.diagnostics.groups import SAMPLE_DIMS, Groups
 from numpyro_kaem.diagnostics.sites import ModelCall
 
@@ -195,6 +195,7 @@ def simulation_based_calibration(
     >>> bool(result.p_values["mean"] > 0.01)
     True
     """
+    check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
     num_simulations = as_count("num_simulations", num_simulations)
     num_draws = as_count("num_draws", num_draws)
@@ -307,7 +308,8 @@ def posterior_predictive_p_values(
     >>> float(values["maximum"])
     0.0
     """
-    replicated, observed = jnp.asarray(replicated), jnp.asarray(observed)
+    replicated = as_real("replicated", replicated, or_bool=True)
+    observed = as_real("observed", observed, or_bool=True)
     if replicated.ndim == 0 or replicated.shape[1:] != observed.shape:
         expected = ", ".join(["num_draws", *map(str, observed.shape)])
         raise ValueError(

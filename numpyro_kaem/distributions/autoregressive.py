@@ -15,7 +15,7 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import conditionals
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_real, as_sample_shape, check_key
 from numpyro_kaem.conditionals import Chain
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.energy import Energy
@@ -261,6 +261,8 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + (dim,)``; never an end."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         mass, upper = folded_uniform(key, (*sample_shape, self.dim), self.dtype)
         return conditionals.from_unit(self._chain, mass, upper, inside=True)
 
@@ -336,7 +338,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         return KAEMPrior(Energy(basis, coefficients), reference)
 
     def _as_points(self, name: str, value: ArrayLike) -> jax.Array:
-        value = jnp.asarray(value)
+        value = as_real(name, value)
         if value.ndim == 0 or value.shape[-1] != self.dim:
             raise ValueError(
                 f"{name} must have shape (..., {self.dim}), got {value.shape}."

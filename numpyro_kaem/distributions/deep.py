@@ -12,7 +12,14 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import (
+    as_count,
+    as_number,
+    as_real,
+    as_sample_shape,
+    check_function,
+    check_key,
+)
 from numpyro_kaem.references import is_concrete
 
 __all__ = ["DeepEnergyPrior"]
@@ -106,16 +113,14 @@ class DeepEnergyPrior(dist.Distribution):
         step_size: float = 0.4,
         validate_args: bool | None = None,
     ) -> None:
-        if not callable(network):
-            raise TypeError(
-                "network must be an Equinox module or a function of one latent vector, "
-                f"got {type(network).__name__}."
-            )
+        what = "an Equinox module or a function of one latent vector"
+        check_function("network", network, what)
         self.dim = as_count("dim", dim)
         self.num_steps = as_count("num_steps", num_steps)
-        if not (np.isfinite(step_size) and step_size > 0):
-            raise ValueError(f"step_size must be positive and finite, got {step_size}.")
-        self.step_size = float(step_size)
+        self.step_size = as_number(
+            "step_size", step_size, "positive and finite", lambda x: x > 0
+        )
+        as_real("scale", scale)
         latents = jax.ShapeDtypeStruct((self.dim,), jnp.result_type(float))
         shape = jax.eval_shape(network, latents).shape
         if shape not in ((), (1,)):
@@ -170,6 +175,7 @@ class DeepEnergyPrior(dist.Distribution):
         >>> DeepEnergyPrior.init(jax.random.key(0), dim=8, num_steps=40)
         DeepEnergyPrior(MLP, dim=8, num_steps=40, step_size=0.4)
         """
+        check_key(key, "key")
         dim, width = as_count("dim", dim), as_count("width", width)
         depth = as_count("depth", depth, minimum=0)
         network = eqx.nn.MLP(
@@ -225,14 +231,22 @@ class DeepEnergyPrior(dist.Distribution):
 
     def energy(self, value: ArrayLike) -> jax.Array:
         """Energy of latent vectors: (..., dim) -> (...,)."""
-        value = jnp.asarray(value)
+        value = self._as_points(value)
         rows = jax.vmap(self.network)(value.reshape(-1, self.dim))
         return rows.reshape(value.shape[:-1])
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density **without its normaliser**: (..., dim) -> (...,)."""
-        return self._log_density(jnp.asarray(value))
+        return self._log_density(self._as_points(value))
+
+    def _as_points(self, value: ArrayLike) -> jax.Array:
+        value = as_real("value", value)
+        if value.ndim == 0 or value.shape[-1] != self.dim:
+            raise ValueError(
+                f"value must have shape (..., {self.dim}), got {value.shape}."
+            )
+        return value
 
     def _log_density(self, value: jax.Array) -> jax.Array:
         return self.energy(value) + self._log_reference(value)
@@ -244,6 +258,8 @@ class DeepEnergyPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw **approximately**, shape ``sample_shape + (dim,)``; no derivatives."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         fixed = jax.lax.stop_gradient(self)
         shape = (*sample_shape, self.dim)
         start_key, noise_key = jax.random.split(key)

@@ -12,6 +12,7 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density, mixture_density
+from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
 from numpyro_kaem.distributions.caching import made_once, promoting_ranks
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
@@ -103,12 +104,8 @@ class KAEMMixture(dist.Distribution):
                 "prior must have its components along its last batch dimension, got "
                 "batch_shape ()."
             )
-        logits = jnp.asarray(mixing_logits)
+        logits = as_real("mixing_logits", mixing_logits)
         if not jnp.issubdtype(logits.dtype, jnp.floating):
-            if not jnp.issubdtype(logits.dtype, jnp.integer):
-                raise TypeError(
-                    f"mixing_logits must be real numbers, got dtype {logits.dtype}."
-                )
             logits = logits.astype(prior.energy.dtype)
         if logits.ndim == 0 or logits.shape[-1] != prior.batch_shape[-1]:
             raise ValueError(
@@ -205,7 +202,7 @@ class KAEMMixture(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        return self._log_density(jnp.asarray(value))
+        return self._log_density(as_real("value", value))
 
     @promoting_ranks
     def component_log_probs(self, value: ArrayLike) -> jax.Array:
@@ -215,7 +212,7 @@ class KAEMMixture(dist.Distribution):
         mixtures have it. ``jax.random.categorical`` of it draws the component that a
         value came from.
         """
-        values = jnp.expand_dims(jnp.asarray(value), -1)
+        values = jnp.expand_dims(as_real("value", value), -1)
         return self.log_weights + self.prior.log_prob(values)
 
     def _log_density(self, value: jax.Array) -> jax.Array:
@@ -238,7 +235,7 @@ class KAEMMixture(dist.Distribution):
 
         Shapes broadcast(value.shape, batch_shape).
         """
-        pair = self.prior.cdf_pair(jnp.expand_dims(jnp.asarray(value), -1))
+        pair = self.prior.cdf_pair(jnp.expand_dims(as_real("value", value), -1))
         weights = jnp.exp(self.log_weights)
         return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)
 
@@ -248,7 +245,7 @@ class KAEMMixture(dist.Distribution):
 
         ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
         """
-        q = self.prior._as_float(q)
+        q = self.prior._as_float(q, "q")
         upper = q > 0.5
         table = jax.lax.stop_gradient(self._own_table())
         value = _compiled_icdf(self, table, jnp.where(upper, 1 - q, q), upper)
@@ -287,6 +284,8 @@ class KAEMMixture(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + batch_shape``."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         prior, table = self.prior, self._own_table()
         # Draws have no derivatives: those of a table would be computed for nothing.
         fixed = jax.lax.stop_gradient

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
+from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
 from numpyro_kaem.quadrature import gauss_legendre
 
 __all__ = ["SkewNormal"]
@@ -96,6 +97,8 @@ class SkewNormal(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw from two Normal ones, shape ``sample_shape + batch_shape``."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         shape = (2, *sample_shape, *self.batch_shape)
         dtype = jnp.result_type(self.loc, self.scale, self.skewness, float)
         first, second = jax.random.normal(key, shape, dtype)
@@ -105,7 +108,7 @@ class SkewNormal(dist.Distribution):
 
     def cdf(self, value: ArrayLike) -> jax.Array:
         """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
-        y = (jnp.asarray(value) - self.loc) / self.scale
+        y = (as_real("value", value) - self.loc) / self.scale
         x, weights = gauss_legendre(64)
         y, skewness = y[..., None], jnp.asarray(self.skewness)[..., None]
         half = 0.5 * jnp.arctan(skewness)

@@ -11,6 +11,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
+from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
+
 __all__ = ["NextTokenLogits", "TokenSequence", "as_tokens"]
 
 
@@ -105,7 +107,7 @@ class TokenSequence(dist.Distribution):
                 "decoder must have num_latents, num_tokens, length and logits, as "
                 f"numpyro_kaem.SequenceDecoder has, got {type(decoder).__name__}."
             )
-        z = jnp.asarray(z)
+        z = as_real("z", z)
         if z.ndim == 0 or z.shape[-1] != decoder.num_latents:
             raise ValueError(
                 f"z must have shape (*batch, {decoder.num_latents}), one entry for "
@@ -160,6 +162,8 @@ class TokenSequence(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw token by token, shape ``sample_shape + batch_shape + (length,)``."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         return _sample(self.decoder, self.z, key, tuple(sample_shape))
 
 
@@ -202,7 +206,7 @@ def as_tokens(name: str, value: Any, length: int) -> jax.Array:
     ValueError
         If the last axis has another size.
     """
-    value = jnp.asarray(value)
+    value = as_real(name, value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {value.dtype}.")
     if value.ndim == 0 or value.shape[-1] != length:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from numpyro_kaem import density
+from numpyro_kaem.bases._checks import as_sample_shape, check_key
 from numpyro_kaem.distribution_function import masses
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
@@ -236,6 +237,8 @@ class UnitPosterior:
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Independent posterior draws, shape ``(*sample_shape, num_units)``."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         prior = self.prior
         return density.sample(
             self._table, prior._parameters, prior._ends, key, sample_shape

@@ -1,6 +1,5 @@
 """Non-reversible parallel tempering with Langevin moves, for any NumPyro model."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from numpyro.infer import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
+from numpyro_kaem.bases._checks import as_count, as_flag, as_number, check_function
 from numpyro_kaem.infer import auto_mala, mala, pcnl, target, ula
 from numpyro_kaem.infer.annealed_state import AnnealedState
 from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
@@ -158,11 +158,7 @@ class AnnealedLangevin(MCMCKernel):
         target_accept_prob: float | None = None,
         init_strategy: Callable = init_to_sample,
     ) -> None:
-        if not callable(model):
-            raise TypeError(
-                "model must be a NumPyro model, a callable, got "
-                f"{type(model).__name__}."
-            )
+        check_function("model", model, "a NumPyro model, a callable")
         if temperatures is None:
             ladder = power_ladder(num_temperatures, power)
         else:
@@ -172,21 +168,15 @@ class AnnealedLangevin(MCMCKernel):
                     f"num_temperatures must be the length of temperatures, "
                     f"{len(ladder)}, got {num_temperatures}."
                 )
-        if local_move not in _MOVES:
+        if not isinstance(local_move, str) or local_move not in _MOVES:
             raise ValueError(
                 f"local_move must be one of {', '.join(map(repr, _MOVES))}, got "
                 f"{local_move!r}."
             )
-        if isinstance(num_local_steps, bool) or not isinstance(num_local_steps, int):
-            raise ValueError(
-                f"num_local_steps must be an integer >= 1, got {num_local_steps!r}."
-            )
-        if num_local_steps < 1:
-            raise ValueError(f"num_local_steps must be >= 1, got {num_local_steps}.")
-        if not (math.isfinite(step_size) and step_size > 0):
-            raise ValueError(
-                f"step_size must be a finite number > 0, got {step_size!r}."
-            )
+        num_local_steps = as_count("num_local_steps", num_local_steps)
+        step_size = as_number(
+            "step_size", step_size, "a finite number > 0", lambda x: x > 0
+        )
         move = _MOVES[local_move]
         if target_accept_prob is None:
             target_accept_prob = move.target_accept_prob
@@ -195,13 +185,17 @@ class AnnealedLangevin(MCMCKernel):
                 f"target_accept_prob must be left out with {local_move!r}, whose step "
                 f"size does not follow the acceptance, got {target_accept_prob!r}."
             )
-        if target_accept_prob is not None and not 0 < target_accept_prob < 1:
-            raise ValueError(
-                f"target_accept_prob must be within (0, 1), got {target_accept_prob!r}."
+        if target_accept_prob is not None:
+            target_accept_prob = as_number(
+                "target_accept_prob",
+                target_accept_prob,
+                "within (0, 1)",
+                lambda x: 0 < x < 1,
             )
+        check_function("init_strategy", init_strategy, "such as init_to_sample")
         self._model = model
         self._ladder = tuple(ladder.tolist())
-        self._adapt_ladder = adapt_ladder
+        self._adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
         self._num_local_steps = num_local_steps
         self._local_move = local_move
         self._step_size = step_size

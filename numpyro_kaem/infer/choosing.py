@@ -10,6 +10,7 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
 
+from numpyro_kaem.bases._checks import check_function, check_key
 from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import MAX_PARETO_K, ImportanceResult
@@ -171,11 +172,10 @@ def sample_posterior(
     num_samples = check_count("num_samples", num_samples)
     num_warmup = check_count("num_warmup", num_warmup)
     num_proposals = check_count("num_proposals", num_proposals)
-    if not callable(kernel):
-        raise TypeError(
-            "kernel must make an MCMCKernel of a model, as numpyro.infer.NUTS does, "
-            f"got {type(kernel).__name__}."
-        )
+    what = "what makes an MCMCKernel of a model, as numpyro.infer.NUTS does"
+    check_function("kernel", kernel, what)
+    check_function("model", model, "a NumPyro model, a callable")
+    check_key(rng_key)
     keys = jax.random.split(rng_key, 4)
     trace = check_model(model, keys[0], model_args, model_kwargs)
     journal = _Journal(progress_bar)

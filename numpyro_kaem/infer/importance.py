@@ -1,13 +1,13 @@
 """Self-normalised importance sampling of a NumPyro model's posterior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem.bases._checks import check_key
+from numpyro_kaem.bases._checks import check_function, check_key
 from numpyro_kaem.infer.importance_proposals import Options, find_dependence, propose
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.resampling import check_count
@@ -107,12 +107,10 @@ class ImportanceSampling:
         share_proposals: bool | None = None,
         chunk_size: int = 1024,
     ):
-        for name, value in (("model", model), ("guide", guide)):
-            if not callable(value) and not (name == "guide" and value is None):
-                raise TypeError(
-                    f"{name} must be a function with NumPyro's primitives, got "
-                    f"{type(value).__name__}."
-                )
+        what = "a function with NumPyro's primitives"
+        check_function("model", model, what)
+        if guide is not None:
+            check_function("guide", guide, what)
         if unit_plate is not None and not isinstance(unit_plate, str):
             raise TypeError(
                 "unit_plate must be the name of a plate of the model, got "
@@ -124,6 +122,10 @@ class ImportanceSampling:
         self.guide = guide
         if params is None:
             params = model.params if isinstance(model, KAEM) else {}
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"params must be values by name, got {type(params).__name__}."
+            )
         self.params = dict(params)
         self.num_samples = check_count("num_samples", num_samples)
         self._options = Options(

@@ -1,6 +1,5 @@
 """The NumPyro kernel around a Langevin step."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
+from numpyro_kaem.bases._checks import as_flag, as_number, check_function
 from numpyro_kaem.infer import target
 from numpyro_kaem.infer.adaptation import Adaptation, Rules
 from numpyro_kaem.infer.langevin import LangevinInfo, LangevinState, evaluate
@@ -76,13 +76,10 @@ class LangevinKernel(MCMCKernel):
         target_accept_prob: float | None = None,
         init_strategy: Callable = init_to_uniform,
     ) -> None:
-        if not callable(model):
-            raise TypeError(
-                f"model must be a NumPyro model, a callable, got "
-                f"{type(model).__name__}."
-            )
-        if not (math.isfinite(step_size) and step_size > 0):
-            raise ValueError(f"step_size must be a finite number > 0, got {step_size}.")
+        check_function("model", model, "a NumPyro model, a callable")
+        step_size = as_number(
+            "step_size", step_size, "a finite number > 0", lambda x: x > 0
+        )
         default = self.default_target_accept_prob
         if target_accept_prob is None:
             target_accept_prob = default
@@ -91,14 +88,18 @@ class LangevinKernel(MCMCKernel):
                 f"target_accept_prob must be left out, got {target_accept_prob}: the "
                 f"step size of {type(self).__name__} does not follow the acceptance."
             )
-        elif not 0 < target_accept_prob < 1:
-            raise ValueError(
-                f"target_accept_prob must be within (0, 1), got {target_accept_prob}."
+        else:
+            target_accept_prob = as_number(
+                "target_accept_prob",
+                target_accept_prob,
+                "within (0, 1)",
+                lambda x: 0 < x < 1,
             )
+        check_function("init_strategy", init_strategy, "such as init_to_uniform")
         self._model = model
-        self._step_size = float(step_size)
-        self._adapt_step_size = bool(adapt_step_size)
-        self._adapt_scale = bool(adapt_scale)
+        self._step_size = step_size
+        self._adapt_step_size = as_flag("adapt_step_size", adapt_step_size)
+        self._adapt_scale = as_flag("adapt_scale", adapt_scale)
         self._target_accept_prob = target_accept_prob
         self._init_strategy = init_strategy
         self._num_warmup = 0

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from numpyro_kaem.bases._checks import as_number, as_real
+
 __all__ = ["check_ladder", "equal_rejection_ladder", "power_ladder"]
 
 # Added to each rejection rate before the ladder is spread over their sum: pairs that
@@ -58,8 +60,7 @@ def power_ladder(num_temperatures: int, power: float = 5.0) -> np.ndarray:
             "num_temperatures must be at least 2, the prior and the posterior, got "
             f"{num_temperatures}; of the posterior alone, draw with MALA."
         )
-    if not (np.isfinite(power) and power > 0):
-        raise ValueError(f"power must be a finite number > 0, got {power!r}.")
+    power = as_number("power", power, "a finite number > 0", lambda x: x > 0)
     ladder = np.linspace(0.0, 1.0, num_temperatures) ** power
     # In float32, which the sampler may compute in.
     if not np.all(np.diff(ladder.astype(np.float32)) > 0):
@@ -89,6 +90,7 @@ def check_ladder(temperatures: ArrayLike) -> np.ndarray:
         If it is not one-dimensional, has fewer than two rungs, does not begin with 0
         and end with 1, or is not increasing.
     """
+    as_real("temperatures", temperatures)
     ladder = np.asarray(temperatures, dtype=np.float64)
     if ladder.ndim != 1:
         raise ValueError(

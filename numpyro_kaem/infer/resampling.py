@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpyro.util import not_jax_tracer
 
+from numpyro_kaem.bases._checks import as_real, check_key
+
 __all__ = [
     "METHODS",
     "Resampled",
@@ -84,7 +86,7 @@ METHODS: dict[str, Callable] = {
 
 
 def _method(name: str) -> Callable:
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         names = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {names}, got {name!r}.")
     return METHODS[name]
@@ -104,7 +106,7 @@ def check_count(name: str, value: int) -> int:
 
 
 def _check_weights(log_weights: ArrayLike) -> jax.Array:
-    log_weights = jnp.asarray(log_weights)
+    log_weights = as_real("log_weights", log_weights)
     if log_weights.ndim not in (1, 2) or log_weights.shape[0] == 0:
         raise ValueError(
             "log_weights must have shape (num_samples,) or (num_samples, num_units), "
@@ -176,6 +178,7 @@ def resample_indices(
     >>> resample_indices(jax.random.key(0), log_weights, method="residual").tolist()
     [0, 0, 2, 3]
     """
+    check_key(rng_key)
     choose = _method(method)
     log_weights = _check_weights(log_weights)
     if num_samples is None:

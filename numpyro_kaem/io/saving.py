@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from numpyro_kaem.array_file import DamagedFileError, read_arrays, write_arrays
+from numpyro_kaem.bases._checks import as_path
 from numpyro_kaem.io.arrays import LoadedArrays, describe_for_file, to_stored
 from numpyro_kaem.io.description import Registry, build, describe
 
@@ -26,7 +26,8 @@ def save(path: str | os.PathLike, tree: Any, *, classes: Iterable[type] = ()) ->
     ----------
     path
         Where to write; folders are made, and an existing file is replaced when the new
-        one is complete.
+        one is complete, of a symbolic link the file it leads to. Several threads,
+        processes and hosts may save and load one path.
     tree
         A prior, energy, basis, decoder, likelihood, :class:`KAEM`, :class:`FitResult`,
         :class:`UnitPosterior`, a distribution of NumPyro, the parameters or the state
@@ -76,7 +77,7 @@ def save(path: str | os.PathLike, tree: Any, *, classes: Iterable[type] = ()) ->
     >>> saved["source"], bool(saved["prior"].log_prob(0.5) == prior.log_prob(0.5))
     ('trial of 2019', True)
     """
-    path = _as_path(path)
+    path = as_path("path", path)
     registry = Registry(classes)
     arrays: dict[str, Any] = {}
     description = describe(tree, _ROOT, arrays, registry)
@@ -153,7 +154,7 @@ def load(
     ...     kaem.load(path)
     (Fourier(low=-1.0, high=1.0, num_frequencies=3), Array([0, 1, 2], dtype=...))
     """
-    path = _as_path(path)
+    path = as_path("path", path)
     registry = Registry(classes)
     dtype = _as_format(dtype)
     try:
@@ -181,21 +182,6 @@ def load(
             stacklevel=2,
         )
     return tree
-
-
-def _as_path(path: Any) -> Path:
-    """Convert to a path.
-
-    Raises
-    ------
-    TypeError
-        If it is not one.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"path must be a path, got {path!r} of type {type(path).__name__}."
-        )
-    return Path(path).expanduser()
 
 
 def _as_format(dtype: Any) -> Any:

@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import biject_to
 
+from numpyro_kaem.bases._checks import as_number, check_function
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
 from numpyro_kaem.objectives.unit_model import UnitModel
@@ -107,13 +108,14 @@ class AmortisedELBO(MaximumLikelihood):
         unit_plate: str = "data",
     ) -> None:
         super().__init__(unit_plate)
-        if not callable(encoder):
-            raise TypeError(
-                "encoder must be an Equinox module, called with a batch of data, got "
-                f"{type(encoder).__name__}."
-            )
-        if not callable(kl_weight) and not kl_weight >= 0:
-            raise ValueError(f"kl_weight must be >= 0, got {kl_weight!r}.")
+        what = "an Equinox module, called with a batch of data"
+        check_function("encoder", encoder, what)
+        if not isinstance(observed, str):
+            raise TypeError(f"observed must be the name of a site, got {observed!r}.")
+        if callable(kl_weight):
+            check_function("kl_weight", kl_weight, "a number or a schedule")
+        else:
+            kl_weight = as_number("kl_weight", kl_weight, ">= 0", lambda x: x >= 0)
         self.encoder = encoder
         self.observed = observed
         self.kl_weight = kl_weight

@@ -1,7 +1,6 @@
 """A folder of checkpoints, from which training goes on where it was stopped."""
 
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -9,9 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_path
 from numpyro_kaem.objectives.state_file import (
-    TEMPORARY_SUFFIX,
     DamagedFileError,
     StateFile,
     read_state,
@@ -83,12 +81,7 @@ class Checkpoint:
     """Number of newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.directory, str | os.PathLike):
-            raise TypeError(
-                f"directory must be a path, got {self.directory!r} of type "
-                f"{type(self.directory).__name__}."
-            )
-        directory = Path(self.directory).expanduser()
+        directory = as_path("directory", self.directory)
         if directory.exists() and not directory.is_dir():
             raise ValueError(
                 f"directory must be a folder for checkpoints, got the file {directory}."
@@ -135,9 +128,6 @@ class Checkpoint:
                     f"{path}; resume from it, or use another folder."
                 )
             path.unlink()
-        # Left over by a process that was ended while it wrote.
-        for path in self.directory.glob(f".step-*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
         write_state(self.directory / f"step-{step:08d}.npz", step, tree, metadata)
         for _, path in self._files()[self.keep :]:
             path.unlink(missing_ok=True)

@@ -1,33 +1,46 @@
 """Checks of what a training is given."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.example_libraries.optimizers import Optimizer
 from numpyro.infer.elbo import ELBO
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, check_function
 from numpyro_kaem.models import KAEM
 from numpyro_kaem.objectives.base import MaximumLikelihood
+from numpyro_kaem.objectives.checkpoints import Checkpoint
 from numpyro_kaem.objectives.grid_update import GridUpdate, grids_of
 from numpyro_kaem.objectives.refit import PriorRefit
 
-__all__ = ["check_batch_size", "check_chunk_size", "check_parts"]
+__all__ = ["as_data", "check_batch_size", "check_chunk_size", "check_parts"]
 
 
 def check_parts(
     model: Any,
     objective: Any,
-    guide: Callable | None,
-    refit: PriorRefit | None,
-    grid_update: GridUpdate | None,
+    optimizer: Any,
+    *,
+    guide: Any,
+    params: Any,
+    penalty: Any,
+    refit: Any,
+    grid_update: Any,
+    callback: Any,
+    checkpoint: Any,
+    unit_plate: Any,
 ) -> None:
-    """Check that the parts go together.
+    """Check that the parts are of their kinds and go together.
 
     Parameters
     ----------
-    model, objective, guide, refit, grid_update
+    model, objective, optimizer
         As :func:`~numpyro_kaem.fit` is given them.
+    guide, params, penalty, refit, grid_update, callback, checkpoint, unit_plate
+        Likewise.
 
     Raises
     ------
@@ -36,16 +49,53 @@ def check_parts(
     ValueError
         As :func:`~numpyro_kaem.fit`.
     """
-    if not callable(model):
-        raise TypeError(
-            f"model must be a NumPyro model, a callable, got {type(model).__name__}."
-        )
+    check_function("model", model, "a numpyro_kaem.KAEM or another NumPyro model")
     if not isinstance(objective, ELBO):
         raise TypeError(
             "objective must be such as numpyro_kaem.infer.LangevinMLE() or an ELBO of "
             f"NumPyro, got {type(objective).__name__}."
         )
+    if not _is_optimizer(optimizer):
+        raise TypeError(
+            "optimizer must be such as optax.adam(1e-3) or numpyro.optim.Adam(1e-3), "
+            f"got {optimizer!r} of type {type(optimizer).__name__}."
+        )
+    for name, given, expected in (
+        ("guide", guide, "a guide, a callable, or None"),
+        ("penalty", penalty, "a function of the parameters by name, or None"),
+        ("callback", callback, "a function of a numpyro_kaem.FitProgress, or None"),
+    ):
+        if given is not None:
+            check_function(name, given, expected)
+    for name, given, kind, example in (
+        ("params", params, Mapping, "values by name"),
+        ("refit", refit, PriorRefit, "such as numpyro_kaem.PriorRefit(500, 500)"),
+        (
+            "grid_update",
+            grid_update,
+            GridUpdate,
+            "such as numpyro_kaem.GridUpdate(100, 100)",
+        ),
+        (
+            "checkpoint",
+            checkpoint,
+            Checkpoint,
+            "such as numpyro_kaem.Checkpoint('folder')",
+        ),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(
+                f"{name} must be {example}, or None, got {given!r} of type "
+                f"{type(given).__name__}."
+            )
+    if not isinstance(unit_plate, str):
+        raise TypeError(f"unit_plate must be the name of a plate, got {unit_plate!r}.")
     ours = isinstance(objective, MaximumLikelihood)
+    if ours and objective.unit_plate != unit_plate:
+        raise ValueError(
+            f"unit_plate must be that of the objective, {objective.unit_plate!r}, got "
+            f"{unit_plate!r}; give both the name of the plate of the data."
+        )
     if ours and guide is not None:
         raise ValueError(
             f"guide must be left out with {type(objective).__name__}, which makes its "
@@ -81,6 +131,44 @@ def check_parts(
             f"got a model without: its decoder is {type(model.decoder).__name__}, its "
             f"prior {type(model.prior).__name__}."
         )
+
+
+def _is_optimizer(optimizer: Any) -> bool:
+    """Whether an object is what NumPyro's SVI takes; not a class of optimisers."""
+    if isinstance(optimizer, Optimizer):
+        return True
+    methods = [getattr(optimizer, name, None) for name in ("init", "update")]
+    return all(map(callable, methods)) and not isinstance(optimizer, type)
+
+
+def as_data(model: Any, data: Any) -> jax.Array:
+    """Return data as an array, checked against a ready model.
+
+    Parameters
+    ----------
+    model, data
+        As :func:`~numpyro_kaem.fit` is given them.
+
+    Raises
+    ------
+    TypeError
+        If the data are not an array of numbers.
+    ValueError
+        If they do not fit the model.
+    """
+    if hasattr(model, "check_data"):
+        return jnp.asarray(model.check_data(data))
+    if not isinstance(data, jax.Array):
+        try:
+            dtype = np.asarray(data).dtype
+        except ValueError:
+            dtype = np.dtype(object)
+        if dtype.kind not in "fiubc":
+            raise TypeError(
+                "data must be an array of numbers of shape (num_data, ...), got "
+                f"{type(data).__name__} of dtype {dtype}."
+            )
+    return jnp.asarray(data)
 
 
 def check_batch_size(data: jax.Array, batch_size: int | None) -> int | None:

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count, check_key
+from numpyro_kaem.bases._checks import as_count, as_flag, check_key
 from numpyro_kaem.objectives.checkpoints import Checkpoint
+from numpyro_kaem.objectives.fingerprint import fingerprint
 from numpyro_kaem.objectives.fit_checks import (
+    as_data,
     check_batch_size,
     check_chunk_size,
     check_parts,
@@ -76,7 +77,7 @@ def fit(
     guide
         Guide for an ``ELBO`` of NumPyro, called as the model is.
     params
-        Values to start from, by name.
+        Values to start from, by name; others start as the model and the guide say.
     penalty
         Function of the parameters by name, added to the loss: such as
         ``lambda params: kan_penalty(params, l1=1.0)``.
@@ -94,7 +95,7 @@ def fit(
         returns True.
     checkpoint
         Folder and interval of checkpoints. If it holds one, training goes on from it,
-        with the draws of an unbroken run.
+        with the draws of an unbroken run; it must be of the same data.
     progress_bar
         Whether to show progress, with the mean loss of the last epoch and what the
         objective reports.
@@ -112,17 +113,27 @@ def fit(
         If a part is not of its kind, or a prior cannot be refitted.
     ValueError
         If a number is out of its range, the data are empty or do not fit the model, the
-        guide is missing or not wanted, or a checkpoint is of another model.
+        guide is missing or not wanted, ``params`` has a name or shape that no parameter
+        has, or a checkpoint is of another model, of other data or of more steps, or is
+        finished and of another training.
 
     Warns
     -----
     UserWarning
-        If steps were skipped; if a checkpoint is damaged, and one before it is used.
+        If steps were skipped; if a checkpoint is damaged, and one before it is used; if
+        training goes on with another objective, optimiser or setting than before.
 
     Notes
     -----
     - A step whose loss or result is not finite is not taken, and counted.
     - A job that is killed loses at most ``checkpoint.every`` steps.
+    - A checkpoint knows what it was trained by: the data (by a hash of their numbers),
+      the model and its first values, the objective, the optimiser, the key, the size of
+      batches, and ``guide``, ``params``, ``penalty``, ``refit``, ``grid_update`` and
+      ``unit_plate``. Where one differs, training goes on with a warning that names it,
+      or, if no step is left, is refused. Of functions the names and constants in
+      their code and what they enclose are compared. Other data are refused always:
+      train on them in another folder, from ``params=result.params`` if you like.
 
     Examples
     --------
@@ -150,10 +161,21 @@ def fit(
     check_key(rng_key)
     if patience is not None:
         patience = as_count("patience", patience)
-    check_parts(model, objective, guide, refit, grid_update)
-    if hasattr(model, "check_data"):
-        data = model.check_data(data)
-    data = jnp.asarray(data)
+    progress_bar = as_flag("progress_bar", progress_bar)
+    check_parts(
+        model,
+        objective,
+        optimizer,
+        guide=guide,
+        params=params,
+        penalty=penalty,
+        refit=refit,
+        grid_update=grid_update,
+        callback=callback,
+        checkpoint=checkpoint,
+        unit_plate=unit_plate,
+    )
+    data = as_data(model, data)
     batch_size = check_batch_size(data, batch_size)
     chunk_size = check_chunk_size(chunk_size, batch_size or len(data))
 
@@ -173,7 +195,21 @@ def fit(
         fixes_prior=refit is not None,
     )
     if checkpoint is not None:
-        run.resume(checkpoint)
+        of_now = fingerprint(
+            data=data,
+            model=model,
+            objective=objective,
+            optimizer=optimizer,
+            rng_key=rng_key,
+            batch_size=batch_size,
+            guide=guide,
+            params=params,
+            penalty=penalty,
+            refit=refit,
+            grid_update=grid_update,
+            unit_plate=unit_plate,
+        )
+        run.resume(checkpoint, num_steps, of_now)
 
     stopped = "num_steps"
     with tqdm(

@@ -12,6 +12,7 @@ from numpyro import handlers
 
 from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.bases._base import on_grid
+from numpyro_kaem.bases._checks import as_number
 from numpyro_kaem.decoders import KANDecoder
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
@@ -84,12 +85,8 @@ class GridUpdate(Occasions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (np.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(
-                f"margin must be a finite number >= 0, got {self.margin!r}."
-            )
-        if not 0 <= self.tail < 0.5:
-            raise ValueError(f"tail must be in [0, 0.5), got {self.tail!r}.")
+        as_number("margin", self.margin, "a finite number >= 0", lambda x: x >= 0)
+        as_number("tail", self.tail, "in [0, 0.5)", lambda x: 0 <= x < 0.5)
 
     def move(self, model: KAEM, latents: dict[str, jax.Array]) -> KAEM:
         """Move the grids of a model.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from numpyro_kaem.bases._checks import as_flag, as_number
 from numpyro_kaem.infer.resampling import (
     check_count,
     effective_sample_size,
@@ -150,11 +151,12 @@ class ImportanceMLE(MaximumLikelihood):
                 f"resampling must be None or one of {', '.join(methods)}, got "
                 f"{resampling!r}."
             )
-        if not 0 < ess_threshold <= 1:
-            raise ValueError(f"ess_threshold must be in (0, 1], got {ess_threshold!r}.")
+        ess_threshold = as_number(
+            "ess_threshold", ess_threshold, "in (0, 1]", lambda x: 0 < x <= 1
+        )
         if chunk_size is not None:
             chunk_size = min(check_count("chunk_size", chunk_size), num_particles)
-        self.share_proposals = bool(share_proposals)
+        self.share_proposals = as_flag("share_proposals", share_proposals)
         self.resampling = resampling
         self.ess_threshold = ess_threshold
         self.chunk_size = chunk_size

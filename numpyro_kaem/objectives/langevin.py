@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_kaem.bases._checks import as_flag, as_number
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
 from numpyro_kaem.objectives.chains import Chains, advance, check_move
@@ -102,7 +103,7 @@ class LangevinMLE(MaximumLikelihood):
         super().__init__(unit_plate)
         self.num_steps = check_count("num_steps", num_steps)
         self.num_chains = check_count("num_chains", num_chains)
-        self.persistent = bool(persistent)
+        self.persistent = as_flag("persistent", persistent)
         self.local_move = check_move(local_move)
         self.step_size = check_step_size(step_size)
 
@@ -196,6 +197,4 @@ def check_step_size(step_size: float) -> float:
     ValueError
         If it is not.
     """
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size must be a finite number > 0, got {step_size!r}.")
-    return float(step_size)
+    return as_number("step_size", step_size, "a finite number > 0", lambda x: x > 0)

@@ -1,7 +1,7 @@
 """The log likelihood of every datum of a model with latent values, by annealing."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count, check_key
+from numpyro_kaem.bases._checks import as_count, check_function, check_key
 from numpyro_kaem.infer.importance_checks import check_params
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.ladder import power_ladder
 from numpyro_kaem.models import KAEM
 from numpyro_kaem.objectives.annealing import Sizes, annealed_weights
+from numpyro_kaem.objectives.fit_checks import as_data
 from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["MarginalLogLikelihood", "log_marginal_likelihood"]
@@ -189,24 +190,21 @@ def log_marginal_likelihood(
     >>> bool(jnp.all(abs(result.values - exact) < 4 * result.standard_errors))
     True
     """
-    if not callable(model):
-        raise TypeError(
-            f"model must be a NumPyro model, a callable, got {type(model).__name__}."
-        )
+    check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
     ladder = power_ladder(as_count("num_temperatures", num_temperatures, 2))
     num_particles = as_count("num_particles", num_particles, 2)
     num_steps = as_count("num_steps", num_steps)
     chunk_size = as_count("chunk_size", chunk_size)
-    if hasattr(model, "check_data"):
-        data = model.check_data(data)
-    data = jnp.asarray(data)
+    data = as_data(model, data)
     if data.ndim == 0 or len(data) == 0:
         raise ValueError(
             f"data must have shape (num_data, ...) and not be empty, got {data.shape}."
         )
     if params is None:
         params = model.params if isinstance(model, KAEM) else {}
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be values by name, got {type(params).__name__}.")
     in_chunks = chunk_size < len(data)
     sizes = Sizes(num_particles, num_steps, chunk_size if in_chunks else None)
 

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem.autoregressive_estimation import fit_autoregressive
+from numpyro_kaem.bases._checks import as_flag, check_key
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation import fit_density
@@ -67,6 +68,14 @@ class PriorRefit(Occasions):
 
     options: dict[str, Any] = field(default_factory=dict)
     """For :func:`refit_prior`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.options, dict):
+            raise TypeError(
+                "options must be arguments by name for the function that fits, got "
+                f"{self.options!r}."
+            )
 
     def fit(
         self,
@@ -175,7 +184,9 @@ def refit_prior(
         raise ValueError(
             f"draws must have shape {expected}, those of the prior, got {draws.shape}."
         )
+    warm_start = as_flag("warm_start", warm_start)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key(rng_key)
     options = {"rounding": "none"} | options
     if isinstance(law, KAEMPrior):
         fitted = _fit_independent(law, draws, options)

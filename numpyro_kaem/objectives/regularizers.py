@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_real
 
 __all__ = ["coefficient_differences", "entropy", "kan_penalty", "l1"]
 
@@ -246,11 +246,9 @@ def _as_coefficients(coefficients: ArrayLike) -> jax.Array:
     ValueError
         If there is no axis of features, or it is empty.
     """
-    array = jnp.asarray(coefficients)
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        array = array.astype(jnp.result_type(float))
+    array = as_real("coefficients", coefficients)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"coefficients must be real numbers, got dtype {array.dtype}.")
+        array = array.astype(jnp.result_type(float))
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(
             "coefficients must have shape (..., num_features) with at least one "

@@ -1,7 +1,7 @@
 """Training under way: its state, and what is done to it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpyro_kaem.learning import learn_prior
 from numpyro_kaem.models import KAEM
 from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.objectives.checkpoints import Checkpoint
+from numpyro_kaem.objectives.fingerprint import differences
 from numpyro_kaem.objectives.grid_update import GridUpdate, grids_of, with_grids
 from numpyro_kaem.objectives.refit import (
     PriorRefit,
@@ -151,14 +152,44 @@ class Run:
         self.model, self.batches, self.data = model, batches, data
         self._make_trainer, self._params = make_trainer, params
         self._rng_key, self._fixes_prior = rng_key, fixes_prior
+        self._fingerprint: dict[str, str] = {}
         self.trainer = make_trainer(model)
-        self.state = self.trainer.init(*self._start_of(model))
+        if params is not None:
+            self._check_params(params)
+        self.state = self.trainer.init(*self._start_of(model, params))
         self.losses: list[Any] = []
 
-    def _start_of(self, model: Any) -> tuple:
+    def _check_params(self, params: Mapping[str, Any]) -> None:
+        """Check values to start from.
+
+        Raises
+        ------
+        ValueError
+            If a name is no parameter's, or a value has other shapes or is not finite.
+        """
+        start = self._start_of(self.model, params=None)
+        like = self.trainer.init(*start, abstract=True)
+        known = jax.eval_shape(self.trainer.params, like)
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ValueError(
+                f"params must have names of parameters, which are {sorted(known)}, got "
+                f"{', '.join(map(repr, unknown))}."
+            )
+        for name, value in params.items():
+            leaves, expected = jax.tree.leaves(value), jax.tree.leaves(known[name])
+            shapes, given = ([np.shape(x) for x in t] for t in (expected, leaves))
+            if shapes != given:
+                raise ValueError(
+                    f"params[{name!r}] must have arrays of shapes {shapes}, got "
+                    f"{given}."
+                )
+            if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
+                raise ValueError(f"params[{name!r}] must be finite, got {value!r}.")
+
+    def _start_of(self, model: Any, params: dict[str, Any] | None) -> tuple:
         """Return what the trainer of a model is started with."""
         fixed = _prior_values(model, model.prior) if self._fixes_prior else {}
-        params = self._params
         if params is not None and hasattr(model, "params"):
             # Given for the grids that training began with.
             params = {**params, **_restructured(model.params, params)}
@@ -188,7 +219,7 @@ class Run:
     def _change_grids(self, model: Any) -> None:
         """Go on with the model on other grids, all numbers of the state as they are."""
         self.model, self.trainer = model, self._make_trainer(model)
-        like = self.trainer.init(*self._start_of(model), abstract=True)
+        like = self.trainer.init(*self._start_of(model, self._params), abstract=True)
         leaves = jax.tree.leaves(self.state)
         self.state = jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -269,16 +300,32 @@ class Run:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint."""
-        metadata = {"losses": self.fetch().tolist()}
+        metadata: dict[str, Any] = {"losses": self.fetch().tolist()}
+        metadata["fingerprint"] = self._fingerprint
         if isinstance(self.model, KAEM):
             metadata["grids"] = grids_of(self.model)
             metadata["refinement"] = refinement_of(self.model.prior)
         checkpoint.save(len(self.losses), self.state, metadata)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+    def resume(
+        self, checkpoint: Checkpoint, num_steps: int, fingerprint: dict[str, str]
+    ) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Parameters
+        ----------
+        checkpoint
+            Where it is.
+        num_steps
+            Number of steps, those of the checkpoint included.
+        fingerprint
+            What training is determined by now, for this and later checkpoints.
+        """
+        self._fingerprint = fingerprint
+        changed: list[str] = []
 
         def like(metadata: dict[str, Any]) -> TrainingState:
+            changed.extend(_changes(checkpoint, metadata, num_steps, fingerprint))
             grids = metadata.get("grids")
             if grids is not None and isinstance(self.model, KAEM):
                 moved = with_grids(self.model, grids)
@@ -292,8 +339,14 @@ class Run:
 
         found = checkpoint.latest(like)
         if found is not None:
-            _, self.state, metadata = found
+            step, self.state, metadata = found
             self.losses = list(metadata["losses"])
+            if changed:
+                lines = "\n".join(changed)
+                _warn(
+                    f"training goes on from step {step} of one that was not the same:\n"
+                    f"{lines}\nTo train anew, give another folder to Checkpoint."
+                )
 
     def result(self, stopped: str) -> FitResult:
         """Fitted values and losses."""
@@ -309,6 +362,43 @@ class Run:
         if hasattr(model, "with_params"):
             model = model.with_params(params)
         return FitResult(model, params, losses, skipped, self.memory, stopped)
+
+
+def _changes(
+    checkpoint: Checkpoint,
+    metadata: dict[str, Any],
+    num_steps: int,
+    fingerprint: dict[str, str],
+) -> list[str]:
+    """One line for each part of a training that is not as in a checkpoint of it.
+
+    Raises
+    ------
+    ValueError
+        If its answer would be that of another training, or its chains of other data.
+    """
+    step, where = len(metadata["losses"]), checkpoint.directory
+    if step > num_steps:
+        raise ValueError(
+            f"num_steps must be at least {step}, the steps of the checkpoint in "
+            f"{where}, got {num_steps}; to train anew, give another folder to "
+            "Checkpoint."
+        )
+    # Earlier versions wrote none.
+    changes = differences(metadata.get("fingerprint") or fingerprint, fingerprint)
+    lines = "\n".join(changes.values())
+    if "data" in changes:
+        raise ValueError(
+            f"the checkpoint in {where} is of other data:\n{lines}\nTrain on them in "
+            "another folder, with params=result.params to start from what was learned."
+        )
+    if changes and step == num_steps:
+        raise ValueError(
+            f"the checkpoint in {where} is of a training that was not the same, and "
+            f"has all {num_steps} steps:\n{lines}\nTo train anew, give another folder "
+            "to Checkpoint; to go on as now, ask for more steps."
+        )
+    return list(changes.values())
 
 
 def _with_prior(model: KAEM, prior: Any) -> KAEM:

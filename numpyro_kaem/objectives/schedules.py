@@ -5,14 +5,13 @@ Wherever a schedule is taken, so is any of optax (``optax.linear_schedule``,
 what optax does not have.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_number
 
 __all__ = ["cyclical_schedule"]
 
@@ -76,13 +75,10 @@ def cyclical_schedule(
     """
     period = as_count("period", period)
     for name, value in (("low", low), ("high", high)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value!r}.")
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"power must be a finite number > 0, got {power!r}.")
-    if not 0 < ramp <= 1:
-        raise ValueError(f"ramp must be in (0, 1], got {ramp!r}.")
-    low, high, power, ramp = float(low), float(high), float(power), float(ramp)
+        as_number(name, value, "finite", lambda x: True)
+    power = as_number("power", power, "a finite number > 0", lambda x: x > 0)
+    ramp = as_number("ramp", ramp, "in (0, 1]", lambda x: 0 < x <= 1)
+    low, high = float(low), float(high)
 
     def schedule(step: ArrayLike) -> jax.Array:
         # The remainder of integers, because float32 cannot count beyond 2**24.

@@ -9,17 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem.array_file import (
-    TEMPORARY_SUFFIX,
-    DamagedFileError,
-    read_arrays,
-    write_arrays,
-)
+from numpyro_kaem.array_file import DamagedFileError, read_arrays, write_arrays
 from numpyro_kaem.objectives.named_leaves import name_leaves
 from numpyro_kaem.stored_arrays import as_weak, describe_array, is_key, to_stored
 
 __all__ = [
-    "TEMPORARY_SUFFIX",
     "DamagedFileError",
     "StateFile",
     "read_state",

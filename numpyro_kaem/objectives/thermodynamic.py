@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from numpyro_kaem.bases._checks import as_flag, check_function
 from numpyro_kaem.infer.ladder import check_ladder, equal_rejection_ladder, power_ladder
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.infer.swaps import even_odd_permutation, swap_probabilities
@@ -159,6 +160,7 @@ class ThermodynamicMLE(MaximumLikelihood):
         if temperatures is not None:
             self._ladder = tuple(check_ladder(temperatures).tolist())
         elif callable(power):
+            check_function("power", power, "a number or a schedule")
             # Only to check the number of rungs.
             self._ladder = tuple(power_ladder(num_temperatures, 1.0).tolist())
         else:
@@ -176,8 +178,8 @@ class ThermodynamicMLE(MaximumLikelihood):
         self.num_temperatures = len(self._ladder)
         self.num_sweeps = check_count("num_sweeps", num_sweeps)
         self.num_local_steps = check_count("num_local_steps", num_local_steps)
-        self.persistent = bool(persistent)
-        self.adapt_ladder = bool(adapt_ladder)
+        self.persistent = as_flag("persistent", persistent)
+        self.adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
         self.power = power if callable(power) and temperatures is None else None
         self.estimator = estimator
         self.local_move = check_move(local_move)

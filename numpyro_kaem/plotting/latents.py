@@ -9,7 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem.bases._checks import as_count, as_real
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior
 from numpyro_kaem.models import KAEM
 from numpyro_kaem.plotting.samples import draw_image
@@ -71,7 +71,8 @@ def interpolate_latents(
     >>> print(path[1].round(2))
     [0.   0.44]
     """
-    start, end = jnp.asarray(start, float), jnp.asarray(end, float)
+    start = as_real("start", start).astype(float)
+    end = as_real("end", end).astype(float)
     shape = prior.shape()
     for name, value in (("start", start), ("end", end)):
         if value.shape != shape:
@@ -264,7 +265,10 @@ def plot_traversal(
         raise ValueError(
             f"latents must be indices from 0 to {shape[0] - 1}, got {rows}."
         )
-    at = from_unit(jnp.full(shape, 0.5)) if at is None else jnp.asarray(at, float)
+    if at is None:
+        at = from_unit(jnp.full(shape, 0.5))
+    else:
+        at = as_real("at", at).astype(float)
     if at.shape != shape:
         raise ValueError(f"at must have the shape {shape}, got {at.shape}.")
     share = jnp.linspace(0.05, 0.95, num_points)

@@ -10,6 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
+from numpyro_kaem.bases._checks import check_function
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.plotting.bands import band_of_draws
@@ -364,11 +365,8 @@ def _interval(
             )
         found = band_of_draws(band, z, level)
         return found.lower, found.upper
-    if not callable(band):
-        raise TypeError(
-            "band must be a KAEMPrior with a batch of draws, or a function such as "
-            f"MarginalFit.density_band, got {type(band).__name__}."
-        )
+    what = "a KAEMPrior with a batch of draws, or a function such as"
+    check_function("band", band, f"{what} MarginalFit.density_band")
     found = band(z)
     ends = np.asarray(found.lower), np.asarray(found.upper)
     if ends[0].shape != z.shape:

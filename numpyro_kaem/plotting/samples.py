@@ -85,6 +85,8 @@ def plot_samples(
     grids = [grid[: num_columns * num_rows] for grid in grids]
     if limits is None:
         limits = min(g.min() for g in grids), max(g.max() for g in grids)
+    elif np.shape(limits) != (2,):
+        raise ValueError(f"limits must be two numbers, got {limits!r}.")
     if cmap is None:
         cmap = "viridis" if colorbar else "gray_r"
 

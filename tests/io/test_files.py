@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +163,10 @@ def test_a_process_that_is_killed_leaves_the_old_file(path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
-    kaem.save(path, {"a": 2})
-    assert kaem.load(path) == {"a": 2}
+    assert len(list(path.parent.iterdir())) == 2
+    # Of any file in the folder.
+    kaem.save(path.with_name("other.npz"), {"a": 2})
+    assert names(path.parent) == ["other.npz", "saved.npz"]
 
 
 def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
@@ -174,7 +179,119 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     with pytest.raises(OSError, match="cannot write the file, No space left"):
         kaem.save(path, 2)
     assert kaem.load(path) == 1
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert names(path.parent) == [path.name]
+
+
+# No process has this number. Elsewhere is another host, container or start of a host.
+ENDED = 2**22 + 1
+ELSEWHERE = "0123456789abcdef"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs numbers of processes")
+@pytest.mark.parametrize(
+    ("name", "days", "stays"),
+    [
+        (f".numpyro_kaem-{{here}}-{ENDED}-{ELSEWHERE}.tmp", 0, False),
+        (f".numpyro_kaem-{{here}}-{os.getppid()}-{ELSEWHERE}.tmp", 0, True),
+        (f".numpyro_kaem-{{here}}-1-{ELSEWHERE}.tmp", 0, True),
+        (f".numpyro_kaem-{ELSEWHERE}-{ENDED}-{ELSEWHERE}.tmp", 0, True),
+        (f".numpyro_kaem-{ELSEWHERE}-{ENDED}-{ELSEWHERE}.tmp", 2, False),
+        (f"numpyro_kaem-{{here}}-{ENDED}-{ELSEWHERE}.tmp", 2, True),
+        (".saved.npz.123.tmp", 2, True),
+        ("mine.tmp", 2, True),
+    ],
+    ids=[
+        "ended",
+        "running",
+        "of-root",
+        "elsewhere",
+        "old",
+        "not-hidden",
+        "dot",
+        "mine",
+    ],
+)
+def test_only_the_files_of_writers_that_have_ended_are_removed(path, name, days, stays):
+    """A file that another thread, process or host is writing must not be taken away."""
+    other = path.with_name(name.format(here=array_file._place()))
+    other.write_text("half of it")
+    then = time.time() - days * 86400
+    os.utime(other, (then, then))
+    kaem.save(path, 1)
+    assert other.exists() == stays
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- by several at once --------------------------------------------------------------
+
+
+def test_threads_that_save_one_path_do_not_harm_each_other(path):
+    """Every read is of one whole file, and no writer fails."""
+    kaem.save(path, {"by": 1, "values": np.zeros(300)})
+    failures, reads = [], []
+    writing = {1, 2}
+
+    def write(number):
+        try:
+            for i in range(150):
+                kaem.save(path, {"by": number, "values": np.full(300 * number, i)})
+        except Exception as error:
+            failures.append(error)
+        writing.remove(number)
+
+    def read():
+        try:
+            while writing:
+                reads.append(kaem.load(path))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in sorted(writing)]
+    threads.append(threading.Thread(target=read))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(reads) > 100
+    for tree in reads:
+        assert tree["values"].shape == (300 * tree["by"],)
+        assert np.ptp(tree["values"]) == 0
+    assert names(path.parent) == [path.name]
+
+
+# --- what a plain open would do ------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions of POSIX")
+def test_permissions_are_those_of_any_new_file(path):
+    """And those that an existing file was given stay."""
+    before = os.umask(0o027)
+    try:
+        kaem.save(path, 1)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o600)
+        kaem.save(path, 2)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_saving_through_a_link_writes_what_it_leads_to(path, tmp_path):
+    """The link stays, also one whose file and folder are not there yet."""
+    link, chain = tmp_path / "latest.npz", tmp_path / "current.npz"
+    link.symlink_to("runs/7/saved.npz")
+    chain.symlink_to(link)
+    for number in (1, 2):
+        kaem.save(chain, number)
+        assert link.is_symlink()
+        assert chain.is_symlink()
+        assert kaem.load(tmp_path / "runs/7/saved.npz") == number
+    assert names(tmp_path) == ["current.npz", "latest.npz", "runs"]
 
 
 def test_the_header_is_text(path, tree):

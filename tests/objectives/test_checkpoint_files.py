@@ -295,17 +295,6 @@ def test_a_file_in_place_of_the_folder(tmp_path):
         Checkpoint(tmp_path / "file")
 
 
-def test_left_over_temporary_files_are_removed(tmp_path):
-    checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(1, jnp.ones(2))
-    (tmp_path / ".step-00000002.npz.123.tmp").write_text("half of it")
-    (tmp_path / "mine.tmp").write_text("not ours")
-    assert checkpoint.latest(jnp.ones(2))[0] == 1
-    checkpoint.save(3, jnp.ones(2))
-    kept = ["mine.tmp", "step-00000001.npz", "step-00000003.npz"]
-    assert files(tmp_path) == kept
-
-
 def test_only_zip_entries_with_names(tmp_path):
     Checkpoint(tmp_path).save(1, {"a": jnp.ones(2)})
     with zipfile.ZipFile(tmp_path / "step-00000001.npz") as archive:

@@ -15,7 +15,10 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_kaem as kaem
+from numpyro_kaem.array_file import write_arrays
 from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem.objectives.fingerprint import differences, fingerprint
+from numpyro_kaem.objectives.state_file import read_state
 from numpyro_kaem.objectives.training import Batches
 
 NUM_DATA = 60
@@ -31,8 +34,9 @@ def model(x, subsample_size=None):
 
 def train(num_steps=40, objective=None, **options):
     objective = LangevinMLE(3) if objective is None else objective
-    options = {"batch_size": 20, "progress_bar": False, **options}
-    return kaem.fit(model, X, objective, optax.adam(0.05), num_steps, **options)
+    given = {"model": model, "data": X, "optimizer": optax.adam(0.05)}
+    given |= {"batch_size": 20, "progress_bar": False, **options}
+    return kaem.fit(objective=objective, num_steps=num_steps, **given)
 
 
 # --- batches -------------------------------------------------------------------------
@@ -424,6 +428,87 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         train(6, checkpoint=checkpoint, objective=LangevinMLE(3, num_chains=2))
 
 
+def test_a_checkpoint_of_another_training_does_not_answer_for_this_one(tmp_path):
+    """Whatever else is asked for, a finished one would come back without a step."""
+    checkpoint = kaem.Checkpoint(tmp_path, every=3)
+    train(3, checkpoint=checkpoint)
+    others = [
+        ({"num_steps": 2}, "num_steps must be at least 3, the steps of the checkpoint"),
+        ({"data": X.at[7].add(0.1)}, r"other data:\n  data: float32\[60\] \w+ before"),
+        ({"objective": LangevinMLE(4)}, r"objective.num_steps: 3 before, 4 now\nTo"),
+    ]
+    for options, message in others:
+        message = message.replace("float32", str(X.dtype))
+        with pytest.raises(ValueError, match=message):
+            train(**{"num_steps": 3} | options, checkpoint=checkpoint)
+    # With more steps to take, the rest of the answer is of now.
+    with pytest.warns(UserWarning, match=r"from step 3 of .*\n  batch_size: 20 before"):
+        train(4, checkpoint=checkpoint, batch_size=30)
+    with pytest.raises(ValueError, match="is of other data"):
+        train(5, checkpoint=checkpoint, batch_size=30, data=X + 1)
+
+
+def test_what_is_the_same_training():
+    """A run that is started again is the same, and differences have names."""
+
+    def other(x):
+        return model(x)
+
+    def parts(rate=0.05, l1=1.0, scale=2.0, low=-3.0, samples=2, **others):
+        energy = kaem.Energy(kaem.RBF(low, 3.0, 4), jnp.zeros((3, 4)))
+        prior = kaem.KAEMPrior(energy, dist.Normal(0.5, scale))
+        likelihood = kaem.NormalLikelihood(0.2)
+        return {
+            "model": kaem.KAEM(prior, lambda z: 2.0 * z, likelihood),
+            "other": kaem.KAEM(dist.Normal(jnp.zeros(3), scale), jnp.tanh, likelihood),
+            "optimizer": optax.chain(
+                optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(rate, 9))
+            ),
+            "numpyros": numpyro.optim.ClippedAdam(rate),
+            "penalty": lambda params: kaem.kan_penalty(params, l1=l1),
+            "refit": kaem.PriorRefit(3, 4, options={"samples": samples}),
+            "function": model,
+            "objective": LangevinMLE(4),
+            "rng_key": jax.random.key(0),
+            "data": X,
+            "params": None,
+            **others,
+        }
+
+    before = fingerprint(**parts())
+    assert differences(before, fingerprint(**parts())) == {}
+    for change, names in (
+        ({"rate": 0.06}, {"optimizer", "numpyros"}),
+        ({"l1": 2.0}, {"penalty"}),
+        ({"scale": 2.5}, {"model", "other"}),
+        ({"low": -2.0}, {"model"}),
+        ({"samples": 3}, {"refit"}),
+        ({"function": other}, {"function"}),
+        ({"objective": LangevinMLE(4, persistent=False)}, {"objective"}),
+        ({"objective": ImportanceMLE(4)}, {"objective"}),
+        ({"rng_key": jax.random.key(1)}, {"rng_key"}),
+        ({"data": X.at[7].add(0.1)}, {"data"}),
+        ({"data": X[:40]}, {"data"}),
+        ({"params": {"loc": 1.0}}, {"params"}),
+    ):
+        found = differences(before, fingerprint(**parts(**change)))
+        assert found.keys() == names
+    assert found["params"] == "  params: None before, 1 entries now"
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    """It does not say what it was trained by."""
+    checkpoint = kaem.Checkpoint(tmp_path, every=3)
+    whole = train(6)
+    train(3, checkpoint=checkpoint)
+    path = tmp_path / "step-00000003.npz"
+    header, arrays = read_state(path)
+    del header["metadata"]["fingerprint"]
+    write_arrays(path, header, arrays)
+    resumed = train(6, checkpoint=checkpoint)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
@@ -465,6 +550,57 @@ def test_a_killed_job_loses_at_most_an_interval(tmp_path, pytestconfig):
             "guide must be given with Trace_ELBO",
         ),
         ({"guide": model}, ValueError, "guide must be left out with LangevinMLE"),
+        ({"model": dist.Normal()}, TypeError, "model must be a .*KAEM or another Num"),
+        ({"data": "x"}, TypeError, "data must be an array of numbers .* got str"),
+        ({"data": [[1.0], [1.0, 2.0]]}, TypeError, "data must be an array of numbers"),
+        (
+            {"optimizer": 0.1},
+            TypeError,
+            "optimizer must be such as .*, got 0.1 of ty",
+        ),
+        ({"optimizer": optax.adam}, TypeError, "optimizer must be such as optax.adam"),
+        (
+            {"optimizer": numpyro.optim.Adam},
+            TypeError,
+            "optimizer must be such as optax.adam",
+        ),
+        ({"batch_size": "a"}, TypeError, "batch_size must be a positive integer"),
+        ({"chunk_size": 2.5}, TypeError, "chunk_size must be a positive integer"),
+        (
+            {"guide": 3, "objective": Trace_ELBO()},
+            TypeError,
+            "guide must be a guide, a callable, or None, got 3",
+        ),
+        ({"params": 3}, TypeError, "params must be values by name, or None, got 3"),
+        (
+            {"params": {"lco": 1.0}},
+            ValueError,
+            r"names of parameters, which are \['loc'\], got 'lco'",
+        ),
+        (
+            {"params": {"loc": np.ones(3)}},
+            ValueError,
+            r"params\['loc'\] must have arrays of shapes \[\(\)\], got \[\(3,\)\]",
+        ),
+        ({"params": {"loc": np.nan}}, ValueError, r"params\['loc'\] must be finite"),
+        ({"penalty": 2.0}, TypeError, "penalty must be a function of the parameters"),
+        ({"penalty": dist.Normal()}, TypeError, "or None, got an object of type Norm"),
+        ({"refit": 5}, TypeError, "refit must be such as .*PriorRefit.*, got 5 of typ"),
+        ({"grid_update": True}, TypeError, "grid_update must be such as .*, got True"),
+        ({"callback": 3}, TypeError, "callback must be a function of a .*, got 3 of"),
+        ({"checkpoint": 5}, TypeError, "checkpoint must be such as .*, got 5 of type"),
+        (
+            {"checkpoint": "runs"},
+            TypeError,
+            r"such as .*Checkpoint\(.folder.\)",
+        ),
+        ({"progress_bar": "no"}, TypeError, "progress_bar must be True or False, got"),
+        ({"unit_plate": 3}, TypeError, "unit_plate must be the name of a plate, got 3"),
+        (
+            {"unit_plate": "rows"},
+            ValueError,
+            "unit_plate must be that of the objective, 'data', got 'rows'",
+        ),
         (
             {"refit": kaem.PriorRefit(start=1, every=1)},
             TypeError,
