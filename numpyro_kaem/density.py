@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from numpyro_kaem import distribution_function, inversion, tables
 from numpyro_kaem.panels import Panels, integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
+from numpyro_kaem.quadrature import mean_and_variance
 from numpyro_kaem.references import log_density, tail_nodes
 from numpyro_kaem.resolution import resolution_of
 from numpyro_kaem.sampling import draw, folded_uniform
@@ -19,6 +20,7 @@ __all__ = [
     "log_nodes",
     "log_normalizer",
     "log_prob",
+    "moments",
     "nodes",
     "resolution",
     "sample",
@@ -114,3 +116,12 @@ def nodes(
     """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     points, log_masses = log_nodes(energy, parameters, panels, log_normalizer)
     return points, jnp.exp(log_masses)
+
+
+@jax.jit
+def moments(
+    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance, each ``(*batch_shape,)``."""
+    points, log_masses = log_nodes(energy, parameters, panels, log_normalizer)
+    return mean_and_variance(points, log_masses)

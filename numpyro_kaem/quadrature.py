@@ -2,9 +2,11 @@
 
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["gauss_kronrod", "gauss_legendre", "nodes_per_panel"]
+__all__ = ["gauss_kronrod", "gauss_legendre", "mean_and_variance", "nodes_per_panel"]
 
 
 def nodes_per_panel(dtype: np.dtype) -> int:
@@ -69,3 +71,16 @@ def gauss_kronrod(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     moments[0] = 2.0
     weights = np.linalg.solve(vander.T, moments)
     return nodes, 0.5 * (weights + weights[::-1])
+
+
+def mean_and_variance(
+    nodes: jax.Array, log_masses: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of masses that sum to one, along the first axis.
+
+    A root of the mass goes with each factor: far out in a heavy tail the square of a
+    distance is infinite in float32, and the mass may be zero.
+    """
+    root = jnp.exp(0.5 * log_masses)
+    mean = jnp.sum(root * (root * nodes), axis=0)
+    return mean, jnp.sum(jnp.square(root * (nodes - mean)), axis=0)

@@ -430,15 +430,19 @@ class KAEMPrior(dist.Distribution):
     @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``; not finite where the reference's is not."""
-        return self._with_reference_moment("mean", self.expectation(lambda z: z))
+        return self._with_reference_moment("mean", self._moments[0])
 
     @property
     @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``; not finite where the reference's is not."""
-        mean = self.expectation(lambda z: z)
-        variance = self.expectation(lambda z: jnp.square(z - mean))
-        return self._with_reference_moment("variance", variance)
+        return self._with_reference_moment("variance", self._moments[1])
+
+    @property
+    def _moments(self) -> tuple[jax.Array, jax.Array]:
+        return density.moments(
+            self.energy.placed, self._parameters, self._panels, self.log_normalizer
+        )
 
     def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
         if self._parameters is None or not any(self._panels.has_tails):

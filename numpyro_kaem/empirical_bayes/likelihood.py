@@ -7,11 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from numpyro_kaem.references import is_concrete
 
-__all__ = ["LogLikelihood", "check_units", "evaluate", "unit_log_likelihood"]
+__all__ = [
+    "NEGLIGIBLE",
+    "LogLikelihood",
+    "check_likely",
+    "check_units",
+    "evaluate",
+    "unit_log_likelihood",
+]
+
+# The share of a unit's mass that is left out, by whether in float64.
+NEGLIGIBLE = {False: 1e-7, True: 1e-13}
 
 LogLikelihood = Callable[[jax.Array], jax.Array]
 """Maps latent values ``(num_nodes,)`` to ``(num_units, num_nodes)``."""
@@ -42,9 +53,9 @@ def unit_log_likelihood(
     Raises
     ------
     TypeError
-        If ``observation`` does not return a distribution.
+        If ``observation`` is not a function, or does not return a distribution.
     ValueError
-        If shapes do not fit: nothing is broadcast over units but what all share.
+        If the law refuses its parameters, such as a standard error of zero; if shapes do not fit: nothing is broadcast over units but what all share.
 
     Examples
     --------
@@ -69,6 +80,12 @@ def unit_log_likelihood(
     >>> log_likelihood(jnp.linspace(-1.0, 2.0, 4)).shape
     (2, 4)
     """
+    if isinstance(observation, dist.Distribution) or not callable(observation):
+        raise TypeError(
+            "observation must be a function of the latent values that returns the law "
+            "of the data, such as lambda z: dist.Normal(z, 1.0), got "
+            f"{type(observation).__name__}."
+        )
     observed = jnp.asarray(data)
     if observed.ndim == 0:
         raise ValueError(
@@ -112,6 +129,12 @@ def _check_law(observation: Callable, observed: jax.Array) -> None:
         try:
             law = observation(z)
         except (TypeError, ValueError) as error:
+            if "parameter" in str(error):
+                raise ValueError(
+                    f"observation must return a law that is valid, and raised: {error}"
+                    " A standard error must be positive: where it is zero the latent "
+                    "value is known; give the error of rounding instead."
+                ) from error
             raise ValueError(
                 "observation must take latent values of shape (n, 1), against units in "
                 f"the last axis, and raised {type(error).__name__}: {error} Give what "
@@ -153,7 +176,7 @@ def check_units(log_likelihood: LogLikelihood, dtype: Any) -> int:
     ValueError
         If it does not map ``(num_nodes,)`` to ``(num_units, num_nodes)``.
     """
-    if not callable(log_likelihood):
+    if isinstance(log_likelihood, dist.Distribution) or not callable(log_likelihood):
         raise TypeError(
             "log_likelihood must be a function of latent values, got "
             f"{type(log_likelihood).__name__}; numpyro_kaem.unit_log_likelihood makes "
@@ -174,34 +197,129 @@ def check_units(log_likelihood: LogLikelihood, dtype: Any) -> int:
     return num_units
 
 
-def evaluate(log_likelihood: LogLikelihood, nodes: jax.Array) -> jax.Array:
+def evaluate(
+    log_likelihood: LogLikelihood, nodes: jax.Array, log_mass: jax.Array
+) -> jax.Array:
     """Log likelihoods at nodes, shape ``(num_units, num_nodes)``.
+
+    They are minus infinity where the law is not a number, such as where the exponential
+    of a latent value overflows, if next to nothing of the unit's mass lies there.
 
     Raises
     ------
     ValueError
-        If one is not a number or plus infinity, or if a unit has none that is finite.
+        If one is not a number, or plus infinity, where the unit may have mass.
     """
-    values = jnp.asarray(log_likelihood(nodes), nodes.dtype)
-    if is_concrete(values):
-        worst = np.asarray(jnp.max(values, axis=1))
-        _check_values(worst, values, nodes)
+    values = _values(log_likelihood, nodes)
+    if not is_concrete((values, log_mass)):
+        values, _ = _without_bad(nodes, values, log_mass)
+        return values
+    # On the host: a maximum may lose what is not a number.
+    host = np.asarray(values)
+    bad = np.isnan(host) | np.isposinf(host)
+    if bad.any():
+        values, negligible = _without_bad(nodes, values, log_mass)
+        _check_values(host, bad & ~np.asarray(negligible)[:, None], nodes, log_mass)
     return values
 
 
-def _check_values(worst: np.ndarray, values: jax.Array, nodes: jax.Array) -> None:
-    if np.all(np.isfinite(worst)):
+def _values(log_likelihood: LogLikelihood, nodes: jax.Array) -> jax.Array:
+    try:
+        return jnp.asarray(log_likelihood(nodes), nodes.dtype)
+    except ValueError:
+        # A law that checks its parameters may refuse those far out. Under jit none do.
+        return jnp.asarray(jax.jit(log_likelihood)(nodes), nodes.dtype)
+
+
+@jax.jit
+def _without_bad(
+    nodes: jax.Array, values: jax.Array, log_mass: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Likelihoods that are zero where they are not a number but do not matter.
+
+    The likelihood there is taken to be at most that at the nearest nodes where it is a
+    number. Also of each unit whether it does not matter.
+    """
+    bad = jnp.isnan(values) | (values == jnp.inf)
+    order = jnp.argsort(nodes)
+    sorted_values = jnp.where(bad, -jnp.inf, values)[:, order]
+    index = jnp.where(bad[:, order], -1, jnp.arange(len(nodes)))
+    below = jax.lax.cummax(index, axis=1)
+    index = jnp.where(bad[:, order], len(nodes), jnp.arange(len(nodes)))
+    above = jax.lax.cummin(index, axis=1, reverse=True)
+    padded = jnp.pad(sorted_values, ((0, 0), (1, 1)), constant_values=-jnp.inf)
+    neighbours = [jnp.take_along_axis(padded, i + 1, axis=1) for i in (below, above)]
+    bound = jnp.maximum(*neighbours) + log_mass[order]
+    lost = logsumexp(jnp.where(bad[:, order], bound, -jnp.inf), axis=1)
+    kept = logsumexp(jnp.where(bad, -jnp.inf, values) + log_mass, axis=1)
+    negligible = lost <= kept + np.log(NEGLIGIBLE[values.dtype == np.float64])
+    zero = bad & negligible[:, None]
+    return jnp.where(zero, -jnp.inf, values), negligible
+
+
+def _check_values(
+    values: np.ndarray, bad: np.ndarray, nodes: jax.Array, log_mass: jax.Array
+) -> None:
+    """Refuse likelihoods that are not a number where they matter.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    if not bad.any():
         return
-    unit = int(np.argwhere(~np.isfinite(worst))[0][0])
-    row = np.asarray(values[unit])
-    if np.isneginf(worst[unit]):
-        raise ValueError(
-            f"unit {unit} has likelihood zero at every one of {len(row)} latent values "
-            f"from {float(nodes.min()):.6g} to {float(nodes.max()):.6g}: no prior on "
-            "this support explains it."
-        )
-    node = int(np.argwhere(np.isnan(row) | np.isposinf(row))[0][0])
+    unit = int(np.argwhere(bad)[0][0])
+    _check_numbers(values, unit)
+    mass = np.exp(np.asarray(log_mass, float) - float(logsumexp(log_mass)))
+    # The one nearest to the bulk of the prior.
+    node = int(np.argmax(np.where(bad[unit], mass, -1.0)))
     raise ValueError(
-        "log_likelihood must be a number below plus infinity, got "
-        f"{row[node]} for unit {unit} at the latent value {float(nodes[node]):.6g}."
+        "log_likelihood must be a number below plus infinity where the prior has mass, "
+        f"got {values[unit, node]} for unit {unit} at the latent value "
+        f"{float(nodes[node]):.6g}; the prior has a mass of {mass[bad[unit]].sum():.2g}"
+        " at such values. Check the unit's data, keep what the law takes in its range, "
+        "such as by jnp.exp(jnp.clip(z, -80, 80)), or give a reference, or a grid, "
+        "that leaves such values out."
+    )
+
+
+def _check_numbers(values: np.ndarray, unit: int) -> None:
+    """Refuse a unit whose likelihood is nowhere a number.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    row = values[unit]
+    if np.any(np.isfinite(row)):
+        return
+    shown = row[np.isnan(row) | np.isposinf(row)][0]
+    raise ValueError(
+        f"unit {unit} has the log likelihood {shown} at every latent value where it is "
+        "not zero. Check its data and its law: with a standard error of zero the latent"
+        " value is known, and no quadrature sees it; give the error of rounding instead"
+        "."
+    )
+
+
+def check_likely(values: np.ndarray, nodes: jax.Array) -> None:
+    """Refuse units that no latent value explains.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    zero = np.all(np.isneginf(values), axis=1)
+    if not zero.any():
+        return
+    raise ValueError(
+        f"unit {int(np.argmax(zero))} has likelihood zero at every one of "
+        f"{values.shape[1]} latent values from {float(nodes.min()):.6g} to "
+        f"{float(nodes.max()):.6g}: no prior on this support explains it. Check its "
+        "data and its law. A unit without information, such as one with an infinite "
+        "standard error, is to be left out; one that jumps or is very narrow needs a "
+        "wider law."
     )

@@ -20,6 +20,7 @@ from numpyro_kaem.empirical_bayes.quadrature import (
 )
 from numpyro_kaem.panels import integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
+from numpyro_kaem.quadrature import mean_and_variance
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 from numpyro_kaem.tables import Table, tabulate_integrand
 
@@ -254,10 +255,8 @@ def _moments(
     log_mass = log_masses(integrand(energy, parameters, units.panels))
     joint = units.log_likelihood + log_mass
     top = jax.scipy.special.logsumexp(joint, axis=1)
-    mass = jnp.exp(joint - top[:, None])
     z = node_positions(units.panels)
-    mean = jnp.matmul(mass, z, precision="highest")
-    variance = jnp.sum(mass * jnp.square(z - mean[:, None]), axis=1)
+    mean, variance = mean_and_variance(z[:, None], (joint - top[:, None]).T)
     marginal = top - jax.scipy.special.logsumexp(log_mass)
     return marginal, mean, jnp.sqrt(variance)
 

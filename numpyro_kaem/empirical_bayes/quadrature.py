@@ -12,7 +12,9 @@ from jax.scipy.special import logsumexp
 from numpyro_kaem.bases import Chebyshev
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import (
+    NEGLIGIBLE,
     LogLikelihood,
+    check_likely,
     check_units,
     evaluate,
 )
@@ -20,7 +22,12 @@ from numpyro_kaem.energy import Energy
 from numpyro_kaem.panels import Integrand, Panels, integrand, make_panels
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
-from numpyro_kaem.references import ReferenceParameters, concretely, is_concrete
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    concretely,
+    is_concrete,
+    support_bounds,
+)
 
 __all__ = [
     "UnitQuadrature",
@@ -31,13 +38,14 @@ __all__ = [
     "unit_quadrature",
 ]
 
-# The change of a log density within a panel that its rule resolves, and the share of a
-# unit's likelihood from which a panel counts; by whether in float64.
+# The change of a log density within a panel that its rule resolves, by whether in
+# float64.
 _CHANGE = {False: 5.0, True: 4.0}
-_SHARE = {False: 1e-7, True: 1e-13}
 _MAX_PARTS = 16
 _MAX_ROUNDS = 8
 _MAX_PANELS = 4096
+# How often panels are widened to twice their width, for units far out in a tail.
+_MAX_DOUBLINGS = 40
 # Panels are filled up with empty ones to a multiple, so that compiled code serves many
 # data sets.
 _PADDING = 32
@@ -118,39 +126,86 @@ def unit_quadrature(
     check_units(log_likelihood, energy.dtype)
     if not is_concrete(parameters):
         panels = make_panels(energy, parameters, refinement, into_tails=True)
-        return UnitQuadrature(panels, evaluate(log_likelihood, node_positions(panels)))
+        return _evaluated(energy.placed, parameters, panels, log_likelihood)
     with concretely():
         panels = make_panels(energy, parameters, refinement, into_tails=True)
         panels = Panels(_padded(panels.edges), None, panels.has_tails)
-        values = evaluate(log_likelihood, node_positions(panels))
-    if not is_concrete((panels.edges, values)):
-        return UnitQuadrature(panels, values)
-    with concretely():
         if not is_concrete(energy):
             # The panels do not need the coefficients.
             basis = Chebyshev(energy.basis.low, energy.basis.high, 1)
             energy = Energy(basis, jnp.zeros(2, energy.dtype))
-        return _resolve(energy.placed, parameters, panels, values, log_likelihood)
+        units = _evaluated(energy.placed, parameters, panels, log_likelihood)
+    if not is_concrete((panels.edges, units.log_likelihood)):
+        return units
+    with concretely():
+        units = _widened(energy.placed, parameters, units, log_likelihood)
+        return _resolve(energy.placed, parameters, units, log_likelihood)
+
+
+def _evaluated(
+    energy: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    log_likelihood: LogLikelihood,
+) -> UnitQuadrature:
+    log_mass = jax.lax.stop_gradient(_log_masses(energy, parameters, panels))
+    nodes = node_positions(panels)
+    return UnitQuadrature(panels, evaluate(log_likelihood, nodes, log_mass))
+
+
+@jax.jit
+def _log_masses(
+    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
+) -> jax.Array:
+    return log_masses(integrand(energy, parameters, panels))
+
+
+def _widened(
+    energy: PlacedEnergy,
+    parameters: ReferenceParameters | None,
+    units: UnitQuadrature,
+    log_likelihood: LogLikelihood,
+) -> UnitQuadrature:
+    """Panels so far into infinite tails that no unit has its mass beyond them."""
+    least = NEGLIGIBLE[energy.dtype == np.float64]
+    bounds = (0.0, 0.0) if parameters is None else support_bounds(parameters.build())
+    infinite = np.isinf([np.asarray(bound, float) for bound in bounds])
+    for _ in range(_MAX_DOUBLINGS):
+        values = np.asarray(units.log_likelihood)
+        edges = np.unique(np.asarray(units.panels.edges))
+        share, *_ = _inspect(energy, parameters, units.panels, values, least)
+        outer = np.asarray(share)[[0, len(edges) - 2]] > least
+        outer |= np.any(np.all(np.isneginf(values), axis=1))
+        span = 1.0 * np.ptp(edges)
+        outer &= infinite & (np.abs(edges[[0, -1]]) + span < 1e30)
+        if not outer.any():
+            break
+        added = edges[[0, -1]] + span * np.array([-1.0, 1.0])
+        edges = np.sort(np.concatenate([edges, added[outer].astype(edges.dtype)]))
+        panels = Panels(jnp.asarray(_padded(edges)), None, units.panels.has_tails)
+        units = _evaluated(energy, parameters, panels, log_likelihood)
+    check_likely(values, node_positions(units.panels))
+    return units
 
 
 def _resolve(
     energy: PlacedEnergy,
     parameters: ReferenceParameters | None,
-    panels: Panels,
-    values: jax.Array,
+    units: UnitQuadrature,
     log_likelihood: LogLikelihood,
 ) -> UnitQuadrature:
+    panels, values = units
     is_double = energy.dtype == np.float64
     trimmed = False
     for _ in range(_MAX_ROUNDS):
         share, change, unit = map(
             np.asarray,
-            _inspect(energy, parameters, panels, values, _SHARE[is_double]),
+            _inspect(energy, parameters, panels, values, NEGLIGIBLE[is_double]),
         )
         edges = np.asarray(panels.edges)
         if not trimmed:
             # Outer panels without any unit's likelihood belong to the tails.
-            needed = share > _SHARE[is_double] ** 2
+            needed = share > NEGLIGIBLE[is_double] ** 2
             needed[[0, -1]] |= ~np.asarray(panels.has_tails)
             inside = (edges[1:] > energy.low) & (edges[:-1] < energy.high)
             kept = np.flatnonzero(needed | inside)
@@ -174,7 +229,7 @@ def _resolve(
         if done and len(edges) == len(panels.edges):
             return UnitQuadrature(panels, values)
         panels = Panels(jnp.asarray(edges, energy.dtype), None, panels.has_tails)
-        values = evaluate(log_likelihood, node_positions(panels))
+        panels, values = _evaluated(energy, parameters, panels, log_likelihood)
         if done:
             return UnitQuadrature(panels, values)
     worst = int(np.argmax(change))
@@ -233,6 +288,8 @@ def _inspect(
         best_share, best_change, best_unit = state
         index, row = unit
         share, change = of_unit(row)
+        # The share of a unit without any likelihood is not a number.
+        share = jnp.where(jnp.isnan(share), 0, share)
         best_unit = jnp.where(change > best_change, index, best_unit)
         state = jnp.maximum(best_share, share), jnp.maximum(best_change, change)
         return (*state, best_unit), None

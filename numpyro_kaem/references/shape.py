@@ -178,9 +178,10 @@ def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
 def far_breaks(
     reference: dist.Distribution, low: jax.Array, high: jax.Array
 ) -> list[jax.Array]:
-    """Points that double their distance from a grid, far into infinite tails.
+    """Points that double their distance from a grid, into infinite tails.
 
-    For laws whose tails are not inverted in closed form; each ``(count, *shape)``.
+    They end where the density has no mass that the precision can tell from none. For
+    laws whose tails are not inverted in closed form; each ``(count, *shape)``.
     """
     breaks = []
     for bound, edge, sign in zip(
@@ -191,5 +192,24 @@ def far_breaks(
         length = local_length(reference, edge)
         powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
         powers = jnp.asarray(powers, length.dtype)
-        breaks.append(jnp.clip(edge + sign * powers * length, -1e30, 1e30))
+        points = jnp.clip(edge + sign * powers * length, -1e30, 1e30)
+        breaks.append(_while_massive(reference, points, powers * length, sign))
     return breaks
+
+
+def _while_massive(
+    reference: dist.Distribution, points: jax.Array, distance: jax.Array, sign: float
+) -> jax.Array:
+    """Points up to the first with no mass beyond it; the rest repeat that one."""
+    log_mass = log_density(reference, points) + jnp.log(distance)
+    massive = log_mass > jnp.log(jnp.finfo(points.dtype).tiny)
+    # The mass may lie between two points, but not beyond where the density has breaks.
+    for rows in density_breaks(reference):
+        rows = with_rank(rows, points.ndim - 1)
+        far = jnp.max(jnp.where(jnp.isfinite(rows), sign * rows, -jnp.inf), axis=0)
+        massive |= sign * points < far
+    beyond = jnp.flip(jax.lax.cummax(jnp.flip(massive, 0).astype(jnp.int32)), 0)
+    # The first without mass is the end.
+    end = jnp.minimum(jnp.sum(beyond, axis=0), len(points) - 1)
+    end = jnp.take_along_axis(points, end[None], axis=0)
+    return jnp.minimum(points, end) if sign > 0 else jnp.maximum(points, end)
