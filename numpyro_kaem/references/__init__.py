@@ -16,7 +16,6 @@ from numpyro_kaem.references.quantiles import (
 )
 from numpyro_kaem.references.shape import (
     density_breaks,
-    far_breaks,
     finest_scale,
     has_quantile,
     has_regular_ends,
@@ -25,6 +24,7 @@ from numpyro_kaem.references.shape import (
     with_rank,
 )
 from numpyro_kaem.references.tails import (
+    far_breaks,
     log_density,
     log_tail_mass,
     scaled_tail_mass,

@@ -19,7 +19,7 @@ from numpyro_kaem.references.laws import (
     monotone_parts,
     truncated_parts,
 )
-from numpyro_kaem.references.parameters import ReferenceParameters
+from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
 from numpyro_kaem.references.shape import (
     density_breaks,
     interior_point,
@@ -30,6 +30,7 @@ from numpyro_kaem.references.shape import (
 )
 
 __all__ = [
+    "far_breaks",
     "log_density",
     "log_tail_mass",
     "scaled_tail_mass",
@@ -316,3 +317,43 @@ def tail_nodes(
     count = points.shape[0] * points.shape[1]
     log_weights = jnp.broadcast_to(log_weights, points.shape)
     return points.reshape(count, *shape), log_weights.reshape(count, *shape)
+
+
+def far_breaks(
+    reference: dist.Distribution, low: jax.Array, high: jax.Array
+) -> list[jax.Array]:
+    """Points that double their distance from a grid, into infinite tails.
+
+    They end where the density has no mass that the precision can tell from none. For
+    laws whose tails are not inverted in closed form; each ``(count, *shape)``.
+    """
+    breaks = []
+    for bound, edge, sign in zip(
+        support_bounds(reference), (low, high), (-1.0, 1.0), strict=True
+    ):
+        if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
+            continue
+        length = local_length(reference, edge)
+        powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
+        powers = jnp.asarray(powers, length.dtype)
+        points = jnp.clip(edge + sign * powers * length, -1e30, 1e30)
+        breaks.append(_while_massive(reference, points, powers * length, sign))
+    return breaks
+
+
+def _while_massive(
+    reference: dist.Distribution, points: jax.Array, distance: jax.Array, sign: float
+) -> jax.Array:
+    """Points up to the first with no mass beyond it; the rest repeat that one."""
+    log_mass = log_density(reference, points) + jnp.log(distance)
+    massive = log_mass > jnp.log(jnp.finfo(points.dtype).tiny)
+    # The mass may lie between two points, but not beyond where the density has breaks.
+    for rows in density_breaks(reference):
+        rows = with_rank(rows, points.ndim - 1)
+        far = jnp.max(jnp.where(jnp.isfinite(rows), sign * rows, -jnp.inf), axis=0)
+        massive |= sign * points < far
+    beyond = jnp.flip(jax.lax.cummax(jnp.flip(massive, 0).astype(jnp.int32)), 0)
+    # The first without mass is the end.
+    end = jnp.minimum(jnp.sum(beyond, axis=0), len(points) - 1)
+    end = jnp.take_along_axis(points, end[None], axis=0)
+    return jnp.minimum(points, end) if sign > 0 else jnp.maximum(points, end)
