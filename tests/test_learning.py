@@ -322,7 +322,9 @@ def test_bad_priors():
     with pytest.raises(TypeError, match="hide energies in a MixtureGeneral"):
         learn_prior("prior", general)
     with pytest.raises(TypeError, match="continuous univariate law, got Multi"):
-        sites_of(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), learn_reference=1)
+        sites_of(
+            dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), learn_reference=True
+        )
 
 
 def test_bad_values():

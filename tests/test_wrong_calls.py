@@ -51,7 +51,7 @@ def of_site(function, *args, **kwargs):
 
 A_KEY = r"must be one random key such as jax.random.key\(0\), got "
 A_NUMBER = "must be a finite number > 0, got 'a' of type str"
-NUMBERS = "must be a number or an array of numbers, got "
+NUMBERS = "must be real numbers, got "
 MODELS = "model must be a NumPyro model, a callable, got "
 
 
@@ -110,7 +110,7 @@ CALLS = [
     row(f"coefficients {NUMBERS}None", kaem.Energy, BASIS, None),
     row(f"coefficients {NUMBERS}'a'", kaem.Energy, BASIS, "a"),
     row(f"coefficients {NUMBERS}an object of ty", kaem.Energy, BASIS, NORMAL),
-    row(f"coefficients {NUMBERS}an arr", kaem.Energy, BASIS, np.ones(6, bool)),
+    row(f"coefficients {NUMBERS}dtype bool", kaem.Energy, BASIS, np.ones(6, bool)),
     row(f"base_weight {NUMBERS}'a'", kaem.Energy, BASIS, np.ones(6), "a"),
     row("basis must be a basis such as", kaem.Energy, "a", np.ones(6)),
     row("basis must be a basis such as", kaem.Energy.init, KEY, None),
@@ -170,12 +170,6 @@ CALLS = [
         target_accept_prob=dist.Normal(),
     ),
     row(f"power {A_NUMBER}", infer.AnnealedLangevin, model, power="a"),
-    row(
-        "num_local_steps must be a positive integer, got 'a'",
-        infer.AnnealedLangevin,
-        model,
-        num_local_steps="a",
-    ),
     row(
         "power must be a number or a schedule, got an object of type Normal",
         infer.ThermodynamicMLE,

@@ -121,17 +121,14 @@ def as_real(name: str, value: Any, or_bool: bool = False) -> jax.Array:
             kind = "O"
         # Formats such as bfloat16 are of kind V.
         if kind not in "fiubV":
-            raise TypeError(
-                f"{name} must be a number or an array of numbers, got {_show(value)}."
-            )
+            is_array = isinstance(value, np.ndarray | np.generic)
+            came = f"dtype {value.dtype}" if is_array else _show(value)
+            raise TypeError(f"{name} must be real numbers, got {came}.")
         array = jnp.asarray(value)
     # The kind is quick, and tells most formats.
     kind = getattr(array.dtype, "kind", "O")
     if not (kind in ("fiub" if or_bool else "fiu") or _is_real(array)):
-        raise TypeError(
-            f"{name} must be a number or an array of numbers, got an array of dtype "
-            f"{array.dtype}."
-        )
+        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
     return array
 
 

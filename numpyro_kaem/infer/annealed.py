@@ -11,7 +11,7 @@ from numpyro.infer import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem.bases._checks import as_count, as_flag, as_number, check_function
+from numpyro_kaem.bases._checks import as_flag, as_number, check_function
 from numpyro_kaem.infer import auto_mala, mala, pcnl, target, ula
 from numpyro_kaem.infer.annealed_state import AnnealedState
 from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
@@ -173,7 +173,12 @@ class AnnealedLangevin(MCMCKernel):
                 f"local_move must be one of {', '.join(map(repr, _MOVES))}, got "
                 f"{local_move!r}."
             )
-        num_local_steps = as_count("num_local_steps", num_local_steps)
+        if isinstance(num_local_steps, bool) or not isinstance(num_local_steps, int):
+            raise ValueError(
+                f"num_local_steps must be an integer >= 1, got {num_local_steps!r}."
+            )
+        if num_local_steps < 1:
+            raise ValueError(f"num_local_steps must be >= 1, got {num_local_steps}.")
         step_size = as_number(
             "step_size", step_size, "a finite number > 0", lambda x: x > 0
         )

@@ -46,7 +46,7 @@ def fingerprint(**parts: Any) -> dict[str, str]:
     ...     data=jnp.zeros(3), objective=kaem.infer.LangevinMLE(5, num_chains=2)
     ... )
     >>> found["data"], found["objective.num_chains"]
-    ('float...[3] 15ec7bf0', '2')
+    ('float...[3] ...', '2')
     """
     found: dict[str, str] = {}
     for name, part in parts.items():

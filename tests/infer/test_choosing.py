@@ -233,7 +233,7 @@ def test_bad_input():
         check_missed_modes(unfinished, finished)
     with pytest.raises(ValueError, match="must share sites"):
         check_missed_modes(finished, run(MALA(improper), y, 1, 10))
-    with pytest.raises(TypeError, match="kernel must make an MCMCKernel"):
+    with pytest.raises(TypeError, match="kernel must be what makes an MCMCKernel"):
         sample_posterior(conjugate, jax.random.key(0), y, kernel="nuts")
     with pytest.raises(ValueError, match="num_samples"):
         sample_posterior(conjugate, jax.random.key(0), y, num_samples=0)

@@ -181,7 +181,9 @@ def test_the_target_acceptance_is_reached():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bad_arguments(kernel):
     name = kernel.__name__
-    with pytest.raises(TypeError, match=r"model must be a NumPyro model, .* got int"):
+    with pytest.raises(
+        TypeError, match=r"model must be a NumPyro model, .* of type int"
+    ):
         kernel(3)
     for size in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match=r"step_size must be a finite number > 0"):

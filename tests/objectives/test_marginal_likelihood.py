@@ -181,7 +181,7 @@ def test_data_that_cannot_be():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": 3}, TypeError, "model must be a NumPyro model, a callable, got int"),
+        ({"model": 3}, TypeError, "model must be a NumPyro model, a callable, got 3"),
         ({"rng_key": 3}, TypeError, "rng_key must be one random key such as"),
         ({"num_temperatures": 1}, ValueError, "num_temperatures must be an integer >="),
         ({"num_particles": 1}, ValueError, "num_particles must be an integer >= 2"),
