@@ -3,17 +3,24 @@
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.empirical_bayes.family import Maximum
+from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation_checks import as_real
 from numpyro_kaem.references import ReferenceParameters, check_reference
 
-__all__ = ["as_counts", "as_weight", "check_basis", "warn_of_problems"]
+__all__ = ["as_counts", "as_weight", "check_basis", "warn_of_problems", "warn_off_grid"]
+
+# Nats by which the likelihood of a unit falls short on the grid of its maximum beyond:
+# that of an interval of 95 %, where the prior ends with the grid, and of four standard
+# errors, where its tails go on.
+_SHORT, _FAR_SHORT = 1.92, 8.0
 
 
 def check_basis(
@@ -108,6 +115,49 @@ def warn_of_problems(best: Maximum) -> None:
             f"the fit did not converge in {int(best.num_steps)} steps: another one "
             f"promises {float(best.decrement):.2g} nats. Use a larger penalty, fewer "
             "features, or float64.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_off_grid(
+    energy: Energy,
+    has_reference: bool,
+    log_likelihood: LogLikelihood,
+    nodes: np.ndarray,
+    values: np.ndarray,
+    outside: np.ndarray,
+) -> None:
+    """Warn of units off the grid, of whose prior nothing is learned there.
+
+    Parameters
+    ----------
+    energy, has_reference
+        The prior.
+    log_likelihood, nodes, values
+        Log likelihood of the units, and its values at nodes.
+    outside
+        Share of each unit's posterior that lies off the grid.
+    """
+    low, high = float(energy.basis.low), float(energy.basis.high)
+    on_grid = (nodes >= low) & (nodes <= high)
+    beyond = values[:, ~on_grid].max(axis=1, initial=-np.inf)
+    if not has_reference:
+        # The prior ends with the grid, and so do the nodes.
+        steps = (high - low) * 2.0 ** np.arange(-5.0, 3.0, 0.5)
+        more = jnp.asarray([*(low - steps), *(high + steps)], nodes.dtype)
+        more = np.asarray(jax.jit(log_likelihood)(more))
+        beyond = np.where(np.isfinite(more), more, -np.inf).max(axis=1)
+    best = np.maximum(values[:, on_grid].max(axis=1), np.finfo(values.dtype).min)
+    off = beyond - best > (_FAR_SHORT if has_reference else _SHORT)
+    off |= outside > 0.5
+    if off.any():
+        warnings.warn(
+            f"the data of {off.sum()} units, the first of them unit "
+            f"{int(np.argmax(off))}, place their latent values off the grid, which is "
+            f"({low:.6g}, {high:.6g}): there the prior is "
+            f"{'its reference alone' if has_reference else 'zero'}. Check these units, "
+            "or widen the grid.",
             UserWarning,
             stacklevel=3,
         )

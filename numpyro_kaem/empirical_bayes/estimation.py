@@ -15,8 +15,14 @@ from numpyro_kaem.empirical_bayes.checks import (
     as_weight,
     check_basis,
     warn_of_problems,
+    warn_off_grid,
 )
-from numpyro_kaem.empirical_bayes.family import Maximum, Problem, maximise
+from numpyro_kaem.empirical_bayes.family import (
+    Maximum,
+    Problem,
+    maximise,
+    posterior_masses,
+)
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood, check_units
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
@@ -122,8 +128,8 @@ def fit_marginal(
     Warns
     -----
     UserWarning
-        If Newton's method does not converge, or a likelihood is too narrow for the
-        quadrature.
+        If Newton's method does not converge, a likelihood is too narrow for the
+        quadrature, or units' data place them off the grid.
 
     Notes
     -----
@@ -212,6 +218,15 @@ def fit_marginal(
         if abs(total - _unpenalised(model, found)) <= _resolution(total, dtype):
             break
     warn_of_problems(found.best)
+    nodes = np.asarray(node_positions(units.panels))
+    warn_off_grid(
+        flat,
+        parameters is not None,
+        log_likelihood,
+        nodes,
+        np.asarray(units.log_likelihood),
+        np.asarray(_share_outside(flat, problem, start, nodes)),
+    )
     return MarginalFit(
         prior=prior,
         log_marginal_likelihood=total,
@@ -230,6 +245,16 @@ def fit_marginal(
         _problem=problem,
         _panels=units.panels,
     )
+
+
+def _share_outside(
+    flat: Energy, problem: Problem, parameters: jax.Array, nodes: np.ndarray
+) -> jax.Array:
+    """Share of each unit's posterior off the grid; the last two nodes are the tails."""
+    outside = (nodes < flat.basis.low) | (nodes > flat.basis.high)
+    outside[-2:] = True
+    mass = posterior_masses(problem, parameters)
+    return jnp.matmul(mass, jnp.asarray(outside, mass.dtype), precision="highest")
 
 
 class _Setting(NamedTuple):

@@ -11,15 +11,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from numpyro_kaem.exponential_family import ascent_direction, curvatures
 
-__all__ = ["Maximum", "Problem", "maximise", "unit_moments"]
+__all__ = ["Maximum", "Problem", "maximise", "posterior_masses", "unit_moments"]
 
 _MAX_STEPS = 100
 _MAX_HALVINGS = 25
+# Steps that follow a small one where the reference is fitted: its curvature weighs the
+# gradient that is left, which must be small beside that of the penalty.
+_POLISH = 4
 
 
 class Problem(NamedTuple):
@@ -79,6 +84,13 @@ def _value(problem: Problem, ridge: jax.Array, parameters: jax.Array) -> jax.Arr
     return value - penalty
 
 
+@jax.jit
+def posterior_masses(problem: Problem, parameters: jax.Array) -> jax.Array:
+    """Posterior masses of units at the nodes, shape ``(num_units, num_nodes)``."""
+    log_mass = _log_masses(problem, parameters)
+    return jax.nn.softmax(problem.log_likelihood + log_mass, axis=1)
+
+
 def unit_moments(
     problem: Problem, parameters: jax.Array, functions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -97,8 +109,7 @@ def unit_moments(
         Masses ``(num_units, num_nodes)``, means ``(num_units,)``, and their derivatives
         in the parameters, ``(num_units, num_parameters)``.
     """
-    log_mass = _log_masses(problem, parameters)
-    mass = jax.nn.softmax(problem.log_likelihood + log_mass, axis=1)
+    mass = posterior_masses(problem, parameters)
     scores = _scores(problem, parameters)
     mean = jnp.matmul(mass, functions, precision="highest")
     centred = mass * (functions - mean[:, None])
@@ -152,7 +163,6 @@ def _derivatives(
     return gradient, complete, observed
 
 
-@jax.jit
 def maximise(
     problem: Problem,
     ridge: jax.Array,
@@ -172,12 +182,61 @@ def maximise(
     tolerance
         Gain that is not worth another step, in nats for all units.
     """
-    eps = jnp.finfo(start.dtype).eps
+    dtype = start.dtype
+    num_free = len(start) - problem.features.shape[1]
+    if num_free == 0:
+        state = _ascend(problem, ridge, start, tolerance, jnp.finfo(dtype).eps)
+    # In float64 whatever the precision: a fitted reference may do nearly the same as
+    # the energy, and rounding of a float32 information is more than the difference.
+    with jax.enable_x64(True):
+        narrow = problem.log_reference
+        wide = [jnp.asarray(x, jnp.float64) for x in (*problem[:3], ridge)]
+        wide, ridge = Problem(*wide[:3], Partial(_as_float64, narrow)), wide[3]
+        if num_free > 0:
+            start = jnp.asarray(start, jnp.float64)
+            state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)
+        parameters = jnp.asarray(state[0], jnp.float64)
+        found = _information(wide, ridge, parameters)
+    parameters, value, _, num_steps, decrement, converged = state
+    covariance, log_det, freedom = found
+    total = float(np.sum(np.asarray(problem.counts, float)))
+    value, decrement = total * np.asarray(value, float), total * np.asarray(decrement)
+    maximum = (
+        parameters,
+        value,
+        value + 0.5 * np.asarray(log_det),
+        covariance,
+        freedom,
+        decrement,
+    )
+    maximum = [jnp.asarray(np.asarray(x), dtype) for x in maximum]
+    return Maximum(*maximum, converged, num_steps)
+
+
+def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:
+    """Log masses of the reference, in the precision of the panels."""
+    dtype = jax.tree_util.tree_leaves(log_reference)[0].dtype
+    return log_reference(free.astype(dtype)).astype(jnp.float64)
+
+
+@jax.jit
+def _ascend(
+    problem: Problem,
+    ridge: jax.Array,
+    start: jax.Array,
+    tolerance: ArrayLike,
+    eps: ArrayLike,
+) -> tuple:
+    """Parameters, value, small steps at the end, steps, decrement, whether converged.
+
+    Values are those a unit, known to ``eps``.
+    """
+    num_last = 1 + (_POLISH if len(start) > problem.features.shape[1] else 0)
     total = jnp.sum(problem.counts)
     value_of = partial(_value, problem, ridge)
 
     def step(state: tuple) -> tuple:
-        parameters, value, _, count, _ = state
+        parameters, value, num_small, count, *_ = state
         gradient, complete, observed = _derivatives(problem, ridge, parameters)
         direction = ascent_direction(gradient, complete, observed)
         decrement = jnp.dot(gradient, direction, precision="highest")
@@ -198,31 +257,34 @@ def maximise(
         parameters = jnp.where(better, parameters + length * direction, parameters)
         value = jnp.where(better, new_value, value)
         small = jnp.maximum(tolerance / total, 32 * eps * (1 + jnp.abs(value)))
-        return parameters, value, decrement <= small, count + 1, decrement
+        done = decrement <= small
+        num_small = jnp.where(done, num_small + 1, 0)
+        return parameters, value, num_small, count + 1, decrement, done
 
-    first = (start, value_of(start), jnp.asarray(False), 0, jnp.zeros_like(start[0]))
-    parameters, value, converged, count, decrement = jax.lax.while_loop(
-        lambda state: ~state[2] & (state[3] < _MAX_STEPS), step, first
+    zero = jnp.zeros_like(start[0])
+    first = (start, value_of(start), jnp.asarray(0), 0, zero, jnp.asarray(False))
+    return jax.lax.while_loop(
+        lambda state: (state[2] < num_last) & (state[3] < _MAX_STEPS), step, first
     )
+
+
+@jax.jit
+def _information(
+    problem: Problem, ridge: jax.Array, parameters: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Covariance, twice the Laplace term, and effective number, at a maximum."""
+    total = jnp.sum(problem.counts)
     _, complete, observed = _derivatives(problem, ridge, parameters)
     factor, curvature, axes = curvatures(complete, observed)
     # At a maximum all curvatures are positive, up to rounding.
-    curvature = jnp.maximum(curvature, jnp.sqrt(eps))
+    curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(parameters.dtype).eps))
     root = jax.scipy.linalg.solve_triangular(
         factor, axes / jnp.sqrt(curvature), lower=True, trans=1
     )
     covariance = jnp.matmul(root, root.T, precision="highest") / total
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) + jnp.sum(jnp.log(curvature))
-    log_det = log_det + len(start) * jnp.log(total)
+    log_det = log_det + len(parameters) * jnp.log(total)
     # Free parameters of the reference have a flat prior, and no ridge.
     log_ridge = jnp.sum(jnp.log(jnp.where(ridge > 0, ridge, 1)))
-    return Maximum(
-        parameters,
-        total * value,
-        total * value + 0.5 * (log_ridge - log_det),
-        covariance,
-        len(start) - jnp.sum(jnp.diagonal(covariance) * ridge),
-        total * decrement,
-        converged,
-        count,
-    )
+    freedom = len(parameters) - jnp.sum(jnp.diagonal(covariance) * ridge)
+    return covariance, log_ridge - log_det, freedom

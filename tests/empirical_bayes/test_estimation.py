@@ -146,6 +146,33 @@ def test_fitted_reference_is_that_of_the_parametric_model():
     assert float(fit.prior.reference.concentration) != 1.0
 
 
+def test_evidence_of_a_fitted_reference(x64):
+    """A scale and a quadratic energy do the same: rounding made -2834 of 2.0."""
+    rng = np.random.default_rng(1)
+    effects, errors = rng.standard_t(4, size=200), rng.uniform(0.3, 1.5, size=200)
+    x = effects + errors * rng.normal(size=200)
+    fit = kaem.fit_marginal(
+        kaem.unit_log_likelihood(lambda z: dist.Normal(z, errors), x),
+        kaem.BSpline(x.min() - 0.2 * np.ptp(x), x.max() + 0.2 * np.ptp(x), 8),
+        dist.Normal(np.median(x), x.std()),
+        fit_reference=True,
+        penalty=1.0,
+    )
+    # A cubic penalty of this weight leaves a Normal law; values of float64.
+    np.testing.assert_allclose(fit.degrees_of_freedom, 2.0, atol=1e-3)
+    np.testing.assert_allclose(fit.log_evidence, -407.4045, atol=2e-3)
+    total = np.hypot(float(fit.prior.variance) ** 0.5, errors)
+    expected = stats.norm.logpdf(x, float(fit.prior.mean), total).sum()
+    np.testing.assert_allclose(fit.log_marginal_likelihood, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("reference", [None, dist.Normal(2.0, 3.0)])
+def test_warns_of_units_off_the_grid(reference):
+    units = normal_units(np.array([-1.0, 0.0, 1.0, 2.0, 10.0]))
+    with pytest.warns(UserWarning, match="1 units, the first of them unit 4.*grid"):
+        kaem.fit_marginal(units, kaem.BSpline(-4.0, 8.0, 8), reference, penalty=1.0)
+
+
 # --- properties ----------------------------------------------------------------------
 
 

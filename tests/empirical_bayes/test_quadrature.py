@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from scipy import integrate, interpolate, optimize, stats
+from scipy import integrate, interpolate, optimize, special, stats
 
 import numpyro_kaem as kaem
 
@@ -160,6 +160,102 @@ def test_unit_posterior(name, x64):
     np.testing.assert_allclose(moment, posterior.mean, rtol=1e-5, atol=1e-6)
 
 
+# Laws of which a parameter is the exponential of the latent value: beyond some |z| it is
+# infinite or zero, and the log likelihood not a number.
+LOG_LINKS = {
+    "poisson": (dist.Poisson, [0.0, 3.0, 30.0], stats.poisson.logpmf),
+    "normal": (
+        lambda s, **k: dist.Normal(0.0, s, **k),
+        [0.01, -1.0, 40.0],
+        lambda x, s: stats.norm.logpdf(x, 0.0, s),
+    ),
+    "gamma": (
+        lambda r, **k: dist.Gamma(2.0, r, **k),
+        [0.01, 1.0, 40.0],
+        lambda x, r: stats.gamma.logpdf(x, 2.0, scale=1 / r),
+    ),
+    "exponential": (
+        dist.Exponential,
+        [0.01, 1.0, 40.0],
+        lambda x, r: stats.expon.logpdf(x, scale=1 / r),
+    ),
+    "weibull": (
+        lambda k, **kwargs: dist.Weibull(2.0, k, **kwargs),
+        [0.3, 1.0, 6.0],
+        lambda x, k: stats.weibull_min.logpdf(x, k, scale=2.0),
+    ),
+    "student-t": (
+        lambda s, **k: dist.StudentT(3.0, 0.0, s, **k),
+        [0.01, -1.0, 40.0],
+        lambda x, s: stats.t.logpdf(x, 3.0, 0.0, s),
+    ),
+    "negative binomial": (
+        lambda m, **k: dist.NegativeBinomial2(m, 2.0, **k),
+        [0.0, 3.0, 30.0],
+        lambda x, m: stats.nbinom.logpmf(x, 2.0, 2.0 / (2.0 + m)),
+    ),
+    "beta": (
+        lambda a, **k: dist.Beta(a, 2.0, **k),
+        [0.01, 0.3, 0.99],
+        lambda x, a: stats.beta.logpdf(x, a, 2.0),
+    ),
+}
+
+
+def log_marginals(low, high, law, log_likelihood):
+    """The same by a Gauss rule on so many panels that it need not adapt."""
+    x, weights = np.polynomial.legendre.leggauss(20)
+    mean, scale = law.mean(), law.std()
+    edges = mean + scale * np.linspace(-14.0, 14.0, 4001)
+    edges = np.union1d(edges, np.linspace(low, high, 10))
+    z = (edges[:-1, None] + np.diff(edges)[:, None] * (x + 1) / 2).ravel()
+    log_mass = spline(low, high)(z) + law.logpdf(z)
+    log_mass += np.log(np.diff(edges)[:, None] * weights / 2).ravel()
+    with np.errstate(all="ignore"):
+        values = log_likelihood(z)
+    values = np.where(np.isnan(values), -np.inf, values)
+    return special.logsumexp(values + log_mass, 1) - special.logsumexp(log_mass)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize("name", LOG_LINKS)
+def test_latent_values_that_are_logarithms(name, scale, x64):
+    """No NaN of the far tails, nor its loss, moves the marginal likelihood."""
+    law, data, log_pdf = LOG_LINKS[name]
+    low, high, data = -3 * scale, 3 * scale, np.array(data)
+    prior = make_prior(low, high, dist.Normal(0.3, scale))
+    expected = log_marginals(
+        low,
+        high,
+        stats.norm(0.3, scale),
+        lambda z: log_pdf(data[:, None], np.exp(z)),
+    )
+    # NumPyro's own log density of counts and shapes is good to a few 1e-6.
+    bar = 3e-6 if x64 else 3e-5
+    for options in ({}, {"validate_args": False}):
+        units = kaem.unit_log_likelihood(
+            lambda z, options=options: law(jnp.exp(z), **options), data
+        )
+        actual = kaem.log_marginal_likelihood(prior, units)
+        np.testing.assert_allclose(actual, expected, atol=bar)
+
+
+def test_nodes_lie_where_the_prior_or_a_unit_has_mass(x64):
+    """A unit thirty deviations out is found, without nodes there for the others."""
+    flat = kaem.Energy(kaem.BSpline(-4.0, 4.0, 12), jnp.zeros(12))
+    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
+    for data in (np.array([0.0, 3.0]), np.array([0.0, 30.0])):
+        units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 0.1), data)
+        posterior = kaem.unit_posterior(prior, units)
+        np.testing.assert_allclose(
+            posterior.log_marginal_likelihood,
+            stats.norm.logpdf(data, 0.0, np.sqrt(1.01)),
+            rtol=1e-9 if x64 else 1e-5,
+        )
+        np.testing.assert_allclose(posterior.mean, data / 1.01, rtol=1e-6, atol=1e-6)
+        assert np.ptp(posterior._units.panels.edges) < 8 * (1 + data.max())
+
+
 def test_posterior_draws_follow_the_posterior(key):
     prior, units = built("normal")
     posterior = kaem.unit_posterior(prior, units)
@@ -237,6 +333,32 @@ def test_zero_likelihood_names_the_unit():
         kaem.log_marginal_likelihood(prior, units)
 
 
+def test_nan_where_a_heavy_tail_has_mass_names_the_remedy():
+    """The maximum over nodes must not lose it."""
+    prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
+    units = lambda z: jnp.where(z > 2.0, jnp.nan, -(z**2))[None]  # noqa: E731
+    with pytest.raises(ValueError, match=r"nan for unit 0 at the latent value 2\..*clip"):
+        kaem.log_marginal_likelihood(prior, units)
+
+
+def test_standard_errors_of_zero_and_infinity():
+    prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
+    x = np.array([1.0, 2.0])
+
+    def units(error, **options):
+        scale = np.array([1.0, error])
+        return kaem.unit_log_likelihood(
+            lambda z: dist.Normal(z, scale, **options), x
+        )
+
+    with pytest.raises(ValueError, match="A standard error must be positive"):
+        units(0.0)
+    for error in (0.0, np.inf):
+        unchecked = units(error, validate_args=False)
+        with pytest.raises(ValueError, match="unit 1 has .*standard error"):
+            kaem.log_marginal_likelihood(prior, unchecked)
+
+
 def test_nan_names_the_unit():
     prior = make_prior(0.0, 1.0)
     units = lambda z: jnp.stack([z, jnp.log(z - 0.5)])  # noqa: E731
@@ -248,6 +370,7 @@ def test_nan_names_the_unit():
     ("log_likelihood", "error", "message"),
     [
         (3.0, TypeError, "must be a function"),
+        (dist.Normal(0.0, 1.0), TypeError, "must be a function.*got Normal"),
         (lambda z: z, ValueError, "got \\(5,\\) for 5"),
         (lambda z: z[:, None], ValueError, "got \\(5, 1\\) for 5"),
         (lambda z: jnp.zeros((0, len(z))), ValueError, "at least one unit"),
@@ -279,6 +402,7 @@ def test_refuses_priors():
     ("observation", "data", "error", "message"),
     [
         (lambda z: z, np.zeros(3), TypeError, "must return a NumPyro distribution"),
+        (dist.Normal(0.0, 1.0), np.zeros(3), TypeError, "must be a function.*lambda"),
         (lambda z: dist.Normal(z, 1.0), 0.5, ValueError, "got a single number"),
         (lambda z: dist.Normal(z, 1.0), np.zeros((3, 1)), ValueError, "got \\(3, 1\\)"),
         (
