@@ -27,7 +27,7 @@ from numpyro.distributions import transforms
 from numpyro.distributions.batch_util import vmap_over
 
 import numpyro_kaem as kaem
-from numpyro_kaem.references.shape import log_density, support_bounds
+from numpyro_kaem.references import log_density, support_bounds
 
 NUM_DENSITIES = 8
 NUM_EXAMPLES = int(os.environ.get("KAEM_PROPERTY_EXAMPLES", 25))
