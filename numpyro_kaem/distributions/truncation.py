@@ -551,24 +551,17 @@ def _cut_edges(
         the bounds, those of the panels. And whether there is, of the shape of an edge.
     """
     bounds, signs = (low, high), (-1.0, 1.0)
-    limits = [edges[0] if low is None else low, edges[-1] if high is None else high]
+    limits = [edges[0], edges[-1]]
     rows = [edges]
     if beyond:
         reference = jax.lax.stop_gradient(parameters).build()
         rows += [*density_breaks(reference), *(k[None] for k in kinks(reference))]
-        for side, sign in enumerate(signs):
-            outermost = jax.lax.stop_gradient(edges[-side])
-            reach = outermost
-            if has_tails[side]:
-                points = _points_outside(reference, outermost, side)
-                rows.append(points)
-                reach = jnp.max(sign * points, axis=0) * sign
-            if bounds[side] is not None:
-                past = sign * (limits[side] - reach) > 0
-                limits[side] = jnp.where(past, reach, limits[side])
-                inwards, _ = _points_from(reference, bounds[side], -sign)
-                rows.append(inwards)
-            elif has_tails[side]:
+    for side, (bound, sign) in enumerate(zip(bounds, signs, strict=True)):
+        outermost = jax.lax.stop_gradient(edges[-side])
+        if beyond and has_tails[side]:
+            points = _points_outside(reference, outermost, side)
+            rows.append(points)
+            if bound is None:
                 # All that is left may lie in this tail, which is panelled for a while.
                 other = bounds[1 - side]
                 _, last = _points_from(reference, other, sign)
@@ -576,6 +569,13 @@ def _cut_edges(
                 last = sign * jnp.minimum(sign * last, sign * end)
                 in_tail = sign * (other - outermost) > 0
                 limits[side] = jnp.where(in_tail, last, outermost)
+            else:
+                limits[side] = sign * jnp.max(sign * points, axis=0)
+        if bound is not None:
+            if beyond:
+                rows.append(_points_from(reference, bound, -sign)[0])
+            past = sign * (bound - limits[side]) > 0
+            limits[side] = jnp.where(past, limits[side], bound)
     has_mass = limits[0] < limits[1]
     start = jnp.where(has_mass, limits[0], edges[0])
     stop = jnp.where(has_mass, limits[1], edges[-1])
@@ -612,11 +612,16 @@ def _points_outside(
     far = outermost + sign * steps * length
     log_values = log_density(reference, far) + jnp.log(length)
     far = jnp.where(log_values > _LEAST_LOG_DENSITY, far, outermost)
-    # Towards an end, where the density may be infinite, they shrink.
-    shrink = 4.0 ** -np.arange(1.0, len(_FROM_PANELS))
-    shrink = jnp.asarray([*shrink, 0.0], end.dtype).reshape(column)
-    span = jnp.where(finite, outermost - end, 0)
-    near = jnp.where(finite, end, outermost) + shrink * span
+    # Towards an end they shrink, down to a distance at which a density that is infinite
+    # there is still a number.
+    shrink = jnp.asarray(4.0 ** -np.arange(1.0, 1 + len(_FROM_PANELS)), end.dtype)
+    info = jnp.finfo(end.dtype)
+    span = jnp.where(finite, jnp.abs(outermost - end), 1)
+    least = jnp.maximum(
+        8 * info.eps * jnp.abs(jnp.where(finite, end, 0)), 4 * info.tiny
+    )
+    distance = jnp.maximum(shrink.reshape(column) * span, jnp.minimum(least, span))
+    near = jnp.where(finite, end, 0) - sign * distance
     return jnp.where(finite, near, far)
 
 
