@@ -220,7 +220,7 @@ class KAEMMixture(dist.Distribution):
         return mixture_density.log_prob(
             self.log_weights,
             prior.energy.placed,
-            prior._parameters,
+            prior._prepared,
             prior.log_normalizer,
             prior._as_float(value),
         )
@@ -255,6 +255,15 @@ class KAEMMixture(dist.Distribution):
         value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
+    def _made(self) -> tuple:
+        """Return what is made once of concrete parameters."""
+        return self._own_table(), self.prior._made()
+
+    def _keep_made(self, made: tuple) -> None:
+        """Keep what :meth:`_made` returned, in a copy that compiled code takes apart."""
+        self.__dict__["_cached_table"], of_components = made
+        self.prior._keep_made(of_components)
+
     def _own_table(self) -> Table | None:
         """Table of the mixture, if its components have their cells in common."""
         parameters = (self.mixing_logits, self.prior.energy, self.prior._parameters)
@@ -274,7 +283,7 @@ class KAEMMixture(dist.Distribution):
     @property
     def _own_parameters(self) -> ReferenceParameters | None:
         """Parameters of the reference that the components share."""
-        parameters = self.prior._parameters
+        parameters = self.prior._prepared
         if parameters is not None and not parameters.is_elementwise:
             return parameters
         return jax.tree_util.tree_map(_without_components, parameters)
@@ -293,7 +302,7 @@ class KAEMMixture(dist.Distribution):
             ends = tuple(_without_components(end) for end in prior._ends)
             parts = fixed((table, self._own_parameters, ends))
             return density.sample(*parts, key, sample_shape)
-        parts = fixed((prior._table, prior._parameters, prior._ends, self.log_weights))
+        parts = fixed((prior._table, prior._prepared, prior._ends, self.log_weights))
         return mixture_density.sample_component(
             *parts, key, sample_shape, self.batch_shape
         )

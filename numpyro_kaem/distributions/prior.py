@@ -237,30 +237,42 @@ class KAEMPrior(dist.Distribution):
         return made_once(self, name, (self.energy, self._parameters), make)
 
     @property
+    def _prepared(self) -> ReferenceParameters | None:
+        """Parameters of the reference for compiled functions."""
+        if self._parameters is None:
+            return None
+        return self._cached("_cached_reference", lambda: self._parameters.prepared)
+
+    def _made(self) -> tuple:
+        """Return what is made once of concrete parameters."""
+        return self._panels, self._table, self._prepared
+
+    def _keep_made(self, made: tuple) -> None:
+        """Keep what :meth:`_made` returned, in a copy that compiled code takes apart."""
+        names = ("_cached_panels", "_cached_table", "_cached_reference")
+        self.__dict__.update(zip(names, made, strict=True))
+
+    @property
     def _panels(self) -> Panels:
         return self._cached(
             "_cached_panels",
-            lambda: make_panels(self.energy, self._parameters, self._refinement),
+            lambda: make_panels(self.energy, self._prepared, self._refinement),
         )
 
     @property
     def _table(self) -> Table:
         return self._cached(
             "_cached_table",
-            lambda: density.tabulate(
-                self.energy.placed, self._parameters, self._panels
-            ),
+            lambda: density.tabulate(self.energy.placed, self._prepared, self._panels),
         )
 
     @property
     @promoting_ranks
     def log_normalizer(self) -> jax.Array:
         """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
-        if self._is_concrete:
+        if self._is_concrete or "_cached_table" in self.__dict__:
             return self._table.log_normalizer
-        return density.log_normalizer(
-            self.energy.placed, self._parameters, self._panels
-        )
+        return density.log_normalizer(self.energy.placed, self._prepared, self._panels)
 
     @property
     @promoting_ranks
@@ -277,7 +289,7 @@ class KAEMPrior(dist.Distribution):
         return self._cached(
             "_cached_resolution",
             lambda: density.resolution(
-                self.energy.placed, self._parameters, self._panels
+                self.energy.placed, self._prepared, self._panels
             ),
         )
 
@@ -304,7 +316,7 @@ class KAEMPrior(dist.Distribution):
         """Log density, shape broadcast(value.shape, batch_shape)."""
         return density.log_prob(
             self.energy.placed,
-            self._parameters,
+            self._prepared,
             self.log_normalizer,
             self._as_float(value),
         )
@@ -321,7 +333,7 @@ class KAEMPrior(dist.Distribution):
         which ``1 - cdf`` loses to rounding in the upper tail.
         """
         return density.cdf_pair(
-            self._table, self.energy.placed, self._parameters, self._as_float(value)
+            self._table, self.energy.placed, self._prepared, self._as_float(value)
         )
 
     @promoting_ranks
@@ -339,7 +351,7 @@ class KAEMPrior(dist.Distribution):
 
     @promoting_ranks
     def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
-        return density.icdf_folded(self._table, self._parameters, mass, upper)
+        return density.icdf_folded(self._table, self._prepared, mass, upper)
 
     @promoting_ranks
     def sample(
@@ -350,12 +362,12 @@ class KAEMPrior(dist.Distribution):
         sample_shape = as_sample_shape(sample_shape)
         if not self._is_concrete and math.prod(sample_shape) == 1:
             # Made for this draw alone, most of a table would not be used.
-            energy, parameters = self.energy.placed, self._parameters
+            energy, parameters = self.energy.placed, self._prepared
             z = density.sample_once(energy, parameters, self._panels, self._ends, key)
             return jnp.reshape(z, (*sample_shape, *self.batch_shape))
         return density.sample(
             self._table,
-            self._parameters,
+            self._prepared,
             self._ends,
             key,
             sample_shape,
@@ -423,7 +435,7 @@ class KAEMPrior(dist.Distribution):
             Nodes and masses, each ``(num_nodes, *batch_shape)``; the masses sum to 1.
         """
         return density.nodes(
-            self.energy.placed, self._parameters, self._panels, self.log_normalizer
+            self.energy.placed, self._prepared, self._panels, self.log_normalizer
         )
 
     @property
@@ -460,7 +472,7 @@ class KAEMPrior(dist.Distribution):
         log_normalizer = self.log_normalizer
         return -self.expectation(
             lambda z: density.log_prob(
-                self.energy.placed, self._parameters, log_normalizer, z
+                self.energy.placed, self._prepared, log_normalizer, z
             )
         )
 

@@ -79,8 +79,9 @@ def arguments_of(law: Any, name: str) -> dict[str, Any]:
     return values
 
 
-# The argument under which a law is kept that is a pytree itself.
-_WHOLE = "distribution"
+# The name under which a law is kept that is a pytree itself, and that of what is made
+# once of its numbers: compiled functions take both, rather than make it again.
+_WHOLE, _MADE = "distribution", "made"
 
 
 @jax.tree_util.register_pytree_node_class
@@ -138,12 +139,26 @@ class ReferenceParameters:
     def build(self) -> dist.Distribution:
         """Distribution with these parameters."""
         if _WHOLE in self.values:
-            return self.values[_WHOLE]
+            law = self.values[_WHOLE]
+            if _MADE in self.values:
+                law._keep_made(self.values[_MADE])
+            return law
         values = {
             name: _replace(ReferenceParameters, ReferenceParameters.build, value)
             for name, value in self.values.items()
         }
         return self.law(**values, validate_args=False)
+
+    @property
+    def prepared(self) -> "ReferenceParameters":
+        """The same with what a whole law makes once of concrete numbers.
+
+        For calls of compiled functions only: no derivative passes through it.
+        """
+        if _WHOLE not in self.values or not is_concrete(self):
+            return self
+        law = self.values[_WHOLE]
+        return ReferenceParameters(self.law, {_WHOLE: law, _MADE: law._made()})
 
     @property
     def is_elementwise(self) -> bool:
