@@ -210,10 +210,11 @@ def spread(
     if not np.any(widths):
         return data
     low, high = cell_ends(data, widths, ends)
-    first = np.arange(len(data)) if rng is None else rng.permutation(len(data))
     result = np.empty((len(data), data[0].size))
     parts = (part.reshape(result.shape) for part in (data, low, high))
     for column, (x, below, above) in enumerate(zip(*(p.T for p in parts), strict=True)):
+        # An order of its own for each column: places in cells are independent.
+        first = np.arange(len(x)) if rng is None else rng.permutation(len(x))
         order = first[np.argsort(x[first], kind="stable")]
         _, starts, counts = np.unique(x[order], return_index=True, return_counts=True)
         rank = np.arange(len(x)) - np.repeat(starts, counts)

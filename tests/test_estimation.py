@@ -13,6 +13,7 @@ from scipy import optimize, stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.coordinates import make_design
+from numpyro_kaem.estimation_checks import as_real
 from numpyro_kaem.exponential_family import RIDGE
 from tests.helpers import assert_close
 
@@ -430,6 +431,48 @@ GRID = kaem.BSpline(-5.0, 11.0, 8)
 def test_bad_input(arguments, options, error, message):
     with pytest.raises(error, match=message):
         kaem.fit_density(*arguments, **options)
+
+
+def test_masked_entries_are_refused():
+    """NumPy's conversion drops the mask."""
+    masked = np.ma.masked_greater([1.0, 2.0, 99.0], 90.0)
+    for arguments in (
+        {"samples": masked},
+        {"samples": [1.0, 2.0, 3.0], "weights": masked},
+    ):
+        with pytest.raises(ValueError, match="must have no masked entries, got 1"):
+            kaem.fit_density(**arguments)
+    with pytest.raises(ValueError, match="samples must have no masked entries"):
+        kaem.fit_mixture(masked[:, None], 1)
+
+
+def test_objects_that_are_numbers_are_samples():
+    from fractions import Fraction
+
+    values = np.array([1, 2.5, Fraction(7, 2)], dtype=object)
+    np.testing.assert_array_equal(as_real("samples", values), [1.0, 2.5, 3.5])
+    with pytest.raises(TypeError, match="dtype object; drop missing values"):
+        as_real("samples", np.array([1.0, None], dtype=object))
+
+
+def test_chains_of_draws_are_told():
+    draws = np.random.default_rng(SEED).normal(size=(4, 40))
+    with pytest.warns(UserWarning, match=r"4 samples of 40 .*samples.reshape\(-1\)"):
+        kaem.fit_density(draws, GRID, dist.Normal(0.0, 3.0))
+
+
+def test_debug_nans():
+    """Two infinities of opposite signs were added for a point inside a support."""
+    basis = kaem.BSpline(-5.0, 11.0, 8)
+    with jax.debug_nans(True):
+        for support in ("real", (-6.0, np.inf)):
+            prior = kaem.fit_density(normal_samples(60), basis, support=support)
+            z = jnp.array([-4.0, 3.0, 20.0])
+            assert np.all(np.isfinite(prior.log_prob(z)))
+            assert np.all(np.isfinite(jax.vmap(jax.grad(prior.log_prob))(z)))
+            assert np.all(np.diff(prior.cdf(z)) > 0)
+            assert np.all(np.isfinite(prior.icdf(jnp.array([0.01, 0.5, 0.99]))))
+            assert np.all(np.isfinite(prior.sample(jax.random.key(0), (8,))))
 
 
 def test_traced_samples():
