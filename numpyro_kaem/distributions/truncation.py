@@ -214,10 +214,12 @@ class TruncatedKAEM(dist.Distribution):
         parts = _components(self._inner)
         with concretely():
             log_mass = np.asarray(self.log_mass)
-            # A component that is cut away need not be resolved.
-            used = self._log_masses > -jnp.inf
-            error = np.asarray(jnp.where(used, parts.quadrature_error, 0))
-            change = float(parts._resolution.change)
+            resolution = parts._resolution
+            # Not of the reference, of which the panels hold a part; and a component
+            # that is cut away need not be resolved.
+            error = resolution.panels + resolution.rounding
+            error = np.asarray(jnp.where(self._log_masses > -jnp.inf, error, 0))
+            change = float(resolution.change)
         if not np.all(log_mass > -np.inf):
             raise ValueError(
                 f"low and high must leave some mass, got {self.low} and {self.high}, "

@@ -179,7 +179,8 @@ def test_masses_density_and_moments(name):
     assert np.all((draws > low) & (draws < high))
     outside = jnp.stack([jnp.asarray(low) - 1, jnp.asarray(high) + 1])
     assert np.all(np.asarray(law.log_prob(outside)) == -np.inf)
-    assert np.all(np.asarray(law.cdf(outside)) == [[0.0], [1.0]])
+    expected = np.repeat([[0.0], [1.0]], len(low), axis=1)
+    assert_close(law.cdf(outside), expected, rtol=0, atol=(2e-7, 1e-15))
 
 
 def cut(coefficients, loc, low, high):
@@ -313,7 +314,7 @@ def test_other_laws_are_refused():
 
 def test_unresolved_interval_is_warned_of():
     basis = kaem.BSpline(-1.0, 1.0, 9)
-    coefficients = jnp.asarray([60.0, 0, 0, 0, -800.0, 900.0, -900.0, -2000.0, -2000.0])
+    coefficients = jnp.asarray([60.0, 0, 0, 0, -8e3, 9e3, -9e3, 9e3, -9e3])
     with pytest.warns(UserWarning, match="estimated relative error"):
         prior = kaem.KAEMPrior(kaem.Energy(basis, coefficients), refinement=1)
     with pytest.warns(UserWarning, match="estimated relative error"):
