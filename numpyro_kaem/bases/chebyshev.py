@@ -77,12 +77,12 @@ class Chebyshev(AbstractBasis):
 
     @property
     def panel_breaks(self) -> tuple[float, ...]:
-        r"""Quarters of the shortest local wavelength, but at least four panels.
+        r"""Sixths of the shortest local wavelength, but at least four panels.
 
         With :math:`s = (1 - \cos\theta) / 2` the feature of degree :math:`n` is
         :math:`\pm\cos(n\theta)`, so the breaks are uniform in :math:`\theta`.
         """
-        num_panels = max(4, 2 * self.degree)
+        num_panels = max(4, 3 * self.degree)
         # sin(theta / 2)^2 is (1 - cos(theta)) / 2 without cancellation near 0.
         return tuple(
             math.sin(0.5 * math.pi * i / num_panels) ** 2 for i in range(num_panels + 1)

@@ -81,8 +81,8 @@ class Fourier(AbstractBasis):
 
     @property
     def panel_breaks(self) -> tuple[float, ...]:
-        """Quarters of the shortest wavelength, but at least four panels."""
-        return uniform_breaks(2 * self.num_frequencies)
+        """Sixths of the shortest wavelength, but at least four panels."""
+        return uniform_breaks(3 * self.num_frequencies)
 
     def unit_features(
         self, s: Real[ArrayLike, " *shape"]

@@ -151,11 +151,11 @@ class ReferenceParameters:
 
     @property
     def prepared(self) -> "ReferenceParameters":
-        """The same with what a whole law makes once of concrete numbers.
+        """The same with what a whole law makes of its numbers, for compiled functions.
 
-        For calls of compiled functions only: no derivative passes through it.
+        These would make it again at every use.
         """
-        if _WHOLE not in self.values or not is_concrete(self):
+        if _WHOLE not in self.values:
             return self
         law = self.values[_WHOLE]
         return ReferenceParameters(self.law, {_WHOLE: law, _MADE: law._made()})

@@ -15,12 +15,12 @@ def test_fourier_ends_are_free():
     assert_allclose(high, [-1, 1, -1, 0, 0, 0], atol=1e-5)
 
 
-def test_fourier_breaks_are_quarter_wavelengths():
+def test_fourier_breaks_are_sixths_of_wavelengths():
     for num_frequencies in (1, 2, 5):
         breaks = Fourier(1.5, 4.0, num_frequencies).panel_breaks
         wavelength = 2 / num_frequencies
-        assert np.max(np.diff(breaks)) <= wavelength / 4 + 1e-12
-        assert len(breaks) == max(4, 2 * num_frequencies) + 1
+        assert np.max(np.diff(breaks)) <= wavelength / 6 + 1e-12
+        assert len(breaks) == max(4, 3 * num_frequencies) + 1
 
 
 def test_chebyshev_slopes_at_the_ends():
@@ -36,7 +36,7 @@ def test_chebyshev_slopes_at_the_ends():
 @pytest.mark.parametrize("degree", [0, 1, 2, 9])
 def test_chebyshev_breaks_are_uniform_in_the_angle(degree):
     breaks = np.array(Chebyshev(1.5, 4.0, degree).panel_breaks)
-    num_panels = max(4, 2 * degree)
+    num_panels = max(4, 3 * degree)
     angle = np.arccos(1 - 2 * breaks)
     assert_allclose(angle, np.pi * np.arange(num_panels + 1) / num_panels, atol=1e-7)
 

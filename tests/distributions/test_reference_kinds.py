@@ -180,6 +180,8 @@ def test_error_of_the_reference_itself():
 def test_not_a_number(key):
     """A missing value has no mass below it, and a missing mass no quantile."""
     law = learned()
+    # NumPyro's validation would call a missing value out of the support.
+    law._validate_args = False
     conditioner = kaem.MaskedConditioner(key, dim=2, num_features=6)
     joint = kaem.AutoregressiveKAEMPrior(kaem.BSpline(-1.0, 2.0, 6), conditioner)
     z = jnp.array([0.5, np.nan])
@@ -206,18 +208,16 @@ def test_energy_that_lifts_a_tail_without_mass(traced):
     x = np.array([-30.0, 14.0, 15.0, 15.1, 30.0])
 
     def cdf(loc):
-        law = kaem.KAEMPrior(kaem.Energy(basis, coefficients), dist.Normal(loc, 1.0))
-        return law.cdf(x)
+        energy = kaem.Energy(basis, coefficients)
+        return kaem.KAEMPrior(energy, dist.Normal(loc, 1.0), refinement=8).cdf(x)
 
-    def log_density(z):
-        return np.interp(z, np.linspace(-20.0, 15.0, 8), np.asarray(coefficients)) - (
-            0.5 * z**2
-        )
-
-    z = np.linspace(-20.0, 40.0, 400_001)
-    mass = np.cumsum(np.exp(log_density(z) - log_density(z).max()))
+    z = np.linspace(-20.0, 40.0, 600_001)
+    knots = np.linspace(-20.0, 15.0, 8)
+    log_density = np.interp(z, knots, np.asarray(coefficients)) - 0.5 * z**2
+    mass = np.exp(log_density - log_density.max())
+    mass = np.concatenate([[0.0], np.cumsum(mass[1:] + mass[:-1])])
     masses = jax.jit(cdf)(0.0) if traced else cdf(0.0)
-    assert_allclose(masses, np.interp(x, z, mass / mass[-1]), atol=3e-4)
+    assert_allclose(masses, np.interp(x, z, mass / mass[-1]), atol=5e-5)
 
 
 @pytest.mark.parametrize("name", ["sample", "icdf", "cdf", "log_prob"])
