@@ -18,8 +18,7 @@ from numpyro_kaem.references import ReferenceParameters, check_reference
 __all__ = ["as_counts", "as_weight", "check_basis", "warn_of_problems", "warn_off_grid"]
 
 # Nats by which the likelihood of a unit falls short on the grid of its maximum beyond:
-# that of an interval of 95 %, where the prior ends with the grid, and of four standard
-# errors, where its tails go on.
+# that of an interval of 95 %, and of four standard errors.
 _SHORT, _FAR_SHORT = 1.92, 8.0
 
 
@@ -149,8 +148,9 @@ def warn_off_grid(
         more = np.asarray(jax.jit(log_likelihood)(more))
         beyond = np.where(np.isfinite(more), more, -np.inf).max(axis=1)
     best = np.maximum(values[:, on_grid].max(axis=1), np.finfo(values.dtype).min)
-    off = beyond - best > (_FAR_SHORT if has_reference else _SHORT)
-    off |= outside > 0.5
+    off = beyond - best > _SHORT
+    if has_reference:
+        off = (off & (outside > 0.5)) | (beyond - best > _FAR_SHORT)
     if off.any():
         warnings.warn(
             f"the data of {off.sum()} units, the first of them unit "

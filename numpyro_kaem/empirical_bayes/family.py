@@ -128,7 +128,8 @@ def _where_massive(problem: Problem, values: jax.Array, free: jax.Array) -> jax.
     """Zero where the reference has hardly any mass, and its derivatives overflow."""
     log_mass = problem.log_reference(free)
     # Second derivatives of a log divide by the square of the mass.
-    massive = log_mass > 0.45 * jnp.log(jnp.finfo(log_mass.dtype).tiny)
+    tiny = jnp.finfo(_precision(problem.log_reference)).tiny
+    massive = log_mass > 0.45 * jnp.log(tiny)
     return jnp.where(massive.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
 
 
@@ -214,9 +215,12 @@ def maximise(
 
 
 def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:
-    """Log masses of the reference, in the precision of the panels."""
-    dtype = jax.tree_util.tree_leaves(log_reference)[0].dtype
-    return log_reference(free.astype(dtype)).astype(jnp.float64)
+    return log_reference(free.astype(_precision(log_reference))).astype(jnp.float64)
+
+
+def _precision(log_reference: Any) -> Any:
+    """Precision in which the log masses of the reference are computed."""
+    return jax.tree_util.tree_leaves(log_reference)[0].dtype
 
 
 @jax.jit

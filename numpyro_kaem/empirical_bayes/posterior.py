@@ -256,7 +256,7 @@ def _moments(
     joint = units.log_likelihood + log_mass
     top = jax.scipy.special.logsumexp(joint, axis=1)
     z = node_positions(units.panels)
-    mean, variance = mean_and_variance(z[:, None], (joint - top[:, None]).T)
+    mean, variance = mean_and_variance(z[:, None], jax.nn.log_softmax(joint).T)
     marginal = top - jax.scipy.special.logsumexp(log_mass)
     return marginal, mean, jnp.sqrt(variance)
 

@@ -173,8 +173,9 @@ def _widened(
     for _ in range(_MAX_DOUBLINGS):
         values = np.asarray(units.log_likelihood)
         edges = np.unique(np.asarray(units.panels.edges))
-        share, *_ = _inspect(energy, parameters, units.panels, values, least)
-        outer = np.asarray(share)[[0, len(edges) - 2]] > least
+        inspected = _inspect(energy, parameters, units.panels, values, least)
+        share, tails = np.asarray(inspected[0]), np.asarray(inspected[3])
+        outer = np.maximum(share[[0, len(edges) - 2]], tails) > least
         outer |= np.any(np.all(np.isneginf(values), axis=1))
         span = 1.0 * np.ptp(edges)
         outer &= infinite & (np.abs(edges[[0, -1]]) + span < 1e30)
@@ -198,7 +199,7 @@ def _resolve(
     is_double = energy.dtype == np.float64
     trimmed = False
     for _ in range(_MAX_ROUNDS):
-        share, change, unit = map(
+        share, change, unit, _ = map(
             np.asarray,
             _inspect(energy, parameters, panels, values, NEGLIGIBLE[is_double]),
         )
@@ -267,35 +268,39 @@ def _inspect(
     panels: Panels,
     log_likelihood: jax.Array,
     threshold: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each panel: the largest share of a unit, the largest change, and its unit."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of each panel: the largest share of a unit, the largest change, and its unit.
+
+    Also the largest share of a unit in the tail below, and above, shape ``(2,)``.
+    """
     values = integrand(energy, parameters, panels)
     log_mass = log_masses(values)
     count, num_nodes = values.log_mass.shape
     _, weights = gauss_legendre(num_nodes)
     log_density = values.log_mass - jnp.asarray(np.log(weights), log_mass.dtype)
 
-    def of_unit(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_unit(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         joint = row + log_mass
         total = logsumexp(joint)
+        # A unit without any likelihood has no shares.
+        total = jnp.where(total > -jnp.inf, total, jnp.inf)
         inner = joint[:-2].reshape(count, num_nodes)
         share = jnp.exp(logsumexp(inner, axis=1) - total)
         shape = row[:-2].reshape(count, num_nodes) + log_density
         change = jnp.max(shape, 1) - jnp.min(shape, 1)
-        return share, jnp.where(share > threshold, change, 0)
+        change = jnp.where(share > threshold, change, 0)
+        return share, change, jnp.exp(joint[-2:] - total)
 
     def largest(state: tuple, unit: tuple) -> tuple:
-        best_share, best_change, best_unit = state
+        best_share, best_change, best_unit, best_tails = state
         index, row = unit
-        share, change = of_unit(row)
-        # The share of a unit without any likelihood is not a number.
-        share = jnp.where(jnp.isnan(share), 0, share)
+        share, change, tails = of_unit(row)
         best_unit = jnp.where(change > best_change, index, best_unit)
         state = jnp.maximum(best_share, share), jnp.maximum(best_change, change)
-        return (*state, best_unit), None
+        return (*state, best_unit, jnp.maximum(best_tails, tails)), None
 
     zeros = jnp.zeros(count, log_mass.dtype)
-    start = (zeros, zeros, jnp.zeros(count, jnp.int32))
+    start = (zeros, zeros, jnp.zeros(count, jnp.int32), zeros[:2])
     indices = jnp.arange(len(log_likelihood), dtype=jnp.int32)
     return jax.lax.scan(largest, start, (indices, log_likelihood))[0]
 
