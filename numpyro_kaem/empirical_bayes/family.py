@@ -190,9 +190,10 @@ def maximise(
     # In float64 whatever the precision: a fitted reference may do nearly the same as
     # the energy, and rounding of a float32 information is more than the difference.
     with jax.enable_x64(True):
-        narrow = problem.log_reference
-        wide = [jnp.asarray(x, jnp.float64) for x in (*problem[:3], ridge)]
-        wide, ridge = Problem(*wide[:3], Partial(_as_float64, narrow)), wide[3]
+        ridge, *wide = (jnp.asarray(x, jnp.float64) for x in (ridge, *problem[:3]))
+        features, log_likelihood, counts = wide
+        log_reference = Partial(_as_float64, problem.log_reference)
+        wide = Problem(features, log_likelihood, counts, log_reference)
         if num_free > 0:
             start = jnp.asarray(start, jnp.float64)
             state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)
