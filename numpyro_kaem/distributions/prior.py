@@ -247,7 +247,7 @@ class KAEMPrior(dist.Distribution):
         return self._panels, self._table, self._prepared
 
     def _keep_made(self, made: tuple) -> None:
-        """Keep what :meth:`_made` returned, in a copy that compiled code takes apart."""
+        """Keep what :meth:`_made` returned, in a copy inside compiled code."""
         names = ("_cached_panels", "_cached_table", "_cached_reference")
         self.__dict__.update(zip(names, made, strict=True))
 
