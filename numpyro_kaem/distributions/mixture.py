@@ -260,7 +260,7 @@ class KAEMMixture(dist.Distribution):
         return self._own_table(), self.prior._made()
 
     def _keep_made(self, made: tuple) -> None:
-        """Keep what :meth:`_made` returned, in a copy that compiled code takes apart."""
+        """Keep what :meth:`_made` returned, in a copy inside compiled code."""
         self.__dict__["_cached_table"], of_components = made
         self.prior._keep_made(of_components)
 
