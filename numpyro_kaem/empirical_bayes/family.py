@@ -23,6 +23,9 @@ _MAX_HALVINGS = 25
 # Steps that follow a small one where the reference is fitted: its curvature weighs the
 # gradient that is left, which must be small beside that of the penalty.
 _POLISH = 4
+# Share of the information that must be left after the latent values are integrated out,
+# in every direction, for a maximum found in float32 to be the one.
+_LEAST_CURVATURE = 0.01
 
 
 class Problem(NamedTuple):
@@ -236,10 +239,13 @@ def maximise(
         if num_free > 0:
             start = jnp.asarray(start, jnp.float64)
             state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)
-        parameters = jnp.asarray(state[0], jnp.float64)
-        found = _information(wide, ridge, parameters)
+        found = _information(wide, ridge, jnp.asarray(state[0], jnp.float64))
+        if num_free == 0 and dtype != np.float64 and found[3] < _LEAST_CURVATURE:
+            start = jnp.asarray(state[0], jnp.float64)
+            state = _ascend(wide, ridge, start, tolerance, jnp.finfo(jnp.float64).eps)
+            found = _information(wide, ridge, state[0])
     parameters, value, _, num_steps, decrement, converged = state
-    covariance, log_det, freedom = found
+    covariance, log_det, freedom, _ = found
     total = float(np.sum(np.asarray(problem.counts, float)))
     value, decrement = total * np.asarray(value, float), total * np.asarray(decrement)
     maximum = (
@@ -315,11 +321,12 @@ def _ascend(
 @jax.jit
 def _information(
     problem: Problem, ridge: jax.Array, parameters: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Covariance, twice the Laplace term, and effective number, at a maximum."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Covariance, twice the Laplace term, effective number, and least curvature."""
     total = jnp.sum(problem.counts)
     _, complete, observed = _derivatives(problem, ridge, parameters)
     factor, curvature, axes = _relative(complete, observed)
+    least = jnp.min(curvature)
     # At a maximum all curvatures are positive, up to rounding.
     curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(parameters.dtype).eps))
     root = jax.scipy.linalg.solve_triangular(
@@ -331,4 +338,4 @@ def _information(
     # Free parameters of the reference have a flat prior, and no ridge.
     log_ridge = jnp.sum(jnp.log(jnp.where(ridge > 0, ridge, 1)))
     freedom = len(parameters) - jnp.sum(jnp.diagonal(covariance) * ridge)
-    return covariance, log_ridge - log_det, freedom
+    return covariance, log_ridge - log_det, freedom, least
