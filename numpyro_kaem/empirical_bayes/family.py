@@ -234,8 +234,13 @@ def maximise(
     # the energy, and rounding of a float32 information is more than the difference.
     with jax.enable_x64(True):
         narrow = problem.log_reference
-        wide = [jnp.asarray(x, jnp.float64) for x in (*problem[:3], ridge)]
-        wide, ridge = Problem(*wide[:3], Partial(_as_float64, narrow)), wide[3]
+        ridge = jnp.asarray(ridge, jnp.float64)
+        wide = Problem(
+            jnp.asarray(problem.features, jnp.float64),
+            jnp.asarray(problem.log_likelihood, jnp.float64),
+            jnp.asarray(problem.counts, jnp.float64),
+            Partial(_as_float64, narrow),
+        )
         if num_free > 0:
             start = jnp.asarray(start, jnp.float64)
             state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)

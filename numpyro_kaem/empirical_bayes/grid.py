@@ -82,7 +82,13 @@ def choose_grid(
 def _range(
     nodes: np.ndarray, values: np.ndarray, counts: np.ndarray
 ) -> tuple[float, float]:
-    """Range of the latent values that the units' likelihoods favour."""
+    """Range of the latent values that the units' likelihoods favour.
+
+    Raises
+    ------
+    ValueError
+        If there is no unit with a range.
+    """
     best = values.max(axis=1, keepdims=True)
     favoured = (values > best - _DROP) & np.isfinite(best) & (counts[:, None] > 0)
     first = np.argmax(favoured, axis=1)

@@ -55,7 +55,8 @@ def unit_log_likelihood(
     TypeError
         If ``observation`` is not a function, or does not return a distribution.
     ValueError
-        If the law refuses its parameters, such as a standard error of zero; if shapes do not fit: nothing is broadcast over units but what all share.
+        If the law refuses its parameters, such as a standard error of zero; if shapes
+        do not fit: nothing is broadcast over units but what all share.
 
     Examples
     --------

@@ -169,7 +169,7 @@ def test_evidence_of_a_fitted_reference(x64):
 @pytest.mark.parametrize("reference", [None, dist.Normal(2.0, 3.0)])
 def test_warns_of_units_off_the_grid(reference):
     units = normal_units(np.array([-1.0, 0.0, 1.0, 2.0, 10.0]))
-    with pytest.warns(UserWarning, match="1 units, the first of them unit 4.*grid"):
+    with pytest.warns(UserWarning, match=r"1 units, the first of them unit 4.*grid"):
         kaem.fit_marginal(units, kaem.BSpline(-4.0, 8.0, 8), reference, penalty=1.0)
 
 
@@ -185,7 +185,9 @@ def test_chosen_grids_leave_out_noise():
     assert -12.0 < low < -5.0
     assert 5.0 < high < 12.0
     # Of grids from -6.5 to 6.5 to three times as wide, this one has the most.
-    best = kaem.fit_marginal(units, kaem.BSpline(-16.0, 16.0, 32), dist.Normal(0.0, 1.5))
+    best = kaem.fit_marginal(
+        units, kaem.BSpline(-16.0, 16.0, 32), dist.Normal(0.0, 1.5)
+    )
     assert fit.log_marginal_likelihood > best.log_marginal_likelihood - 0.5
 
 

@@ -160,8 +160,8 @@ def test_unit_posterior(name, x64):
     np.testing.assert_allclose(moment, posterior.mean, rtol=1e-5, atol=1e-6)
 
 
-# Laws of which a parameter is the exponential of the latent value: beyond some |z| it is
-# infinite or zero, and the log likelihood not a number.
+# Laws of which a parameter is the exponential of the latent value: far out it is infinite
+# or zero, and the log likelihood not a number.
 LOG_LINKS = {
     "poisson": (dist.Poisson, [0.0, 3.0, 30.0], stats.poisson.logpmf),
     "normal": (
@@ -337,7 +337,7 @@ def test_nan_where_a_heavy_tail_has_mass_names_the_remedy():
     """The maximum over nodes must not lose it."""
     prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
     units = lambda z: jnp.where(z > 2.0, jnp.nan, -(z**2))[None]  # noqa: E731
-    with pytest.raises(ValueError, match=r"nan for unit 0 at the latent value 2\..*clip"):
+    with pytest.raises(ValueError, match=r"nan for unit 0 at .* 2\..*clip"):
         kaem.log_marginal_likelihood(prior, units)
 
 
@@ -347,15 +347,13 @@ def test_standard_errors_of_zero_and_infinity():
 
     def units(error, **options):
         scale = np.array([1.0, error])
-        return kaem.unit_log_likelihood(
-            lambda z: dist.Normal(z, scale, **options), x
-        )
+        return kaem.unit_log_likelihood(lambda z: dist.Normal(z, scale, **options), x)
 
     with pytest.raises(ValueError, match="A standard error must be positive"):
         units(0.0)
     for error in (0.0, np.inf):
         unchecked = units(error, validate_args=False)
-        with pytest.raises(ValueError, match="unit 1 has .*standard error"):
+        with pytest.raises(ValueError, match=r"unit 1 has .*standard error"):
             kaem.log_marginal_likelihood(prior, unchecked)
 
 
