@@ -1,9 +1,12 @@
 """Gauss and Gauss-Kronrod rules against QUADPACK's tables and exact integrals."""
 
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
+import numpyro_kaem as kaem
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 
 # Positive halves, from the outermost node to the centre; QUADPACK's dqk15, after
@@ -87,3 +90,15 @@ def test_gauss_degree(n):
 )
 def test_nodes_per_panel(dtype, expected):
     assert nodes_per_panel(np.dtype(dtype)) == expected
+
+
+def test_variance_of_a_heavy_tail_is_finite():
+    """Squares of the far nodes overflow in float32, whose masses are not zero."""
+    flat = kaem.Energy(kaem.BSpline(1e11, 1e13, 8), np.zeros(8))
+    prior = kaem.KAEMPrior(flat, dist.LogNormal(27.6, 1.5))
+    law = stats.lognorm(1.5, scale=np.exp(27.6))
+    assert_allclose(prior.mean, law.mean(), rtol=1e-5)
+    assert_allclose(prior.variance, law.var(), rtol=1e-5)
+    flat = kaem.Energy(kaem.BSpline(-2.0, 3.0, 8), np.zeros(8))
+    prior = kaem.KAEMPrior(flat, dist.StudentT(2.5, 1.0, 2.0))
+    assert_allclose(prior.variance, 20.0, rtol=1e-5)

@@ -23,6 +23,7 @@ from numpyro_kaem.empirical_bayes.family import (
     maximise,
     posterior_masses,
 )
+from numpyro_kaem.empirical_bayes.grid import choose_grid
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood, check_units
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
@@ -57,7 +58,7 @@ _MAX_ROUNDS = 3
 
 def fit_marginal(
     log_likelihood: LogLikelihood,
-    basis: AbstractBasis,
+    basis: AbstractBasis | None = None,
     reference: dist.Distribution | None = None,
     *,
     counts: ArrayLike | None = None,
@@ -89,10 +90,13 @@ def fit_marginal(
         ``(num_units, num_nodes)``. :func:`unit_log_likelihood` makes one from the law
         of the observations.
     basis
-        Features :math:`\phi`, with one grid that covers the latent values.
+        Features :math:`\phi`, with one grid that covers the latent values. ``None``
+        chooses 16 B-splines on the range of the latent values with the units' noise
+        taken out, see Notes, in the support of ``reference``.
     reference
         Reference law :math:`\pi_0` of batch shape (), which sets the tails beyond the
-        grid; ``None`` is the uniform law on the grid.
+        grid; ``None`` is the uniform law on the grid of ``basis``, or without a
+        ``basis`` the Normal law with the mean and standard deviation of those values.
     counts
         How often each unit occurs, :math:`n_i`, shape ``(num_units,)``; non-negative,
         not all zero. ``None`` counts each once.
@@ -146,6 +150,11 @@ def fit_marginal(
       at a fourth 83 to 94 %, while the integrated squared error changed little.
     - **Covariance.** The inverse of the penalised observed information; constants,
       which do not change the prior, have no variance.
+    - **The grid** that is chosen without a ``basis`` reaches from the .001 to the .999
+      quantile of a nonparametric estimate (masses on 400 points, 200 steps of
+      expectation maximisation), and one of its standard deviations beyond. Noisy units
+      far out do not widen it. Latent values that have bounds need a reference with
+      that support, such as a Gamma or a Beta law.
     - **Panels** are split where a unit's likelihood is narrow, see
       :func:`log_marginal_likelihood`.
     - **Cost.** A step costs a few products of the matrix of units by nodes.
@@ -188,12 +197,15 @@ def fit_marginal(
     ):
         raise ValueError(f"num_starts must be an integer >= 3, got {num_starts!r}.")
     dtype = jnp.zeros(()).dtype
-    flat, parameters = check_basis(basis, reference, dtype)
     num_units = check_units(log_likelihood, dtype)
+    weights = as_counts(counts, num_units)
+    if basis is None:
+        basis, reference = choose_grid(log_likelihood, weights, reference, dtype)
+    flat, parameters = check_basis(basis, reference, dtype)
     model = _Setting(
         flat,
         make_design(basis, dtype),
-        jnp.asarray(as_counts(counts, num_units), dtype),
+        jnp.asarray(weights, dtype),
         free_names(parameters, fit_reference),
     )
     weight = as_weight(penalty)

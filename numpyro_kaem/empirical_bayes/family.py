@@ -25,6 +25,9 @@ _MAX_HALVINGS = 25
 # Steps that follow a small one where the reference is fitted: its curvature weighs the
 # gradient that is left, which must be small beside that of the penalty.
 _POLISH = 4
+# Share of the information that must be left after the latent values are integrated out,
+# in every direction, for a maximum found in float32 to be the one.
+_LEAST_CURVATURE = 0.01
 
 
 class Problem(NamedTuple):
@@ -190,17 +193,23 @@ def maximise(
     # In float64 whatever the precision: a fitted reference may do nearly the same as
     # the energy, and rounding of a float32 information is more than the difference.
     with jax.enable_x64(True):
-        ridge, *wide = (jnp.asarray(x, jnp.float64) for x in (ridge, *problem[:3]))
-        features, log_likelihood, counts = wide
-        log_reference = Partial(_as_float64, problem.log_reference)
-        wide = Problem(features, log_likelihood, counts, log_reference)
+        ridge = jnp.asarray(ridge, jnp.float64)
+        wide = Problem(
+            jnp.asarray(problem.features, jnp.float64),
+            jnp.asarray(problem.log_likelihood, jnp.float64),
+            jnp.asarray(problem.counts, jnp.float64),
+            Partial(_as_float64, problem.log_reference),
+        )
         if num_free > 0:
             start = jnp.asarray(start, jnp.float64)
             state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)
-        parameters = jnp.asarray(state[0], jnp.float64)
-        found = _information(wide, ridge, parameters)
+        found = _information(wide, ridge, jnp.asarray(state[0], jnp.float64))
+        if num_free == 0 and dtype != np.float64 and found[3] < _LEAST_CURVATURE:
+            start = jnp.asarray(state[0], jnp.float64)
+            state = _ascend(wide, ridge, start, tolerance, jnp.finfo(jnp.float64).eps)
+            found = _information(wide, ridge, state[0])
     parameters, value, _, num_steps, decrement, converged = state
-    covariance, log_det, freedom = found
+    covariance, log_det, freedom, _ = found
     total = float(np.sum(np.asarray(problem.counts, float)))
     value, decrement = total * np.asarray(value, float), total * np.asarray(decrement)
     maximum = (
@@ -276,11 +285,12 @@ def _ascend(
 @jax.jit
 def _information(
     problem: Problem, ridge: jax.Array, parameters: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Covariance, twice the Laplace term, and effective number, at a maximum."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Covariance, twice the Laplace term, effective number, and least curvature."""
     total = jnp.sum(problem.counts)
     _, complete, observed = _derivatives(problem, ridge, parameters)
     factor, curvature, axes = curvatures(complete, observed)
+    least = jnp.min(curvature)
     # At a maximum all curvatures are positive, up to rounding.
     curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(parameters.dtype).eps))
     root = jax.scipy.linalg.solve_triangular(
@@ -292,4 +302,4 @@ def _information(
     # Free parameters of the reference have a flat prior, and no ridge.
     log_ridge = jnp.sum(jnp.log(jnp.where(ridge > 0, ridge, 1)))
     freedom = len(parameters) - jnp.sum(jnp.diagonal(covariance) * ridge)
-    return covariance, log_ridge - log_det, freedom
+    return covariance, log_ridge - log_det, freedom, least

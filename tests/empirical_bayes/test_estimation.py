@@ -169,8 +169,36 @@ def test_evidence_of_a_fitted_reference(x64):
 @pytest.mark.parametrize("reference", [None, dist.Normal(2.0, 3.0)])
 def test_warns_of_units_off_the_grid(reference):
     units = normal_units(np.array([-1.0, 0.0, 1.0, 2.0, 10.0]))
-    with pytest.warns(UserWarning, match="1 units, the first of them unit 4.*grid"):
+    with pytest.warns(UserWarning, match=r"1 units, the first of them unit 4.*grid"):
         kaem.fit_marginal(units, kaem.BSpline(-4.0, 8.0, 8), reference, penalty=1.0)
+
+
+def test_chosen_grids_leave_out_noise():
+    """Two units of no account, far off, neither widen the grid nor cost likelihood."""
+    rng = np.random.default_rng(1)
+    errors = np.concatenate([rng.uniform(0.3, 1.5, size=200), [20.0, 30.0]])
+    x = rng.standard_t(4, size=202) + errors * rng.normal(size=202)
+    x[200:] = 45.0, -60.0
+    units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, errors), x)
+    fit = kaem.fit_marginal(units)
+    low, high = fit.prior.energy.basis.low, fit.prior.energy.basis.high
+    assert -12.0 < low < -5.0
+    assert 5.0 < high < 12.0
+    # Of grids from -6.5 to 6.5 to three times as wide, this one has the most.
+    best = kaem.fit_marginal(
+        units, kaem.BSpline(-16.0, 16.0, 32), dist.Normal(0.0, 1.5)
+    )
+    assert fit.log_marginal_likelihood > best.log_marginal_likelihood - 0.5
+
+
+def test_chosen_grids_keep_to_the_support():
+    fit = kaem.fit_marginal(claims_units(), reference=GAMMA, counts=POLICIES)
+    assert fit.prior.energy.basis.low == 0.0
+    # The most of grids that end between 2 and 11, of 16 and 32 functions.
+    assert fit.log_marginal_likelihood > -5341.06 - 0.5
+    flat = lambda z: jnp.zeros((2, len(z)))  # noqa: E731
+    with pytest.raises(ValueError, match="basis must be given"):
+        kaem.fit_marginal(flat)
 
 
 # --- properties ----------------------------------------------------------------------

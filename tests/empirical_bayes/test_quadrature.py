@@ -337,8 +337,7 @@ def test_nan_where_a_heavy_tail_has_mass_names_the_remedy():
     """The maximum over nodes must not lose it."""
     prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
     units = lambda z: jnp.where(z > 2.0, jnp.nan, -(z**2))[None]  # noqa: E731
-    message = r"nan for unit 0 at the latent value 2\..*clip"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"nan for unit 0 at .* 2\..*clip"):
         kaem.log_marginal_likelihood(prior, units)
 
 
