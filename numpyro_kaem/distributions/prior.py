@@ -14,6 +14,7 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem import density
+from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
 from numpyro_kaem.distributions.caching import made_once, promoting_ranks
 from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
@@ -341,7 +342,7 @@ class KAEMPrior(dist.Distribution):
 
         ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
         """
-        q = self._as_float(q)
+        q = self._as_float(q, "q")
         upper = q > 0.5
         value = self._icdf_folded(jnp.where(upper, 1 - q, q), upper)
         low, high = (jnp.asarray(e, value.dtype) for e in self._ends)
@@ -357,6 +358,8 @@ class KAEMPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
+        check_key(key, "key")
+        sample_shape = as_sample_shape(sample_shape)
         if not self._is_concrete and math.prod(sample_shape) == 1:
             # Made for this draw alone, most of a table would not be used.
             energy, parameters = self.energy.placed, self._prepared
@@ -377,8 +380,8 @@ class KAEMPrior(dist.Distribution):
             return np.asarray(basis.low), np.asarray(basis.high)
         return support_bounds(self._parameters.build())
 
-    def _as_float(self, value: ArrayLike) -> jax.Array:
-        value = jnp.asarray(value)
+    def _as_float(self, value: ArrayLike, name: str = "value") -> jax.Array:
+        value = as_real(name, value)
         return value.astype(jnp.result_type(value.dtype, self.energy.dtype))
 
     # --- moments ---------------------------------------------------------------------
@@ -439,15 +442,19 @@ class KAEMPrior(dist.Distribution):
     @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``; not finite where the reference's is not."""
-        return self._with_reference_moment("mean", self.expectation(lambda z: z))
+        return self._with_reference_moment("mean", self._moments[0])
 
     @property
     @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``; not finite where the reference's is not."""
-        mean = self.expectation(lambda z: z)
-        variance = self.expectation(lambda z: jnp.square(z - mean))
-        return self._with_reference_moment("variance", variance)
+        return self._with_reference_moment("variance", self._moments[1])
+
+    @property
+    def _moments(self) -> tuple[jax.Array, jax.Array]:
+        return density.moments(
+            self.energy.placed, self._parameters, self._panels, self.log_normalizer
+        )
 
     def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
         if self._parameters is None or not any(self._panels.has_tails):
