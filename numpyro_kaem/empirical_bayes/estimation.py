@@ -91,7 +91,7 @@ def fit_marginal(
         of the observations.
     basis
         Features :math:`\phi`, with one grid that covers the latent values. ``None``
-        chooses 16 B-splines on the range of the latent values with the units' noise
+        chooses 24 B-splines on the range of the latent values with the units' noise
         taken out, see Notes, in the support of ``reference``.
     reference
         Reference law :math:`\pi_0` of batch shape (), which sets the tails beyond the
@@ -152,7 +152,7 @@ def fit_marginal(
       which do not change the prior, have no variance.
     - **The grid** that is chosen without a ``basis`` reaches from the .001 to the .999
       quantile of a nonparametric estimate (masses on 400 points, 200 steps of
-      expectation maximisation), and one of its standard deviations beyond. Noisy units
+      expectation maximisation), and two of its standard deviations beyond. Noisy units
       far out do not widen it. Latent values that have bounds need a reference with
       that support, such as a Gamma or a Beta law.
     - **Panels** are split where a unit's likelihood is narrow, see

@@ -13,13 +13,13 @@ from numpyro_kaem.references import support_bounds
 
 __all__ = ["choose_grid"]
 
-_NUM_BASIS = 16
+_NUM_BASIS = 24
 # Nats below its maximum to which a unit's likelihood says where its value lies.
 _DROP = 2.0
 _NUM_NODES = 400
 _EM_STEPS = 200
-# Share of the spread that lies beyond either end of the grid, before its margin.
-_TAIL = 1e-3
+# Share of the spread beyond either end of the grid, before a margin in deviations.
+_TAIL, _MARGIN = 1e-3, 2.0
 
 
 def choose_grid(
@@ -32,7 +32,7 @@ def choose_grid(
 
     The noise of the units is taken out by expectation maximisation of masses on a
     coarse grid (Laird 1978): a noisy unit far off does not widen the grid. Its ends are
-    quantiles of these masses and one standard deviation beyond.
+    quantiles of these masses and two standard deviations beyond.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def choose_grid(
         deviation = np.sqrt(mass @ (nodes - mean) ** 2)
         below = np.cumsum(mass)
         ends = nodes[np.searchsorted(below, [_TAIL, 1 - _TAIL]).clip(0, len(nodes) - 1)]
-        ends = ends + deviation * np.array([-1.0, 1.0])
+        ends = ends + deviation * np.array([-_MARGIN, _MARGIN])
         spread = np.clip(ends, *spread)
     low, high = np.clip(ends, *bounds)
     if reference is None:
