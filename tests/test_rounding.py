@@ -291,10 +291,14 @@ def test_divergence_is_below_that_of_kernels(size):
             kernels = np.maximum(kernels @ (counts / size), 1e-300)
             ours = np.asarray(prior.log_prob(z), float)
             better.append(divergence(ours) < divergence(np.log(kernels)))
-            if size >= 5000:
-                deviation = float(prior.variance) ** 0.5
-                assert abs(deviation / law.std() - 1) < 0.035
+            # Wider intervals leave the shape within them open.
             if part <= 1:
+                if size >= 500:
+                    corrected = np.sqrt(samples.var() - spacing**2 / 12)
+                    # On the range of the law: LogNormal tails reach further.
+                    mass = np.exp(ours) / np.sum(np.exp(ours))
+                    deviation = np.sqrt(mass @ z**2 - (mass @ z) ** 2)
+                    assert abs(deviation / corrected - 1) < 0.03
                 low, high = np.floor(ends[0] / spacing), np.ceil(ends[1] / spacing)
                 mass = mass_between(prior.cdf, spacing, low, high)
                 assert abs(mass - mass_between(law.cdf, spacing, low, high)) < 0.01
