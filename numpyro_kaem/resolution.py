@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 
-from numpyro_kaem.panels import Panels, integrand
+from numpyro_kaem.panels import Integrand, Panels, integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 from numpyro_kaem.references import ReferenceParameters
@@ -61,38 +62,50 @@ def resolution_of(
     # Every second node of the extension is a Gauss node, with another weight.
     _, gauss_weights = gauss_legendre(num_nodes)
     _, kronrod_weights = gauss_kronrod(num_nodes)
-    log_ratio = jnp.asarray(np.log(gauss_weights / kronrod_weights[1::2]), dtype)
-    log_ratio = log_ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
-    coarse = fine._replace(log_mass=fine.log_mass[:, 1::2] + log_ratio)
-    difference = jnp.abs(jnp.expm1(coarse.log_normalizer - fine.log_normalizer))
+    ratio = jnp.asarray(gauss_weights / kronrod_weights[1::2], dtype)
+    ratio = ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
+    masses = jnp.exp(fine.log_mass - fine.log_normalizer)
+    panel_masses = jnp.sum(masses, axis=1)
+    coarse_masses = jnp.sum(masses[:, 1::2] * ratio, axis=1)
+    difference = jnp.abs(jnp.sum(coarse_masses - panel_masses, axis=0))
+    eps = jnp.finfo(dtype).eps
     # Rounding of the energies costs where there is mass; elsewhere they may be huge.
-    has_mass = fine.log_mass > fine.log_normalizer + np.log(jnp.finfo(dtype).eps)
-    scale = jnp.max(jnp.where(has_mass, jnp.abs(fine.energy), 0), axis=(0, 1))
+    scale = jnp.max(jnp.where(masses > eps, jnp.abs(fine.energy), 0), axis=(0, 1))
     nodes = fine.energy[:, 1::2]
     change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
-    eps = jnp.finfo(dtype).eps
-    # Where the energy is 0 a reference of mass 1 remains, whatever the energy.
     own_error = jnp.zeros_like(difference)
     if parameters is not None:
-        own = fine._replace(
-            log_mass=fine.log_mass - fine.energy,
-            log_tails=tuple(
-                None if tail is None else tail - end
-                for tail, end in zip(fine.log_tails, fine.energy_ends, strict=True)
-            ),
-        )
-        own_error = jnp.abs(jnp.expm1(own.log_normalizer))
+        own_error = _error_of_reference(fine, parameters, panels)
         own_error = jnp.where(own_error > 64 * eps, own_error, 0)
+        own_error = jnp.broadcast_to(own_error, difference.shape)
     width = jnp.diff(panels.edges, axis=0)
     gap = eps * jnp.maximum(jnp.abs(panels.edges[:-1]), jnp.abs(panels.edges[1:]))
     share = jnp.minimum(gap / jnp.where(width > 0, width, 1), 1)
     share = share.reshape(
         len(share), *(1,) * (difference.ndim + 1 - share.ndim), *share.shape[1:]
     )
-    masses = jnp.sum(jnp.exp(fine.log_mass - fine.log_normalizer), axis=1)
-    spacing = jnp.max(share * masses, initial=0.0)
+    spacing = jnp.max(share * panel_masses, initial=0.0)
     rounding = eps * (24 + 2 * scale)
     return Resolution(change, difference, rounding, own_error, spacing)
+
+
+def _error_of_reference(
+    values: Integrand, parameters: ReferenceParameters, panels: Panels
+) -> jax.Array:
+    """Difference from 1 of the mass of the reference, which is left at energy 0.
+
+    Once for all densities that share it and its panels: of shape 1 along their axes.
+    """
+    rank = values.log_mass.ndim - 2
+    shape = np.broadcast_shapes(
+        (1,) * rank, parameters.build().batch_shape, panels.edges.shape[1:]
+    )
+    shared = (..., *(slice(0, 1) if size == 1 else slice(None) for size in shape))
+    terms = [logsumexp((values.log_mass - values.energy)[shared], axis=(0, 1))]
+    for tail, end in zip(values.log_tails, values.energy_ends, strict=True):
+        if tail is not None:
+            terms.append((tail - end)[shared])
+    return jnp.abs(jnp.expm1(logsumexp(jnp.stack(terms), axis=0)))
 
 
 def check_number(resolution: Resolution, parameters: ReferenceParameters) -> None:
