@@ -427,7 +427,8 @@ def _summary(
         np.bincount(np.searchsorted(points, x, "right"), w, len(points) + 1)
         for x, w in parts
     )
-    kurtosis = fourth / max(square, np.finfo(float).tiny) ** 2
+    # Of a single point it is the least that there is.
+    kurtosis = fourth / square**2 if square**2 > 0 else 1.0
     return mean, np.sqrt(square), kurtosis, np.cumsum(counts)[:-1]
 
 
