@@ -234,7 +234,7 @@ def as_float(value: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
     TypeError
         If they are not real numbers.
     """
-    array = as_real("z", value)
+    array = as_real("z", value, or_bool=True)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))

@@ -307,7 +307,8 @@ class KAEMPrior(dist.Distribution):
         warn_of_spacing(resolution, self.energy.dtype)
         if self._parameters is not None:
             warn_of_reference(resolution, self._parameters, self.energy.dtype)
-        error = resolution.panels + resolution.rounding
+        # Not a sum of JAX's, which a trace would make a tracer of.
+        error = np.asarray(resolution.panels) + np.asarray(resolution.rounding)
         warn_of_error(error, change, self._refinement, stacklevel=4)
 
     @promoting_ranks
