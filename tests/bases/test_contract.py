@@ -261,7 +261,7 @@ def test_input_formats(name, bits):
         assert formats(z) == {np.dtype(f"float{bits}")}
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         assert formats(jnp.asarray([0.5, 1.5], dtype)) == {np.dtype(dtype)}
-    with pytest.raises(TypeError, match="z must be real numbers, got dtype complex"):
+    with pytest.raises(TypeError, match=r"z must be real numbers, got .*complex"):
         basis(1j)
 
 
