@@ -106,7 +106,7 @@ def masses(
     s = jnp.where(s > 1, 1, jnp.where(s < 0, 0, s))
     part, total = evaluate(powers, s), sum(powers)
     # Exact at both edges: outside the support no mass is left.
-    part = jnp.where(positive & (s > 0), jnp.where(s < 1, part, total), 0)
+    part = jnp.where(positive, jnp.where(s < 1, part, total), 0)
     below = below + part
     above = above + (total - part)
     for side, is_upper in enumerate((False, True)):
