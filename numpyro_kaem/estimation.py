@@ -223,7 +223,7 @@ def fit_density(
             "only the marginals are kept: one density is fitted to each of the "
             f"{data.size // len(data)} columns of samples, which are then independent. "
             "Fit a joint form, such as a mixture of products or an autoregressive "
-            f"density, to keep their dependence. {as_chains(data.shape, 'columns')}",
+            "density, to keep their dependence." + as_chains(data.shape, "columns"),
             UserWarning,
             stacklevel=2,
         )

@@ -143,7 +143,7 @@ def as_chains(shape: tuple[int, ...], width: str) -> str:
     if len(shape) != 2 or shape[0] > 16 or shape[1] < 10 * shape[0]:
         return ""
     return (
-        f"samples of shape {shape} are {shape[0]} samples of {shape[1]} {width}; if "
+        f" Samples of shape {shape} are {shape[0]} samples of {shape[1]} {width}; if "
         "they are chains of draws, pass samples.reshape(-1), and if columns are the "
         "samples, samples.T."
     )

@@ -83,7 +83,7 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
         )
     chains = as_chains(data.shape, "dimensions")
     if chains:
-        warnings.warn(chains, UserWarning, stacklevel=3)
+        warnings.warn(chains.strip(), UserWarning, stacklevel=3)
     if weights is not None and np.shape(weights) != data.shape[:1]:
         raise ValueError(
             f"weights must have shape ({len(data)},), one for each sample, got "

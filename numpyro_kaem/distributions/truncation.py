@@ -51,7 +51,8 @@ def truncated(
     Parameters
     ----------
     prior
-        A :class:`KAEMPrior`, a :class:`KAEMMixture`, or one of them truncated before.
+        A :class:`~numpyro_kaem.KAEMPrior`, a :class:`~numpyro_kaem.KAEMMixture`, or one
+        of them truncated before.
     low, high
         Ends :math:`a < b`, of shapes that broadcast with the prior's ``batch_shape``;
         ``None``, for one of them, leaves that side as it is. They may be traced.
@@ -114,7 +115,7 @@ class TruncatedKAEM(dist.Distribution):
     Parameters
     ----------
     prior
-        A :class:`KAEMPrior` or a :class:`KAEMMixture`.
+        A :class:`~numpyro_kaem.KAEMPrior` or a :class:`~numpyro_kaem.KAEMMixture`.
     low, high
         Bounds; ``None`` for one of them leaves that side as it is.
     validate_args
@@ -127,7 +128,8 @@ class TruncatedKAEM(dist.Distribution):
     - The panels of the prior's quadrature are cut at the bounds, and the density there
       has a normaliser and a distribution function of its own, found in logarithms: an
       interval far in a tail, or a narrow one, is as accurate as the whole.
-    - Draws of a truncated :class:`KAEMPrior` are reparameterised, with derivatives with
+    - Draws of a truncated :class:`~numpyro_kaem.KAEMPrior` are reparameterised, with
+      derivatives with
       respect to the bounds too; those of a mixture have none.
 
     Examples
