@@ -267,3 +267,11 @@ def test_strict_rank_promotion(key):
         both = kaem.KAEMMixture(jnp.zeros(2), law)
         shapes += [both.log_prob(z).shape, both.sample(key, (3, 2)).shape]
     assert shapes == [(3, 2)] * 5
+
+
+def test_a_concrete_prior_made_inside_a_trace():
+    """Its checks look at numbers, of which a sum in the trace is none."""
+    energy = kaem.Energy(kaem.BSpline(-2.0, 3.0, 6), np.linspace(-1.0, 1.0, 6))
+    make = lambda: kaem.KAEMPrior(energy, dist.Normal(0.5, 1.0))  # noqa: E731
+    inside = jax.jit(lambda z: make().log_prob(z))(0.3)
+    np.testing.assert_allclose(inside, make().log_prob(0.3), rtol=1e-5)
