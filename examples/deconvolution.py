@@ -75,7 +75,7 @@ def simulate(num_units: int, seed: int) -> np.ndarray:
 def learn(x: np.ndarray) -> kaem.MarginalFit:
     """Prior of the latent values by maximum marginal likelihood."""
     units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, ERROR), x)
-    return kaem.fit_marginal(units, kaem.BSpline(-5.0, 7.0, 30), dist.Normal(0.0, 3.0))
+    return kaem.fit_marginal(units, kaem.BSpline(-5.0, 9.0, 35), dist.Normal(0.0, 3.0))
 
 
 # %%

@@ -186,42 +186,57 @@ def maximise(
     tolerance
         Gain that is not worth another step, in nats for all units.
     """
-    dtype = start.dtype
-    num_free = len(start) - problem.features.shape[1]
-    if num_free == 0:
-        state = _ascend(problem, ridge, start, tolerance, jnp.finfo(dtype).eps)
+    eps = jnp.finfo(start.dtype).eps
+    fits_reference = len(start) > problem.features.shape[1]
     # In float64 whatever the precision: a fitted reference may do nearly the same as
     # the energy, and rounding of a float32 information is more than the difference.
     with jax.enable_x64(True):
-        ridge = jnp.asarray(ridge, jnp.float64)
-        wide = Problem(
-            jnp.asarray(problem.features, jnp.float64),
-            jnp.asarray(problem.log_likelihood, jnp.float64),
-            jnp.asarray(problem.counts, jnp.float64),
-            Partial(_as_float64, problem.log_reference),
-        )
-        if num_free > 0:
-            start = jnp.asarray(start, jnp.float64)
-            state = _ascend(wide, ridge, start, tolerance, jnp.finfo(dtype).eps)
-        found = _information(wide, ridge, jnp.asarray(state[0], jnp.float64))
-        if num_free == 0 and dtype != np.float64 and found[3] < _LEAST_CURVATURE:
-            start = jnp.asarray(state[0], jnp.float64)
-            state = _ascend(wide, ridge, start, tolerance, jnp.finfo(jnp.float64).eps)
-            found = _information(wide, ridge, state[0])
+        found, least = _maximum(problem, ridge, start, tolerance, eps, fits_reference)
+        if (
+            not fits_reference
+            and start.dtype != np.float64
+            and float(least) < _LEAST_CURVATURE
+        ):
+            eps, start = jnp.finfo(jnp.float64).eps, found.parameters
+            found, _ = _maximum(problem, ridge, start, tolerance, eps, True)
+    return found
+
+
+@partial(jax.jit, static_argnames="in_float64")
+def _maximum(
+    problem: Problem,
+    ridge: jax.Array,
+    start: jax.Array,
+    tolerance: ArrayLike,
+    eps: ArrayLike,
+    in_float64: bool,
+) -> tuple[Maximum, jax.Array]:
+    """A maximum, whose information is computed in float64, and its least curvature."""
+    dtype = start.dtype
+    wide = Problem(
+        *(part.astype(jnp.float64) for part in problem[:3]),
+        Partial(_as_float64, problem.log_reference),
+    )
+    wide_ridge = ridge.astype(jnp.float64)
+    if in_float64:
+        state = _ascend(wide, wide_ridge, start.astype(jnp.float64), tolerance, eps)
+    else:
+        state = _ascend(problem, ridge, start, tolerance, eps)
     parameters, value, _, num_steps, decrement, converged = state
-    covariance, log_det, freedom, _ = found
-    total = float(np.sum(np.asarray(problem.counts, float)))
-    value, decrement = total * np.asarray(value, float), total * np.asarray(decrement)
-    maximum = (
+    covariance, log_det, freedom, least = _information(
+        wide, wide_ridge, parameters.astype(jnp.float64)
+    )
+    total = jnp.sum(wide.counts)
+    value, decrement = total * value, total * decrement
+    numbers = (
         parameters,
         value,
-        value + 0.5 * np.asarray(log_det),
+        value + 0.5 * log_det,
         covariance,
         freedom,
         decrement,
     )
-    maximum = [jnp.asarray(np.asarray(x), dtype) for x in maximum]
-    return Maximum(*maximum, converged, num_steps)
+    return Maximum(*(x.astype(dtype) for x in numbers), converged, num_steps), least
 
 
 def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:
@@ -233,7 +248,6 @@ def _precision(log_reference: Any) -> Any:
     return jax.tree_util.tree_leaves(log_reference)[0].dtype
 
 
-@jax.jit
 def _ascend(
     problem: Problem,
     ridge: jax.Array,
@@ -282,7 +296,6 @@ def _ascend(
     )
 
 
-@jax.jit
 def _information(
     problem: Problem, ridge: jax.Array, parameters: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

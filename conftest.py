@@ -1,0 +1,115 @@
+"""Settings of every test run, made before JAX starts its backend.
+
+Tests compile more than they compute, so JAX leaves most optimisations of the compiler
+out. Modules marked ``numerics`` are compiled as users compile, in float32, in which most
+work and which rounds most.
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Compiled code is kept from run to run. A folder for each worker: two that write the
+# same file at once would damage it.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(
+        Path(__file__).parent
+        / ".pytest_cache/jax"
+        / os.environ.get("PYTEST_XDIST_WORKER", "main")
+    ),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax
+import matplotlib
+import numpyro
+import pytest
+
+jax.config.update("jax_disable_most_optimizations", True)
+# Two devices, so that `chain_method="parallel"` and sharding are tested on any machine.
+numpyro.set_host_device_count(2)
+matplotlib.use("Agg")
+
+
+def part(text):
+    """Read ``3/8``, the third of eight parts."""
+    index, count = map(int, text.split("/"))
+    if not 1 <= index <= count:
+        raise ValueError(f"the part must be from 1 to {count}, got {index}")
+    return index, count
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the long tests too")
+    parser.addoption(
+        "--long-part",
+        type=part,
+        metavar="K/N",
+        help="run one of N parts of the long tests too, as 3/8",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out long tests, but for the part of them that was asked for."""
+    if config.getoption("--long"):
+        return
+    index, count = config.getoption("--long-part") or (1, 0)
+
+    def is_chosen(item):
+        number = zlib.crc32(item.nodeid.encode())
+        return not item.get_closest_marker("long") or (
+            count > 0 and number % count == index - 1
+        )
+
+    config.hook.pytest_deselected(items=[i for i in items if not is_chosen(i)])
+    items[:] = filter(is_chosen, items)
+
+
+# A process may have 65530 areas of memory by Linux's default, and one file may add tens
+# of thousands. With this many, a process takes about 1.5 gigabytes.
+MAX_MEMORY_MAPS = 12_000
+
+
+def num_memory_maps():
+    """How many areas of memory this process has; more than enough where unknown."""
+    try:
+        with Path("/proc/self/maps").open("rb") as maps:
+            return sum(1 for _ in maps)
+    except OSError:
+        return MAX_MEMORY_MAPS + 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_code(request):
+    """Compile a file as its mark says, and forget compiled code once there is much.
+
+    Every compiled function holds some areas of memory, and a process that has no more
+    of them left dies. What is forgotten is traced and compiled again.
+    """
+    numerics = request.node.get_closest_marker("numerics") is not None
+    if numerics and not jax.config.jax_enable_x64:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()
+    else:
+        yield
+    if num_memory_maps() > MAX_MEMORY_MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture
+def key():
+    """The same random key for every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """Whether this run computes in float64 (``JAX_ENABLE_X64=1``)."""
+    return bool(jax.config.jax_enable_x64)
