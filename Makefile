@@ -16,24 +16,6 @@ BENCH_FLAGS ?=
 DOCS_FLAGS ?=
 
 BIN := $(VENV)/bin
-# What depends most on the precision.
-IN_FLOAT64 := tests/bases tests/test_energy.py tests/test_quadrature.py tests/test_tables.py \
-	tests/test_modules.py tests/distributions/test_mixture.py \
-	tests/distributions/test_known_laws.py \
-	tests/distributions/test_derivatives.py tests/symbolic \
-	tests/empirical_bayes/test_quadrature.py \
-	tests/empirical_bayes/test_estimation.py \
-	tests/objectives/test_gradients.py tests/io
-# Float32 code as users compile it, for what asks for accuracy, memory or much computing;
-# for the rest half of the time would be the optimisations of the compiler.
-OPTIMISED := tests/bases tests/test_energy.py tests/test_quadrature.py \
-	tests/test_references.py tests/test_model_draws.py \
-	tests/distributions/test_contract.py tests/distributions/test_inversion.py \
-	tests/distributions/test_known_laws.py tests/distributions/test_mixture.py \
-	tests/distributions/test_normalizer.py tests/objectives/test_memory.py \
-	tests/empirical_bayes/test_calibration.py tests/infer/test_choosing.py \
-	tests/infer/test_importance.py tests/test_examples.py
-IN_HASTE := .ci/in_haste $(BIN)/python
 # The one that trains many models takes hours, the others half an hour in all.
 LONGEST := benchmarks/digits_priors.py
 BENCHMARKS := $(filter-out $(LONGEST),$(wildcard benchmarks/[!_]*.py)) $(LONGEST)
@@ -50,18 +32,17 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench docs lint format clean
+.PHONY: help test test-all demo bench docs lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-test: $(VENV)/.installed ## run all tests in float32, the numerical ones in float64
-	@echo "== 1/3: tests of accuracy and memory in float32"
-	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) $(OPTIMISED)
-	@echo "== 2/3: all other tests and docstring examples in float32, compiled in haste"
-	$(ON_CPU) JAX_ENABLE_X64=0 $(IN_HASTE) $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) $(addprefix --ignore=,$(OPTIMISED))
-	@echo "== 3/3: the numerical tests in float64, the slow ones left out, compiled in haste"
-	$(ON_CPU) JAX_ENABLE_X64=1 $(IN_HASTE) $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_FLAGS) $(IN_FLOAT64)
+test: $(VENV)/.installed ## run the tests in float32, the numerical ones in float64 too
+	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) -m 'numerics or float64' tests
+
+test-all: PYTEST_FLAGS += --long
+test-all: test ## run the long tests too: all pairs, calibrations, examples
 
 demo: $(VENV)/.installed ## run examples/quickstart.py
 	$(BIN)/python examples/quickstart.py $(DEMO_FLAGS)
@@ -71,10 +52,9 @@ bench: $(VENV)/.installed-bench ## run every benchmark, into benchmark_results/
 	  echo "== $$script"; $(ON_CPU) $(BIN)/python "$$script" $(BENCH_FLAGS); \
 	done
 
-# In full, as on the site: make docs DOCS_FLAGS='-t full'. The short form is compiled in
-# haste, which changes the last digits of some results.
+# In full, as on the site: make docs DOCS_FLAGS='-t full'.
 docs: $(VENV)/.installed-docs ## build the documentation, its tutorials in their short form
-	$(ON_CPU) $(if $(filter full,$(DOCS_FLAGS)),,$(IN_HASTE)) $(BIN)/python -m sphinx -W --keep-going -j auto $(DOCS_FLAGS) docs docs/_build/html
+	$(ON_CPU) $(BIN)/python -m sphinx -W --keep-going -j auto $(DOCS_FLAGS) docs docs/_build/html
 	@$(BIN)/python docs/_check.py docs/_build/html
 	@echo "documentation: file://$(CURDIR)/docs/_build/html/index.html"
 

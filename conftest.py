@@ -1,8 +1,8 @@
 """Settings of every test run, made before JAX starts its backend.
 
 Tests compile more than they compute, so JAX leaves most optimisations of the compiler
-out. Modules marked ``numerics`` are compiled as users compile, in float32, in which most
-work and which rounds most.
+out. Modules marked ``numerics`` are compiled as users compile in float32, the precision
+of most and the one that rounds.
 """
 
 import os
@@ -54,16 +54,24 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out long tests, but for the part of them that was asked for."""
+    """Leave out long tests, but for the part of them that was asked for.
+
+    Examples in docstrings are as long: five minutes in all. They run where a file or a
+    folder of the package is named.
+    """
     if config.getoption("--long"):
         return
     index, count = config.getoption("--long-part") or (1, 0)
+    all_files = config.args_source is pytest.Config.ArgsSource.TESTPATHS
 
     def is_chosen(item):
-        number = zlib.crc32(item.nodeid.encode())
-        return not item.get_closest_marker("long") or (
-            count > 0 and number % count == index - 1
+        is_long = item.get_closest_marker("long") or (
+            all_files
+            and isinstance(item, pytest.DoctestItem)
+            and item.path.suffix == ".py"
         )
+        number = zlib.crc32(item.nodeid.encode())
+        return not is_long or (count > 0 and number % count == index - 1)
 
     config.hook.pytest_deselected(items=[i for i in items if not is_chosen(i)])
     items[:] = filter(is_chosen, items)

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpyro.diagnostics import effective_sample_size
 
 # Default relative and absolute tolerance by the precision of the computation.
@@ -129,3 +130,12 @@ def random_leaves(make, *, scale=1.0, seed=0):
         ),
         eqx.filter_eval_shape(make, jax.random.key(0)),
     )
+
+
+def with_long(params, *kept):
+    """Parameters of a test, of which all but some run with the long tests only."""
+    assert set(kept) <= set(params)
+    return [
+        param if param in kept else pytest.param(param, marks=pytest.mark.long)
+        for param in params
+    ]

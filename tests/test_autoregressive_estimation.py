@@ -72,6 +72,7 @@ def test_core_is_the_density_of_the_object():
     assert_close(penalty, expected, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.long
 def test_starts_at_the_marginals_and_warns_without_gain():
     samples = np.random.default_rng(0).normal([1.0, 5.0], size=(400, 2))
     with pytest.warns(UserWarning, match="no network was better"):
@@ -112,6 +113,7 @@ def test_samples_without_weight_do_not_matter(ring):
     assert abs(float(gap)) < 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("support", ["positive", (0.0, 30.0)])
 def test_supports_and_one_dimension(support, key):
     samples = np.random.default_rng(0).gamma(3.0, 2.0, size=(300, 1))

@@ -59,6 +59,8 @@ with warnings.catch_warnings(record=True) as caught:
     numpyro_kaem.backend.avoid_wrong_sums()
 print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
 from numpyro_kaem.infer.resampling import systematic
+
+pytestmark = pytest.mark.numerics
 rng = np.random.default_rng(0)
 s = rng.uniform(size=(64, 64)).astype("float32")
 for n in (6, 7, 9):

@@ -12,6 +12,8 @@ from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import ACTIVATIONS
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.numerics
+
 LOW, HIGH = -0.75, 2.5
 FEW = ["rbf", "bspline-0", "bspline-3", "fourier", "chebyshev"]
 Z = np.array([-4.0, -0.75, -0.31, 0.4, 1.1, 1.93, 2.5, 7.0])
@@ -164,6 +166,7 @@ def test_refit_to_a_finer_grid():
     assert_close(fine(z), coarse(z), atol=(2e-5, 1e-12), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_refit_to_another_basis():
     cubic = Energy(Chebyshev(LOW, HIGH, 3), random(2, 4))
     z = np.linspace(LOW, HIGH, 99)[:, None]
@@ -177,6 +180,7 @@ def test_refit_to_another_basis():
     assert_allclose(cubic.refit(RBF(LOW, HIGH, 10))(dense[:, None]), best, atol=0.05)
 
 
+@pytest.mark.long
 def test_refit_to_a_wider_grid():
     """The constant continuation is fitted, and the base activation keeps its weight."""
     # Constant beyond both ends, which the wider splines of degree 0 can follow.

@@ -53,7 +53,11 @@ def third_differences_squared(basis):
 @pytest.mark.parametrize(
     ("basis", "roughness"),
     [
-        (kaem.Chebyshev(-1.0, 6.0, degree=3), third_derivatives_squared),
+        pytest.param(
+            kaem.Chebyshev(-1.0, 6.0, degree=3),
+            third_derivatives_squared,
+            marks=pytest.mark.long,
+        ),
         (kaem.BSpline(-1.0, 6.0, num_basis=6), third_differences_squared),
     ],
     ids=["chebyshev", "bspline"],
@@ -146,9 +150,20 @@ def test_coordinates_are_orthonormal():
         (stats.norm(3.0, 2.0), None, -13.0, 19.0, 0.003),
         (stats.norm(3e3, 2.0), "real", 2984.0, 3016.0, 0.003),
         (stats.gamma(3.0, scale=2.0), "positive", 1e-6, 60.0, 0.01),
-        (stats.expon(scale=0.5), "positive", 1e-3, 12.0, 0.01),
-        (stats.lognorm(1.0), "positive", 1e-6, 200.0, 0.01),
-        (stats.lognorm(0.5, 2.5), (2.5, np.inf), 2.5001, 40.0, 0.01),
+        pytest.param(
+            stats.expon(scale=0.5), "positive", 1e-3, 12.0, 0.01, marks=pytest.mark.long
+        ),
+        pytest.param(
+            stats.lognorm(1.0), "positive", 1e-6, 200.0, 0.01, marks=pytest.mark.long
+        ),
+        pytest.param(
+            stats.lognorm(0.5, 2.5),
+            (2.5, np.inf),
+            2.5001,
+            40.0,
+            0.01,
+            marks=pytest.mark.long,
+        ),
         (stats.beta(2.0, 5.0, 1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
         (stats.uniform(1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
     ],
@@ -200,6 +215,7 @@ def test_next_observation_has_positive_density(support, far):
     assert np.all(np.isfinite(prior.log_prob(jnp.array(far))))
 
 
+@pytest.mark.long
 def test_lower_bounds_of_columns():
     """The support is static, so that mixtures take such densities as components."""
     low = np.array([2.5, -1.0])
@@ -297,6 +313,7 @@ def test_columns_are_separate_fits():
         )
 
 
+@pytest.mark.long
 def test_columns_on_one_grid_with_intervals():
     rng = np.random.default_rng(SEED)
     samples = rng.beta(2.0, 3.0, size=(400, 2)) * np.array([1.0, 4.0]) + 1.0
@@ -314,6 +331,7 @@ def test_columns_on_one_grid_with_intervals():
     assert_close(shared.mean, np.repeat(samples[:, 1].mean(), 2), rtol=2e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "basis",
     [
@@ -331,6 +349,7 @@ def test_every_basis(basis):
     assert divergence(stats.norm(3.0, 2.0), prior, -13.0, 19.0) < 0.03
 
 
+@pytest.mark.long
 def test_bandwidth_search_does_not_lose():
     samples = normal_samples(1000)
     basis = kaem.RBF(-5.0, 11.0, 20, bandwidth=0.5)
@@ -342,6 +361,7 @@ def test_bandwidth_search_does_not_lose():
     assert divergence(law, chosen, *ends) <= divergence(law, kept, *ends) + 1e-3
 
 
+@pytest.mark.long
 def test_larger_penalty_is_smoother():
     samples = normal_samples(200)
     basis = kaem.BSpline(-5.0, 11.0, 20)
@@ -353,12 +373,14 @@ def test_larger_penalty_is_smoother():
     assert roughness(1e-9) > roughness(1e-6) > roughness(1e-3)
 
 
+@pytest.mark.long
 def test_one_value_with_basis_and_reference():
     prior = kaem.fit_density([2.0], kaem.BSpline(-1.0, 5.0, 8), dist.Normal(1.0, 2.0))
     assert np.isfinite(prior.log_prob(2.0))
     assert np.all(np.isfinite(prior.energy.coefficients))
 
 
+@pytest.mark.long
 def test_ties_and_integers():
     with pytest.warns(UserWarning, match="taken as rounded"):
         prior = kaem.fit_density(np.repeat([1, 2, 3, 4], [3, 80, 3, 1]))
@@ -461,6 +483,7 @@ def test_chains_of_draws_are_told():
         kaem.fit_density(draws, GRID, dist.Normal(0.0, 3.0))
 
 
+@pytest.mark.long
 def test_debug_nans():
     """Two infinities of opposite signs were added for a point inside a support."""
     basis = kaem.BSpline(-5.0, 11.0, 8)

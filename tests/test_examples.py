@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.long
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -33,7 +34,6 @@ def run(name, tmp_path, monkeypatch, capsys):
     return printed
 
 
-@pytest.mark.slow
 @pytest.mark.arviz
 def test_quickstart(tmp_path, monkeypatch, capsys):
     printed = run("quickstart", tmp_path, monkeypatch, capsys)
@@ -84,7 +84,6 @@ def test_automobile_claims(tmp_path, monkeypatch, capsys):
     assert gamma == [0.164, 0.398, 0.632, 0.866, 1.100, 1.334, 1.568]
 
 
-@pytest.mark.slow
 def test_deconvolution(tmp_path, monkeypatch, capsys):
     printed = run("deconvolution", tmp_path, monkeypatch, capsys)
     rows = [line.split() for line in printed.splitlines()[1:3]]
@@ -93,7 +92,6 @@ def test_deconvolution(tmp_path, monkeypatch, capsys):
         assert 0.0 < float(row[2]) < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.arviz
 def test_full_bayes(tmp_path, monkeypatch, capsys):
     printed = run("full_bayes", tmp_path, monkeypatch, capsys)
@@ -103,7 +101,6 @@ def test_full_bayes(tmp_path, monkeypatch, capsys):
     assert float(widths["full Bayes"]) > float(widths["empirical Bayes"])
 
 
-@pytest.mark.slow
 def test_choose_regression(tmp_path, monkeypatch, capsys):
     printed = run("choose_regression", tmp_path, monkeypatch, capsys)
     for name, published in (("density", -309.924), ("adjusted density", -301.435)):
@@ -117,7 +114,6 @@ def test_choose_regression(tmp_path, monkeypatch, capsys):
     assert int(low) < 4862 < int(high)
 
 
-@pytest.mark.slow
 def test_two_modes(tmp_path, monkeypatch, capsys):
     printed = run("two_modes", tmp_path, monkeypatch, capsys)
     rows = {line[:20].strip(): line[20:].split() for line in printed.splitlines()}
@@ -128,7 +124,6 @@ def test_two_modes(tmp_path, monkeypatch, capsys):
     assert r_hat < 1.05
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
 def test_digits_objectives(tmp_path, monkeypatch, capsys):
     printed = run("digits_objectives", tmp_path, monkeypatch, capsys)
@@ -144,7 +139,6 @@ def test_digits_objectives(tmp_path, monkeypatch, capsys):
     assert re.search(r"with 2 latents: \d+% of the units have a Pareto k", printed)
 
 
-@pytest.mark.slow
 @pytest.mark.arviz
 @pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
 def test_digits_posterior(tmp_path, monkeypatch, capsys):
@@ -179,7 +173,6 @@ def test_importance_dimension(tmp_path, monkeypatch, capsys):
     assert "AnnealedLangevin" in printed
 
 
-@pytest.mark.slow
 # A decoder that is hardly trained explains few images well.
 @pytest.mark.filterwarnings("ignore:fewer than a twentieth of the draws")
 # Whether one of 60 components for few images is lost depends on rounding.
@@ -206,7 +199,6 @@ def test_digits(tmp_path, monkeypatch, capsys):
         assert (tmp_path / f"digits_{name}.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 # Of a decoder that is hardly trained, a component of few draws is narrow.
 @pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
 @pytest.mark.filterwarnings("ignore:the fit stopped after max_steps")
@@ -233,7 +225,6 @@ def test_darcy_flow(tmp_path, monkeypatch, capsys):
     ]
 
 
-@pytest.mark.slow
 def test_text(tmp_path, monkeypatch, capsys):
     printed = run("text", tmp_path, monkeypatch, capsys)
     rows = re.findall(

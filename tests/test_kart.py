@@ -101,6 +101,7 @@ def test_parameters_are_learned_through_what_z_explains():
     assert np.all(np.any(gradient != 0, axis=-1))
 
 
+@pytest.mark.long
 def test_nuts(key):
     prior = make((3, 1))
 

@@ -137,6 +137,7 @@ def test_keeps_dependence(ring):
     assert float(ring.log_prob(test).mean()) > independent + 0.2
 
 
+@pytest.mark.long
 def test_numpyro_citizen(ring, key):
     assert (ring.batch_shape, ring.event_shape) == ((), (2,))
     z = ring.sample(key, (5,))
@@ -158,6 +159,7 @@ def test_numpyro_citizen(ring, key):
 # --- options -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_same_key_same_fit():
     samples = ring_samples()
     fits = [
@@ -169,6 +171,7 @@ def test_same_key_same_fit():
     assert not np.allclose(fits[3], fits[0])
 
 
+@pytest.mark.long
 def test_more_starts_do_not_lose():
     samples = ring_samples()
     one, three = (
@@ -187,6 +190,7 @@ def test_candidates_are_compared():
     assert len(mixture.mixing_distribution.logits) > 1
 
 
+@pytest.mark.long
 def test_weights_set_the_proportions():
     rng = np.random.default_rng(0)
     group = np.arange(400) % 2
@@ -203,6 +207,7 @@ def test_weights_set_the_proportions():
     assert float(without.mean[0]) < -0.9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("support", ["positive", (0.0, 30.0)])
 def test_supports_and_one_dimension(support, key):
     samples = np.random.default_rng(0).gamma(3.0, 2.0, size=(300, 1))

@@ -224,7 +224,7 @@ def test_gradient_of_the_log_marginal(x64):
 # --- inference -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_finds_latents_of_data(linear, key):
     model = linear
     kernel = NUTS(model)
@@ -241,6 +241,7 @@ def test_nuts_finds_latents_of_data(linear, key):
     assert predictive["x"].shape == (500, 3)
 
 
+@pytest.mark.long
 def test_importance_sampling(linear, key):
     model = linear
     sampler = kaem.infer.ImportanceSampling(model, num_samples=4000, unit_plate="data")
@@ -252,7 +253,7 @@ def test_importance_sampling(linear, key):
     assert_close(estimate, log_evidence, rtol=0, atol=0.08)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_annealed_langevin(linear, key):
     model = linear
     kernel = kaem.infer.AnnealedLangevin(model, num_temperatures=3)
@@ -286,7 +287,7 @@ def fitted():
     return model, x, run(jax.random.key(1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_svi_learns_all_parts(fitted):
     model, _, result = fitted
     assert np.mean(result.losses[-10:]) < np.mean(result.losses[:10]) - 50
@@ -297,7 +298,7 @@ def test_svi_learns_all_parts(fitted):
     assert all(np.any(a != b) for a, b in zip(after, before, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fitted_model_is_one_pytree(fitted, key):
     model, x, result = fitted
     learned = model.with_params(result.params)
@@ -320,7 +321,7 @@ def test_fitted_model_is_one_pytree(fitted, key):
     assert_close(again.sample(key, 2000), x_drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_params_that_do_not_fit(fitted):
     model, _, result = fitted
     with pytest.raises(ValueError, match=r"params must have values.*got 'auto'"):

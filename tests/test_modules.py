@@ -46,6 +46,7 @@ def test_svi_learns_the_energy(energy, key):
     assert np.mean(np.abs(log_prob - truth)) < 0.1
 
 
+@pytest.mark.long
 def test_nuts_samples_the_coefficients(energy, key):
     data = truncated_exponential(key, -0.8, 400)
     priors = kaem.parameter_priors(

@@ -9,6 +9,8 @@ from scipy import stats
 import numpyro_kaem as kaem
 from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 
+pytestmark = pytest.mark.numerics
+
 # Positive halves, from the outermost node to the centre; QUADPACK's dqk15, after
 # Piessens et al. (1983), QUADPACK, Springer.
 KRONROD_15_NODES = [

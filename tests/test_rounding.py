@@ -17,6 +17,8 @@ from numpyro_kaem.reference_nodes import Cells
 from numpyro_kaem.rounding import as_widths, spread
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.float64
+
 REAL = support_ends(None, None, ())
 
 
@@ -39,10 +41,11 @@ def mass_between(cdf, spacing, low, high):
     [
         (np.round(np.random.default_rng(0).normal(0, 2, 20_000)), 1.0, None),
         (np.random.default_rng(1).poisson(3, 5000), 1.0, None),
-        (
+        pytest.param(
             np.round(9 * np.random.default_rng(2).beta(4, 2, 20_000) + 1) / 2,
             0.5,
             (0.25, 5.25),
+            marks=pytest.mark.long,
         ),
     ],
     ids=["normal", "counts", "half stars"],
@@ -83,6 +86,7 @@ def test_cells_of_a_histogram_have_the_masses_of_the_samples():
     assert_close(prior.log_prob(1.2), prior.log_prob(0.7), atol=1e-2)
 
 
+@pytest.mark.long
 def test_lowest_count_of_a_positive_support():
     """Zero lies at the open end, but its interval has mass inside."""
     samples = np.random.default_rng(1).poisson(3, 5000)
@@ -92,6 +96,7 @@ def test_lowest_count_of_a_positive_support():
         kaem.fit_density(samples, support="positive", rounding="none")
 
 
+@pytest.mark.long
 def test_columns_of_exact_and_of_rounded_samples():
     rng = np.random.default_rng(3)
     samples = rng.normal([1.0, 5.0, 9.0], [1.0, 2.0, 3.0], (2000, 3))
@@ -113,6 +118,7 @@ def test_columns_of_exact_and_of_rounded_samples():
     assert_close(prior.variance, variance, rtol=0.06)
 
 
+@pytest.mark.long
 def test_derivatives_are_those_of_the_likelihood():
     dtype = jnp.zeros(()).dtype
     num_nodes = family.nodes_per_panel(dtype)

@@ -9,7 +9,9 @@ import pytest
 import numpyro_kaem as kaem
 from numpyro_kaem.inversion import icdf_folded
 from numpyro_kaem.tables import tabulate, tabulate_at
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
+
+pytestmark = pytest.mark.float64
 
 # With tails on both sides, on one, and on none; with panels of its own, and at a
 # singular end of the support.
@@ -22,7 +24,7 @@ REFERENCES = {
 NUM_POINTS = 60
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", with_long(REFERENCES, "uniform", "student"))
 def test_one_point_of_each_density(name):
     reference = REFERENCES[name]
     basis = kaem.BSpline(0.5, 2.0, 12)

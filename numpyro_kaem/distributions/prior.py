@@ -404,7 +404,8 @@ class KAEMPrior(dist.Distribution):
         Raises
         ------
         ValueError
-            If the function does not keep the shape of its argument.
+            If the function does not keep the shape of its argument, or its value at a
+            node depends on the order of the nodes.
 
         Examples
         --------
@@ -423,6 +424,9 @@ class KAEMPrior(dist.Distribution):
                 f"got shape {jnp.shape(values)} from {nodes.shape}; a constant is "
                 "lambda z: jnp.full_like(z, constant)."
             )
+        reversed_values = function(nodes[::-1])[::-1]
+        if is_concrete((values, reversed_values)):
+            _check_order(np.asarray(values), np.asarray(reversed_values))
         # A node without mass may lie where the function is infinite.
         return jnp.sum(jnp.where(masses > 0, masses * values, 0), axis=0)
 
@@ -516,6 +520,20 @@ class KAEMPrior(dist.Distribution):
 
 
 # --- as the reference of another --------------------------------------------------
+
+
+def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
+    """Refuse a function of all nodes at once, which changes with their order."""
+    finite = np.isfinite(values) & np.isfinite(reversed_values)
+    # Truth values become numbers.
+    one, other = values[finite] + 0.0, reversed_values[finite] + 0.0
+    size = np.maximum(np.abs(one), np.abs(other))
+    # Far more than rounding.
+    if size.size and np.any(abs(one - other) > 0.01 * size + 1e-3 * np.median(size)):
+        raise ValueError(
+            "function must be elementwise, got one whose value at a node changes with "
+            "the order of the nodes."
+        )
 
 
 def _has_regular_ends(prior: KAEMPrior) -> bool:

@@ -9,6 +9,8 @@ from scipy import interpolate
 
 from numpyro_kaem.bases import BSpline
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.mark.parametrize("degree", range(8))
 def test_partition_of_unity_and_local_support(degree):

@@ -11,6 +11,8 @@ from numpy.testing import assert_allclose
 
 from numpyro_kaem.bases import RBF, RSWAF, Wavelet
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.mark.parametrize("cls", [RBF, RSWAF])
 def test_peaks_lie_on_the_centres(cls):

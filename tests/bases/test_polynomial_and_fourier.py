@@ -7,6 +7,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from numpyro_kaem.bases import Chebyshev, Fourier
 
+pytestmark = pytest.mark.float64
+
 
 def test_fourier_ends_are_free():
     basis = Fourier(1.5, 4.0, 3)

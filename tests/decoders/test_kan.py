@@ -121,6 +121,7 @@ def test_init_errors(key, options, error, match):
         KANLayer.init(key, **{**good, **options})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("basis", "activation"),
     [

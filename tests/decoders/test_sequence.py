@@ -150,7 +150,7 @@ def test_token_errors(decoder):
         decoder.logits(np.zeros(3), TOKENS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_svi_learns_sequences(key):
     """Words that repeat one token: which one is for the latents to say."""
     decoder = SequenceDecoder(key, 2, num_tokens=3, length=4, width=8, num_heads=2)

@@ -254,6 +254,7 @@ def test_trained_model():
     np.testing.assert_array_equal(values_of(data, "training", "loss"), result.losses)
 
 
+@pytest.mark.long
 def test_chains_of_a_trained_model():
     """Their last states, as NumPyro's own transforms make latents of them."""
     x = jax.random.normal(jax.random.key(8), (12, 2))
@@ -284,6 +285,7 @@ def test_chains_of_a_trained_model():
     np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_units_of_a_marginal_fit():
     """Posterior of every unit under the fitted prior."""
     x = jax.random.normal(jax.random.key(7), (40,)) * 1.3

@@ -12,7 +12,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from scipy import stats
 
 import numpyro_kaem as kaem
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 LOW, HIGH = np.array([-1.0, 2.0]), np.array([3.0, 4.0])
 BASIS = kaem.BSpline(LOW, HIGH, num_basis=6)
@@ -43,7 +43,7 @@ LAWS = {
 NUM_POINTS = 200
 
 
-@pytest.fixture(scope="module", params=LAWS)
+@pytest.fixture(scope="module", params=with_long(LAWS, "uniform"))
 def prior(request):
     return kaem.AutoregressiveKAEMPrior(BASIS, network(), LAWS[request.param]())
 
@@ -179,6 +179,7 @@ def test_many_points_are_the_same_in_chunks(prior, key):
     assert_close(shaped.ravel(), np.asarray(log_prob), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dim", [1, 3])
 def test_other_dimensions(dim, key):
     prior = kaem.AutoregressiveKAEMPrior(
@@ -193,6 +194,7 @@ def test_other_dimensions(dim, key):
 # --- derivatives ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_derivatives_in_float64():
     with jax.enable_x64(True):
         conditioner = jax.tree_util.tree_map(
@@ -278,7 +280,7 @@ def test_in_a_model(key):
     assert draws["z"].shape == (5, 3, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_as_a_guide(key):
     basis = kaem.BSpline(-3.0, 3.0, 6)
 

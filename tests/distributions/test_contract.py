@@ -446,7 +446,7 @@ def test_transformed(base, key):
     assert_array_equal(again(jnp.full((2,), 0.3)), transform(jnp.full((2,), 0.3)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["uniform", "normal"])
 def test_nuts_through_transform_reparam(base):
     """A Normal posterior: the tilted prior is Normal and so is the likelihood."""
@@ -472,7 +472,7 @@ def test_nuts_through_transform_reparam(base):
     assert_within_mcse((draws - mean) ** 2, 1 / precision)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_on_the_prior_itself():
     """With a bounded support, whose ends NumPyro's own bijection handles."""
     rate = 1.5

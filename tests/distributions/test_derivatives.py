@@ -8,7 +8,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier, KAEMPrior
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
+
+pytestmark = pytest.mark.float64
 
 U = np.array([0.02, 0.12, 0.45, 0.81, 0.98])
 # Between the knots of all bases below, with one point beyond each end of the grid.
@@ -65,8 +67,7 @@ CASES = {
         lambda: dist.Gumbel(0.5, 0.75),
     ),
 }
-SLOW = ("student-t", "gamma", "beta", "gumbel")
-PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES]
+PARAMS = with_long(CASES, "normal")
 
 
 def build(name, dtype):
@@ -199,6 +200,7 @@ def test_batches_and_transforms_agree(x64):
     assert_close(inner, jnp.sum(pushed * weights), rtol=(1e-3, 1e-10))
 
 
+@pytest.mark.long
 def test_gradients_are_finite_at_and_beyond_all_edges():
     energy = Energy(BSpline(-0.75, 2.5, 5), jnp.asarray(random(5, 7)))
     for reference in (None, dist.Uniform(-0.25, 1.75), dist.Normal(1.25, 0.75)):

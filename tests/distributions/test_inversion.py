@@ -10,8 +10,21 @@ from scipy import stats
 
 from numpyro_kaem import Chebyshev, Energy, KAEMPrior
 from tests.distributions.cases import BASES, DIAGONAL, REFERENCES, build, ulp
+from tests.helpers import with_long
+
+pytestmark = pytest.mark.numerics
 
 NUM_LEVELS = 20_000
+# A smooth and a rough basis, each kind of end and of tail.
+SHORT = [
+    ("rbf", "default"),
+    ("bspline-0", "gumbel"),
+    ("bspline-1", "uniform-inside"),
+    ("bspline-3", "normal"),
+    ("fourier", "laplace"),
+    ("mexican-hat", "cauchy"),
+    ("rbf", "gamma-singular"),
+]
 
 
 def levels(dtype):
@@ -26,7 +39,7 @@ def levels(dtype):
     return u[:NUM_LEVELS]
 
 
-@pytest.fixture(scope="module", params=DIAGONAL, ids="-".join)
+@pytest.fixture(scope="module", params=with_long(DIAGONAL, *SHORT), ids="-".join)
 def inverted(request):
     """A batch of densities, masses, and the quantiles of both."""
     built = build(*request.param)
@@ -96,7 +109,7 @@ def test_ends(inverted):
     assert np.all(np.isnan(z[2:]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_goodness_of_fit(inverted):
     """One million draws by the Kolmogorov-Smirnov test, at one failure in 10,000."""
     built, _, _ = inverted

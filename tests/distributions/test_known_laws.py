@@ -13,6 +13,8 @@ from scipy import special, stats
 from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier, KAEMPrior
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.numerics
+
 LOW, HIGH = -0.75, 2.5
 U = np.array([1e-4, 0.1, 0.37, 0.5, 0.8, 0.9995])
 

@@ -8,7 +8,9 @@ import pytest
 from scipy import integrate, stats
 
 import numpyro_kaem as kaem
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
+
+pytestmark = pytest.mark.float64
 
 LOGITS = np.array([0.3, -np.inf, 1.0])
 
@@ -31,7 +33,9 @@ REFERENCES = {
 
 # One object for the module: its compiled functions and its table are used again.
 @pytest.fixture(
-    scope="module", params=REFERENCES, ids=lambda name: name.replace(" ", "-")
+    scope="module",
+    params=with_long(REFERENCES, "uniform", "normals"),
+    ids=lambda name: name.replace(" ", "-"),
 )
 def mixture(request):
     return make(REFERENCES[request.param]())

@@ -24,6 +24,8 @@ from tests.distributions.normalizer_bars import (
 )
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
 def test_normalizer(basis, reference, x64):

@@ -15,6 +15,8 @@ from tests.distributions.normalizer_bars import (
     relative_error,
 )
 
+pytestmark = pytest.mark.float64
+
 OTHERS = [
     (basis, reference)
     for basis in BASES

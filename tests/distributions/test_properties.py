@@ -46,7 +46,6 @@ BASES = {
 }
 
 
-
 def kaem_reference(c, s, a, b):
     """Prior of ours, whose grid is fixed: that of all, if they have the same."""
     if np.ptp(c) == 0 and np.ptp(s) == 0:

@@ -9,6 +9,9 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import numpyro_kaem as kaem
+from tests.helpers import with_long
+
+pytestmark = pytest.mark.float64
 
 COEFFICIENTS = np.array([0.0, 1.0, -2.0, 0.5, 1.0, 0.0])
 POINTS = np.linspace(-4.0, 4.0, 9)
@@ -80,6 +83,7 @@ def test_chain_of_priors(key, x64, tmp_path):
     assert_allclose(loaded.cdf(POINTS), third.cdf(POINTS), atol=1e-7)
 
 
+@pytest.mark.long
 def test_gradient_through_a_learned_reference(x64):
     """The derivative of the mass in a coefficient of the inner energy."""
     outer = prior(learned())
@@ -96,7 +100,7 @@ def test_gradient_through_a_learned_reference(x64):
     assert_allclose(slope, difference, rtol=1e-7 if x64 else 1e-3)
 
 
-@pytest.mark.parametrize("make", [mixture, same_family])
+@pytest.mark.parametrize("make", with_long([mixture, same_family], same_family))
 def test_mixtures_as_references(make, key, x64):
     """Laws whose arrays have an axis of components beside the batch."""
     reference = make()
@@ -115,10 +119,10 @@ def test_mixtures_as_references(make, key, x64):
 @pytest.mark.parametrize(
     ("low", "high", "grid"),
     [
-        (6.0, np.inf, (6.5, 7.0)),
+        pytest.param(6.0, np.inf, (6.5, 7.0), marks=pytest.mark.long),
         (5.0, 5.1, (5.0, 5.1)),
-        (12.0, np.inf, (12.0, 13.0)),
-        (-1.0, 2.0, (-0.5, 1.0)),
+        pytest.param(12.0, np.inf, (12.0, 13.0), marks=pytest.mark.long),
+        pytest.param(-1.0, 2.0, (-0.5, 1.0), marks=pytest.mark.long),
     ],
 )
 def test_truncated_references(low, high, grid, x64):
@@ -138,8 +142,14 @@ def test_truncated_references(low, high, grid, x64):
     ("reference", "exact", "grid"),
     [
         (dist.Levy(1.0, 855.0), stats.levy(1.0, 855.0), (57.5, 1e10)),
-        (dist.Cauchy(0.0, 2.0), stats.cauchy(0.0, 2.0), (-1e8, 1e8)),
-        (dist.Normal(3.0, 2.0), stats.norm(3.0, 2.0), (-1e6, 1e6)),
+        pytest.param(
+            *(dist.Cauchy(0.0, 2.0), stats.cauchy(0.0, 2.0), (-1e8, 1e8)),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *(dist.Normal(3.0, 2.0), stats.norm(3.0, 2.0), (-1e6, 1e6)),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_grids_far_wider_than_the_reference(reference, exact, grid):
@@ -221,7 +231,9 @@ def test_energy_that_lifts_a_tail_without_mass(traced):
     assert_allclose(masses, np.interp(x, z, mass / mass[-1]), atol=5e-5)
 
 
-@pytest.mark.parametrize("name", ["sample", "icdf", "cdf", "log_prob"])
+@pytest.mark.parametrize(
+    "name", with_long(["sample", "icdf", "cdf", "log_prob"], "sample", "log_prob")
+)
 def test_moving_ends_of_the_support(name, key, x64):
     """Draws follow the ends of a Uniform reference, which are leaves of the prior."""
     energy = prior(None, kaem.BSpline(0.0, 1.0, 6)).energy
@@ -247,6 +259,8 @@ def test_calls_that_are_refused(key):
     law = learned()
     with pytest.raises(ValueError, match="function must be elementwise"):
         law.expectation(jnp.sum)
+    with pytest.raises(ValueError, match="changes with the order of the nodes"):
+        law.expectation(jnp.cumsum)
     half = kaem.Energy(kaem.BSpline(0.0, 1.0, 6), jnp.zeros(6, jnp.bfloat16))
     with pytest.raises(TypeError, match=r"float32 or float64.*got bfloat16"):
         kaem.KAEMPrior(half)
@@ -257,6 +271,7 @@ def test_calls_that_are_refused(key):
     assert joint.log_prob(jnp.zeros((0, 2))).shape == (0,)
 
 
+@pytest.mark.long
 def test_strict_rank_promotion(key):
     """Batches and points broadcast inside, whatever the user forbids outside."""
     coefficients = np.stack([COEFFICIENTS, -COEFFICIENTS])

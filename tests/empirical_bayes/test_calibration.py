@@ -69,7 +69,7 @@ def sample_posterior(model, key, x):
     return mcmc.get_samples(), mcmc.get_extra_fields()["diverging"].sum()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "quantities"),
     [

@@ -14,6 +14,8 @@ from numpyro_kaem.coordinates import make_design
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.exponential_family import RIDGE
 
+pytestmark = pytest.mark.float64
+
 # Thyrion's policies by their number of claims, and what bounds their log likelihood.
 CLAIMS, POLICIES = np.arange(8), np.array([7840, 1317, 239, 42, 14, 4, 4, 1])
 GAMMA, GAMMA_VALUE = dist.Gamma(0.70151, 1 / 0.30556), -5348.040
@@ -68,6 +70,7 @@ def test_claims_lie_between_their_bounds(penalty, x64):
     np.testing.assert_allclose(means[:2], [0.168, 0.36], atol=0.01)
 
 
+@pytest.mark.long
 def test_flat_energy_has_the_gamma_priors_value():
     prior = kaem.KAEMPrior(kaem.Energy(kaem.BSpline(0.0, 4.0, 8), jnp.zeros(8)), GAMMA)
     values = np.asarray(kaem.log_marginal_likelihood(prior, claims_units()), float)
@@ -110,6 +113,7 @@ def test_maximum_is_scipys():
         )
 
 
+@pytest.mark.long
 def test_quadratic_energies_are_normal():
     """With a huge penalty the prior is Normal, with the moments of that model."""
     x = 1.0 + 2.0 * np.random.default_rng(1).normal(size=2000)
@@ -125,6 +129,7 @@ def test_quadratic_energies_are_normal():
     np.testing.assert_allclose(fit.log_marginal_likelihood, expected, atol=0.05)
 
 
+@pytest.mark.long
 def test_fitted_reference_is_that_of_the_parametric_model():
     fit = kaem.fit_marginal(
         claims_units(),
@@ -146,6 +151,7 @@ def test_fitted_reference_is_that_of_the_parametric_model():
     assert float(fit.prior.reference.concentration) != 1.0
 
 
+@pytest.mark.long
 def test_evidence_of_a_fitted_reference(x64):
     """A scale and a quadratic energy do the same: rounding made -2834 of 2.0."""
     rng = np.random.default_rng(1)
@@ -166,7 +172,9 @@ def test_evidence_of_a_fitted_reference(x64):
     np.testing.assert_allclose(fit.log_marginal_likelihood, expected, atol=0.01)
 
 
-@pytest.mark.parametrize("reference", [None, dist.Normal(2.0, 3.0)])
+@pytest.mark.parametrize(
+    "reference", [None, pytest.param(dist.Normal(2.0, 3.0), marks=pytest.mark.long)]
+)
 def test_warns_of_units_off_the_grid(reference):
     units = normal_units(np.array([-1.0, 0.0, 1.0, 2.0, 10.0]))
     with pytest.warns(UserWarning, match=r"1 units, the first of them unit 4.*grid"):
@@ -219,6 +227,7 @@ def test_result(fit):
     np.testing.assert_allclose(fit.covariance.sum(0), 0.0, atol=1e-3 * scale)
 
 
+@pytest.mark.long
 def test_counts_are_repeated_units(fit):
     del fit
     x = bimodal(40)
@@ -313,7 +322,7 @@ def test_bootstrap(fit, key):
 # --- recovery ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recovers_a_density_better_than_a_gaussian_mixture(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     import deconvolution

@@ -185,7 +185,7 @@ def exact_means():
     return weight @ np.diff(values) / weight.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", [marginal_model, joint_model, module_model])
 def test_nuts_samples_the_posterior(model, exact_means):
     mcmc = MCMC(

@@ -8,6 +8,9 @@ import pytest
 from scipy import integrate, interpolate, optimize, special, stats
 
 import numpyro_kaem as kaem
+from tests.helpers import with_long
+
+pytestmark = pytest.mark.float64
 
 COEFFICIENTS = 1.5 * np.random.default_rng(0).normal(size=12)
 
@@ -132,7 +135,7 @@ def test_log_marginal_likelihood(name, x64):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", with_long(CASES, "normal", "poisson"))
 def test_unit_posterior(name, x64):
     prior, units = built(name)
     posterior = kaem.unit_posterior(prior, units)

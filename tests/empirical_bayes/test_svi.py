@@ -94,7 +94,7 @@ def divergence(log_guide, log_joint):
     return integrate.simpson(terms, x=z)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "log_joint", "bound", "gain"),
     [
@@ -121,7 +121,7 @@ def test_guide_is_closer_than_the_normal_one(model, log_joint, bound, gain):
     assert gain * of_guide < of_normal
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_guide_written_by_hand():
     """A guide function with coefficients as parameters, on a uniform reference."""
     basis = kaem.BSpline(-2.5, 2.5, 14)
@@ -168,6 +168,7 @@ def prepared(model, coefficients=None):
 COEFFICIENTS = jax.random.normal(jax.random.key(3), (3, 6))
 
 
+@pytest.mark.long
 def test_parameters_have_documented_shapes():
     guide, params = prepared(three_latents)
     assert guide.latent_dim == 3
@@ -213,7 +214,7 @@ def test_draws_and_quantiles_are_of_one_law(key):
             assert_within_mcse(values < quantiles[name][row], q)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_guide_as_a_transport_map():
     def model():
         numpyro.sample("rate", dist.Gamma(1.5, 0.5))

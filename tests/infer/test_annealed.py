@@ -72,7 +72,7 @@ def check_gaussian_rungs(model, **kwargs):
     return mcmc
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("local_move", ["mala", "pcnl", "auto_mala"])
 def test_gaussian_law_at_every_rung(local_move):
     mcmc = check_gaussian_rungs(gaussian, local_move=local_move)
@@ -81,7 +81,7 @@ def test_gaussian_law_at_every_rung(local_move):
     assert_close(mcmc.get_samples(group_by_chain=True)["z"][:, -1], state.z["z"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prior_that_cannot_be_drawn_is_moved_in():
     """A scaled latent site has no exact draws, but a law all the same."""
 
@@ -96,7 +96,7 @@ def test_prior_that_cannot_be_drawn_is_moved_in():
     assert np.all(mcmc.last_state.accept_prob[:, 0] < 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bounded_law_at_every_rung():
     """Powers of a binomial likelihood are conjugate to the Beta law as well."""
 
@@ -168,12 +168,12 @@ def faults_at_two_modes(num_samples):
     return {name for name, good in agrees.items() if not good}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_modes_have_their_masses():
     assert faults_at_two_modes(8000) == set()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_misses_a_mode():
     mcmc = MCMC(
         NUTS(two_modes),
@@ -203,7 +203,7 @@ WRONG_SWAPS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", WRONG_SWAPS)
 def test_wrong_swaps_are_found(fault, monkeypatch):
     wrong = WRONG_SWAPS[fault]
@@ -303,6 +303,7 @@ def test_chains_differ_and_have_their_own_ladders(vectorized):
     assert np.all(ladders[:, [0, -1]] == [0.0, 1.0])
 
 
+@pytest.mark.long
 def test_chain_methods_agree():
     """Over a few iterations: rounding differs, and grows along a chain."""
     runs = []
@@ -337,6 +338,7 @@ def test_resuming_gives_the_draws_of_one_run(vectorized):
         np.testing.assert_array_equal(mine, one_run)
 
 
+@pytest.mark.long
 def test_warmup_and_run_apart_give_the_draws_of_one_run(vectorized):
     mcmc = runner()
     mcmc.warmup(jax.random.key(3), Y, collect_warmup=True)
@@ -346,6 +348,7 @@ def test_warmup_and_run_apart_give_the_draws_of_one_run(vectorized):
         np.testing.assert_array_equal(mcmc.get_samples()[name], draws)
 
 
+@pytest.mark.long
 def test_thinning_keeps_every_second_draw(vectorized):
     mcmc = runner(thinning=2)
     mcmc.run(jax.random.key(3), Y)
@@ -354,6 +357,7 @@ def test_thinning_keeps_every_second_draw(vectorized):
         np.testing.assert_array_equal(thinned, draws[:, 1::2])
 
 
+@pytest.mark.long
 def test_one_chain_with_a_key_of_the_old_kind():
     mcmc = runner(num_chains=1, num_samples=5)
     mcmc.run(jax.random.PRNGKey(3), y=Y)

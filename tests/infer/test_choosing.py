@@ -83,7 +83,7 @@ def test_the_kernel_may_be_mala():
     assert result.samples["mean"].shape == (8000, 15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_annealed_population_is_taken_where_chains_disagree():
     y = jnp.full(2, 4.0)
     result = sample_posterior(two_modes, jax.random.key(0), y, progress_bar=False)
@@ -98,7 +98,7 @@ def test_the_annealed_population_is_taken_where_chains_disagree():
     assert np.all(np.abs(positive - odds / (1 + odds)) < 0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chains_that_agree_are_checked_for_a_missed_mode():
     def narrow(y):
         z = numpyro.sample("z", dist.Normal(3.0, 2.0))
@@ -124,7 +124,7 @@ def test_chains_that_agree_are_checked_for_a_missed_mode():
     assert result.report[-1] == "The draws of NUTS are kept."
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_draws_of_the_prior():
     y = jnp.array([1.0, 2.0])
     result = sample_posterior(improper, jax.random.key(0), y, progress_bar=False)
@@ -133,7 +133,7 @@ def test_without_draws_of_the_prior():
     assert "no proposals" in result.report[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_last_sampler_that_fails_warns():
     def flat(y):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
@@ -167,6 +167,7 @@ def run(kernel, y, num_chains=1, num_samples=1000):
     return mcmc
 
 
+@pytest.mark.long
 def test_runs_of_the_same_law_agree():
     y = jnp.linspace(-1.0, 1.0, 3)
     found = []

@@ -186,7 +186,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_evidence_over_a_hundred_seeds(case):
     """Each of a hundred populations has its own key, ladder and estimate."""
@@ -262,7 +262,12 @@ def test_likelihood_that_is_zero_somewhere():
 
 
 @pytest.mark.parametrize(
-    "prior", [dist.HalfNormal(1.0), dist.Exponential(1.0), dist.Gamma(2.0, 2.0)]
+    "prior",
+    [
+        pytest.param(dist.HalfNormal(1.0), marks=pytest.mark.long),
+        dist.Exponential(1.0),
+        pytest.param(dist.Gamma(2.0, 2.0), marks=pytest.mark.long),
+    ],
 )
 def test_mean_log_likelihood_that_the_prior_has_not(prior):
     """A scale near zero makes it minus infinity, or nearly so."""

@@ -237,7 +237,7 @@ def two_sites_log_evidence(x):
 
 @pytest.mark.parametrize(
     "make_guide",
-    [AutoNormal, pytest.param(AutoDiagonalNormal, marks=pytest.mark.slow)],
+    [AutoNormal, pytest.param(AutoDiagonalNormal, marks=pytest.mark.long)],
 )
 def test_fitted_guide(key, make_guide):
     x = jnp.array([1.5, -0.4])

@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, init_to_value
 from numpyro.infer.mcmc import MCMCKernel
 
 from numpyro_kaem.infer import MALA, PCNL, ULA, AutoMALA
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 KERNELS = [ULA, MALA, AutoMALA, PCNL]
 Y = jnp.array([0.5, 1.5, 4.0])
@@ -98,7 +98,7 @@ def test_thinning_takes_every_third():
     assert_array_equal(thinned, every[2::3])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", with_long(KERNELS, MALA))
 def test_resuming_continues_the_run(kernel):
     unbroken = run(kernel(model), num_samples=40).get_samples()["rate"]
     mcmc = run(kernel(model), num_samples=20)

@@ -12,6 +12,7 @@ from scipy import integrate, stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import MALA, PCNL, ULA, AutoMALA
+from tests.helpers import with_long
 
 CORRECTED = [MALA, AutoMALA, PCNL]
 DIM = 10
@@ -131,7 +132,7 @@ def sample(kernel, num_samples=5000, num_warmup=1500, key=0, **options):
     return mcmc.get_samples(group_by_chain=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", CORRECTED)
 @pytest.mark.parametrize("name", TARGETS)
 def test_stationarity(kernel, name):
@@ -142,7 +143,7 @@ def test_stationarity(kernel, name):
         check(samples[site], mean, variance)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", CORRECTED)
 def test_stationarity_in_a_funnel(kernel):
     samples = sample(kernel(funnel), 10_000)
@@ -152,14 +153,14 @@ def test_stationarity_in_a_funnel(kernel):
     check(np.asarray(samples["x"], float) * scale, 0.0, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", CORRECTED)
 def test_stationarity_with_a_learned_prior(kernel):
     samples = sample(kernel(learned), 10_000)
     check(samples["z"], *learned_moments())
 
 
-@pytest.mark.parametrize("kernel", CORRECTED)
+@pytest.mark.parametrize("kernel", with_long(CORRECTED, MALA))
 def test_simulation_based_calibration(kernel):
     """Ranks of prior draws among posterior draws are uniform (Talts et al. 2018)."""
     count, num_draws = 400, 19

@@ -111,7 +111,7 @@ def test_restart_keeps_the_replicas_and_forgets_their_way():
     assert jnp.sum(again.stage) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("acceptance", [0.6, 0.9])
 def test_ideal_rate_is_that_of_independent_decisions(acceptance, key):
     """Replicas whose likelihoods are drawn afresh each time decide independently."""

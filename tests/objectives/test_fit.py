@@ -20,6 +20,7 @@ from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
 from numpyro_kaem.objectives.fingerprint import differences, fingerprint
 from numpyro_kaem.objectives.state_file import read_state
 from numpyro_kaem.objectives.training import Batches
+from tests.helpers import with_long
 
 NUM_DATA = 60
 X = 1.5 + 1.2 * jax.random.normal(jax.random.key(5), (NUM_DATA,))
@@ -128,7 +129,7 @@ def two_clusters(model, num_data=300):
     return model.conditional(z).sample(jax.random.key(6))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["gradient", "refit", "refit of a population"])
 def test_the_prior_of_a_ready_model_finds_two_modes(how):
     model = ready_model()
@@ -149,7 +150,7 @@ def test_the_prior_of_a_ready_model_finds_two_modes(how):
     np.testing.assert_allclose(draws.std(0), np.std(x, axis=0), rtol=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deep_prior_finds_two_modes():
     """By the contrast with its own draws, which its log density needs."""
     prior = kaem.DeepEnergyPrior.init(jax.random.key(0), 1, step_size=0.2)
@@ -171,7 +172,11 @@ def test_a_deep_prior_finds_two_modes():
 
 
 @pytest.mark.parametrize(
-    "form", ["independent", "mixture", "mixture by probs", "autoregressive"]
+    "form",
+    with_long(
+        ["independent", "mixture", "mixture by probs", "autoregressive"],
+        "mixture by probs",
+    ),
 )
 def test_refit_of_each_form(form):
     rng = np.random.default_rng(0)
@@ -235,6 +240,7 @@ def test_refits_go_on_and_refine_their_panels():
     np.testing.assert_allclose(place[1], place[0], atol=0.05)
 
 
+@pytest.mark.long
 def test_refits_do_not_refine_for_rounding():
     """Finer panels do not help where energies in the hundreds are rounded."""
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 12), 2)
@@ -253,6 +259,7 @@ def test_refits_do_not_refine_for_rounding():
         )
 
 
+@pytest.mark.long
 def test_refit_fills_the_places_of_empty_components():
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 8), 4)
     draws = np.repeat([[-1.0], [1.0], [1.0]], 20, axis=0)
@@ -263,6 +270,7 @@ def test_refit_fills_the_places_of_empty_components():
     np.testing.assert_allclose(proportions, [1 / 6, 1 / 6, 1 / 3, 1 / 3], atol=0.02)
 
 
+@pytest.mark.long
 def test_training_goes_on_with_finer_panels():
     seen = []
 
@@ -518,7 +526,7 @@ train(10**6, checkpoint=kaem.Checkpoint({folder!r}, every=5))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_job_loses_at_most_an_interval(tmp_path, pytestconfig):
     code = SCRIPT.format(root=str(pytestconfig.rootpath), folder=str(tmp_path))
     job = subprocess.Popen([sys.executable, "-c", code])

@@ -23,6 +23,8 @@ from tests.objectives.closed_model import (
     model,
 )
 
+pytestmark = pytest.mark.float64
+
 NUM_BATCHES = 20
 
 
@@ -81,7 +83,7 @@ def assert_gradient(gradient, exact, rounding=2e-4):
 # --- importance sampling -------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_importance_bias_falls_as_the_number_of_particles_grows(params, exact):
     _, expected = exact
     means, errors = [], []
@@ -108,8 +110,8 @@ def test_importance_bias_falls_as_the_number_of_particles_grows(params, exact):
 @pytest.mark.parametrize(
     "options",
     [
-        {"chunk_size": 100},
-        {"share_proposals": False},
+        pytest.param({"chunk_size": 100}, marks=pytest.mark.long),
+        pytest.param({"share_proposals": False}, marks=pytest.mark.long),
         {"resampling": "systematic", "ess_threshold": 1.0},
     ],
     ids=["chunks", "own proposals", "resampled"],
@@ -124,7 +126,11 @@ def test_importance_with_many_particles(params, exact, options):
     assert 1 < float(memory["objective$memory"]["ess"]) < 600
 
 
-@pytest.mark.parametrize("chunk_size", [None, 7], ids=["own", "with a rest"])
+@pytest.mark.parametrize(
+    "chunk_size",
+    [pytest.param(None, marks=pytest.mark.long), 7],
+    ids=["own", "with a rest"],
+)
 def test_importance_in_chunks_is_as_at_once(params, monkeypatch, chunk_size):
     whole = repeated(ImportanceMLE(60, chunk_size=60), params, 2)[:2]
     # Room for a third of the particles.
@@ -145,13 +151,14 @@ def test_persistent_chains(params, exact):
     assert 0.4 < float(memory["objective$memory"]["acceptance"]) < 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_short_run_chains(params, exact):
     objective = LangevinMLE(60, num_chains=4, persistent=False, step_size=1.0)
     _, gradient, _ = repeated(objective, params, 400)
     assert_gradient(gradient, exact[1], rounding=2e-2)
 
 
+@pytest.mark.long
 def test_uncorrected_chains_are_biased_and_nearly_right(params, exact):
     objective = LangevinMLE(5, num_chains=4, local_move="ula", step_size=0.2)
     _, gradient, memory = repeated(objective, params, 6000, burn_in=1500)
@@ -161,7 +168,7 @@ def test_uncorrected_chains_are_biased_and_nearly_right(params, exact):
     np.testing.assert_allclose(sizes, np.log(0.2), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("estimator", ["steppingstone", "thermodynamic"])
 def test_populations(params, exact, estimator):
     objective = ThermodynamicMLE(
@@ -184,7 +191,7 @@ def test_populations(params, exact, estimator):
         assert np.ptp(np.asarray(memory["rejection"])) < 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_populations_that_start_anew(params, exact):
     objective = ThermodynamicMLE(
         4,
@@ -198,6 +205,7 @@ def test_populations_that_start_anew(params, exact):
     assert_gradient(gradient, exact[1], rounding=5e-2)
 
 
+@pytest.mark.long
 def test_a_schedule_moves_the_ladder(params):
     objective = ThermodynamicMLE(
         4, num_sweeps=1, num_local_steps=1, power=lambda step: jnp.where(step < 5, 1, 3)

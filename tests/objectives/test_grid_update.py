@@ -88,7 +88,7 @@ def test_without_a_reference_the_support_stays():
     assert len(grids_of(moved)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inner_sums_of_base_latents():
     energy = kaem.Energy(kaem.BSpline(-2.0, 2.0, 4), jnp.ones((5, 2, 4)))
     prior = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0))
@@ -152,7 +152,7 @@ def train(num_steps=6, **options):
     return kaem.fit(make_model(), X, LangevinMLE(2), optimizer, num_steps, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("prior", ["by gradient", "refitted"])
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, prior):
     options = {}
@@ -185,7 +185,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, prior):
     "optimizer",
     [
         pytest.param(optax.sgd(0.0), id="optax"),
-        pytest.param(numpyro.optim.Adam(1e-9), id="numpyro", marks=pytest.mark.slow),
+        pytest.param(numpyro.optim.Adam(1e-9), id="numpyro", marks=pytest.mark.long),
     ],
 )
 def test_training_goes_on_from_the_same_functions(optimizer):

@@ -45,6 +45,7 @@ def test_linear_model_in_closed_form():
     assert repr(result).startswith("MarginalLogLikelihood(10 data, mean=-")
 
 
+@pytest.mark.long
 def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
     """Steps that follow the acceptance in the estimate itself would bias it."""
     model = linear_model()
@@ -114,7 +115,7 @@ SLOW = ("mixture", "autoregressive", "kart")
 
 @pytest.mark.parametrize(
     "form",
-    ["independent", *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW)],
+    ["independent", *(pytest.param(f, marks=pytest.mark.long) for f in SLOW)],
 )
 def test_energy_priors_by_quadrature(form):
     model = kaem.KAEM(
@@ -130,7 +131,7 @@ def test_energy_priors_by_quadrature(form):
     assert np.all(result.standard_errors < 0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_of_numpyro_with_its_parameters():
     params = closed_model.initial_params()
     result = log_marginal_likelihood(
@@ -140,6 +141,7 @@ def test_a_model_of_numpyro_with_its_parameters():
     np.testing.assert_array_less(error, 4 * result.standard_errors)
 
 
+@pytest.mark.long
 def test_it_rises_in_training():
     decoder = kaem.KANDecoder(
         jax.random.key(0), 2, 4, hidden=(), basis=kaem.RBF(-3, 3, 4)
@@ -161,7 +163,7 @@ def test_it_rises_in_training():
     assert after.mean < exact.mean() + 4 * chance
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_that_cannot_be():
     prior = kaem.KAEMPrior(energies(2))
     model = kaem.KAEM(prior, lambda z: dist.Uniform(z[..., 0], z[..., 0] + 1.0))

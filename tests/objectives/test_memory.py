@@ -171,7 +171,7 @@ WIDE = 400
     [
         "langevin",
         *(
-            pytest.param(n, marks=pytest.mark.slow)
+            pytest.param(n, marks=pytest.mark.long)
             for n in OBJECTIVES
             if n != "langevin"
         ),
@@ -205,7 +205,7 @@ def digits_model(form):
     return kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.3), joint=joint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "objective", "chunk_size"),
     [

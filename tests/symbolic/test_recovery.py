@@ -9,7 +9,7 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NUM_SAMPLES = 20_000
 
