@@ -7,10 +7,12 @@ Usage::
 For each fault of the list it says whether a test that should notice it fails. It ends
 with status 1 unless all do. ``--only`` takes those whose file or description holds the
 text, and ``--check`` only looks whether each fault can still be put where it belongs.
+The tests must pass without a fault: this is not looked at here.
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,14 +56,14 @@ FAULTS = [
         "panels.py",
         "added = [*points.kinks, *points.far]",
         "added = [*points.far]",
-        "distributions/test_normalizer.py",
+        "distributions/test_normalizer.py::test_normalizer",
     ),
     Fault(
         "too few panels towards a singular end",
         "panels.py",
         "depth = 36 if dtype == np.float64 else 20",
         "depth = 4",
-        "distributions/test_normalizer.py",
+        "distributions/test_normalizer.py::test_normalizer",
     ),
     Fault(
         "no tail where the support reaches above the grid",
@@ -75,14 +77,14 @@ FAULTS = [
         "series.py",
         "jnp.where(share < 0.8, 0, share)",
         "jnp.where(share < 0.08, 0, share)",
-        "test_tables.py",
+        "test_tables.py::test_a_peak_narrower_than_the_panel_is_spread_over_it",
     ),
     Fault(
         "part of a table: masses counted from the wrong edge",
         "tables.py",
         "jnp.cumsum(masses[:0:-1], axis=0)[::-1] + at(above, right)",
         "jnp.cumsum(masses[:0:-1], axis=0)[::-1] + at(above, left)",
-        "test_tables.py",
+        "test_tables.py::test_one_point_of_each_density",
     ),
     Fault(
         "derivative of a quantile: sign of the mass",
@@ -138,7 +140,8 @@ FAULTS = [
         "energy.py",
         "jnp.broadcast_to(self(z) - shell(z), ",
         "jnp.broadcast_to(self(z), ",
-        "test_energy.py",
+        "test_energy.py::test_refit_to_a_finer_grid "
+        "test_energy.py::test_refit_of_columns",
     ),
     Fault(
         "nodes of moments: energy beyond the grid",
@@ -232,7 +235,7 @@ FAULTS = [
         "exponential_family.py",
         "return value + 0.5 * (jnp.sum(jnp.log(ridge)) - log_det)",
         "return value + 0.25 * (jnp.sum(jnp.log(ridge)) - log_det)",
-        "test_estimation.py",
+        "test_estimation.py::test_evidence_of_one_coordinate_is_its_integral",
     ),
     Fault(
         "information of rounded samples: sign",
@@ -246,21 +249,21 @@ FAULTS = [
         "estimation.py",
         "middle = (np.cumsum(shares, 0) - 0.5 * shares)",
         "middle = np.cumsum(shares, 0)",
-        "test_estimation.py",
+        "test_estimation.py::test_default_reference_and_grid_of_weighted_samples",
     ),
     Fault(
         "default reference is no wider than the samples",
         "estimation.py",
         "_INFLATION = 1.5",
         "_INFLATION = 1.0",
-        "test_estimation.py",
+        "test_estimation.py::test_default_reference_and_grid_of_weighted_samples",
     ),
     Fault(
         "default grid reaches to any outlier",
         "estimation.py",
         "_REACH = 2.0",
         "_REACH = 20.0",
-        "test_estimation.py",
+        "test_estimation.py::test_default_reference_and_grid_of_weighted_samples",
     ),
     Fault(
         "weights do not lower the number of samples",
@@ -310,21 +313,23 @@ FAULTS = [
         "empirical_bayes/family.py",
         "observed.at[-count:, -count:].add(-curvature)",
         "observed.at[-count:, -count:].add(curvature)",
-        "empirical_bayes/test_estimation.py",
+        "empirical_bayes/test_estimation.py"
+        "::test_covariance_with_a_fitted_reference_is_of_the_hessian",
     ),
     Fault(
         "less undersmoothing",
         "empirical_bayes/estimation.py",
         "_UNDERSMOOTHING = 1 / 6",
         "_UNDERSMOOTHING = 1 / 2",
-        "empirical_bayes/test_estimation.py",
+        "empirical_bayes/test_estimation.py"
+        "::test_a_sixth_of_the_penalty_of_largest_evidence",
     ),
     Fault(
         "bands of a one-sided level",
         "empirical_bayes/results.py",
         "half = ndtri(0.5 + 0.5 * level) * deviation",
         "half = ndtri(level) * deviation",
-        "empirical_bayes/test_estimation.py",
+        "empirical_bayes/test_estimation.py::test_bands_widen_with_their_level",
     ),
     # --- samplers --------------------------------------------------------------------
     Fault(
@@ -388,15 +393,15 @@ FAULTS = [
         "a NaN likelihood taken for a number",
         "objectives/importance.py",
         "some = jnp.isfinite(value)",
-        "some = value > -jnp.inf",
-        "objectives/test_gradients.py",
+        "some = ~jnp.isneginf(value)",
+        "objectives/test_gradients.py::test_a_likelihood_that_is_not_a_number_is_told",
     ),
     Fault(
         "threshold of resampling ignored",
         "objectives/importance.py",
         "rng_key, log_weights, self.ess_threshold, method=self.resampling",
         "rng_key, log_weights, 0.5, method=self.resampling",
-        "objectives/test_gradients.py",
+        "objectives/test_gradients.py::test_resampling_is_left_out_above_its_threshold",
     ),
     Fault(
         "loss of the batch instead of all data",
@@ -493,8 +498,8 @@ def copy_to(folder: Path) -> None:
             shutil.copy(ROOT / name, folder)
 
 
-def run_tests(folder: Path, tests: list[str]) -> str:
-    """Run tests on the copy, and say what came of it."""
+def run_tests(folder: Path, tests: list[str]) -> tuple[str, str]:
+    """Run tests on the copy, and say what came of it and which test failed."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header"]
     try:
@@ -508,16 +513,19 @@ def run_tests(folder: Path, tests: list[str]) -> str:
             timeout=MAX_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return "caught"
-    if done.returncode in (0, 1):
-        return "caught" if done.returncode else "NOT caught"
+        return "caught", "did not end"
+    if done.returncode == 0:
+        return "NOT caught", ""
+    failed = re.search(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed is not None:
+        return "caught", failed[1]
     # The tests were not there, or could not even be collected.
     print(done.stdout)
-    return "error"
+    return "error", ""
 
 
-def check_copy(folder: Path, tests: list[str]) -> None:
-    """Check that the tests import the copy, and pass without a fault."""
+def check_copy(folder: Path) -> None:
+    """Check that the tests import the copy."""
     find = "import importlib.util as u; print(u.find_spec('numpyro_kaem').origin)"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     origin = subprocess.check_output(
@@ -525,8 +533,6 @@ def check_copy(folder: Path, tests: list[str]) -> None:
     )
     if not Path(origin).is_relative_to(folder):
         sys.exit(f"the tests would import {origin.strip()}, not the copy")
-    if run_tests(folder, tests) != "NOT caught":
-        sys.exit("the tests fail without a fault")
 
 
 def main() -> None:
@@ -548,16 +554,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         copy_to(folder)
-        check_copy(folder, sorted({t for f in chosen for t in f.tests.split()}))
+        check_copy(folder)
         for fault in chosen:
             file, start = folder / "numpyro_kaem" / fault.path, time.monotonic()
             source = file.read_text()
             file.write_text(mutated(folder, fault))
-            outcomes.append(run_tests(folder, fault.tests.split()))
+            outcome, failed = run_tests(folder, fault.tests.split())
             file.write_text(source)
             seconds = time.monotonic() - start
-            line = f"{outcomes[-1]:10} {seconds:4.0f} s  {fault.path}: {fault.what}"
-            print(line, flush=True)
+            by = f" ({failed})" if failed else ""
+            print(f"{outcome:10} {seconds:4.0f} s  {fault.path}: {fault.what}{by}")
+            sys.stdout.flush()
+            outcomes.append(outcome)
     num_caught = outcomes.count("caught")
     print(f"{num_caught} of {len(outcomes)} faults caught.")
     sys.exit(num_caught < len(outcomes))
