@@ -49,7 +49,7 @@ FAULTS = [
         "quadrature.py",
         "jnp.square(root * (nodes - mean))",
         "jnp.square(root * nodes)",
-        "distributions/test_known_laws.py::test_a_constant_energy_leaves_the_reference",
+        "test_quadrature.py::test_variance_of_a_heavy_tail_is_finite",
     ),
     Fault(
         "kinks of a reference left out of the panels",
@@ -70,7 +70,7 @@ FAULTS = [
         "panels.py",
         "bool(np.any(np.asarray(bounds[1]) > high))",
         "bool(np.any(np.asarray(bounds[1]) < high))",
-        "distributions/test_known_laws.py::test_a_constant_energy_leaves_the_reference",
+        "distributions/test_normalizer.py::test_normalizer",
     ),
     Fault(
         "series that ring are kept",
@@ -140,8 +140,7 @@ FAULTS = [
         "energy.py",
         "jnp.broadcast_to(self(z) - shell(z), ",
         "jnp.broadcast_to(self(z), ",
-        "test_energy.py::test_refit_to_a_finer_grid "
-        "test_energy.py::test_refit_of_columns",
+        "test_energy.py::test_refit_to_a_wider_grid",
     ),
     Fault(
         "nodes of moments: energy beyond the grid",
@@ -163,7 +162,7 @@ FAULTS = [
         "distributions/prior.py",
         "jnp.where(finite, moment, jax.lax.stop_gradient(reference_moment))",
         "moment",
-        "distributions/test_contract.py::test_moments_against_samples_and_scipy",
+        "test_quadrature.py::test_moments_that_a_tail_has_not",
     ),
     Fault(
         "variance of a mixture within components only",
@@ -270,7 +269,7 @@ FAULTS = [
         "estimation_checks.py",
         "np.broadcast_to(1 / np.square(shares).sum(0), batch_shape)",
         "np.broadcast_to(float(len(data)), batch_shape)",
-        "test_estimation.py::test_few_effective_samples_are_smoothed_more",
+        "test_estimation.py::test_samples_without_weight_do_not_count",
     ),
     Fault(
         "cells twice as wide below",
@@ -351,7 +350,7 @@ FAULTS = [
         "infer/annealed_warmup.py",
         "equal_rejection_ladder(old, 1 - means.swap_acceptance)",
         "equal_rejection_ladder(old, means.swap_acceptance)",
-        "infer/test_annealed.py",
+        "infer/test_ladder.py",
     ),
     Fault(
         "swaps of the other parity",

@@ -327,6 +327,17 @@ def test_few_effective_samples_are_smoothed_more():
     assert abs(float(weighted.variance / alone.variance) - 1) < 0.3
 
 
+def test_samples_without_weight_do_not_count():
+    """Neither in the likelihood nor in the number that the penalty is chosen by."""
+    samples = normal_samples(600)
+    basis, reference = kaem.BSpline(-5.0, 11.0, 12), dist.Normal(3.0, 3.0)
+    weights = np.where(np.arange(600) < 30, 2.0, 0.0)
+    weighted = kaem.fit_density(samples, basis, reference, weights=weights)
+    alone = kaem.fit_density(samples[:30], basis, reference)
+    z = np.linspace(-1.0, 7.0, 20)
+    assert_close(weighted.log_prob(z), alone.log_prob(z), rtol=1e-3, atol=1e-3)
+
+
 def test_columns_are_separate_fits():
     rng = np.random.default_rng(SEED)
     samples = rng.normal(size=(250, 2, 3)) * np.array([1.0, 2.0, 5.0]) + 3.0

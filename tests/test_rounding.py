@@ -179,6 +179,10 @@ def test_other_ties_are_exact(size):
         np.where(rng.random(size) < 0.3, 0.0, normal),
         np.clip(normal, 9.0, 11.0),
     ]
+    # Heaps at three values of single precision, which spacings fit by chance.
+    for _ in range(10):
+        heaps = (1e3 + rng.normal(size=3)).astype(np.float32)
+        cases.append(np.concatenate([np.repeat(heaps, size // 10), 990.0 + normal]))
     for samples in cases:
         assert found(samples) == (0, 0)
 

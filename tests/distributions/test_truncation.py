@@ -249,6 +249,7 @@ def test_bounds_and_supports():
     twice = kaem.truncated(below, 0.0, 3.0)
     assert twice.support == StaticInterval(0.0, 0.5)
     assert twice.prior is prior
+    assert kaem.truncated(twice, -1.0, 1.0).support == twice.support
 
     @jax.jit
     def traced(low):
@@ -357,7 +358,12 @@ def test_divergences_of_pairs():
         expected = by_rule(p_by, q_by, start, stop)
         assert_close(kl_divergence(p, q), expected, rtol=0, atol=(1e-5, 1e-11))
     assert float(kl_divergence(laws["normal"], laws["normal"])) == 0
-    for p, q in ((laws["normal"], laws["default"]), (laws["normal"], cut)):
+    below = kaem.truncated(laws["normal"], high=high)
+    above = kaem.truncated(laws["normal"], low=low)
+    for p, q in (
+        *((laws["normal"], q) for q in (laws["default"], cut, below, above)),
+        (above, below),
+    ):
         assert float(kl_divergence(p, q)) == np.inf
 
 
