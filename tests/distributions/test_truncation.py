@@ -367,6 +367,17 @@ def test_divergences_of_pairs():
         assert float(kl_divergence(p, q)) == np.inf
 
 
+def test_divergence_from_a_law_with_a_kink_within_a_panel():
+    flat = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), np.zeros(6))
+    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
+    place, scale = 0.37, 0.02
+    # The mean distance from the kink is that of a folded Normal law.
+    distance = 2 * stats.norm.pdf(place) + place * (1 - 2 * stats.norm.cdf(-place))
+    expected = distance / scale + np.log(2 * scale) - stats.norm.entropy()
+    found = kl_divergence(prior, dist.Laplace(place, scale))
+    assert_close(found, expected, rtol=(2e-5, 1e-9))
+
+
 def test_divergences_of_batches_and_events():
     prior = kaem.KAEMPrior(energy(slice(2)), dist.Normal(jnp.asarray([1.0, 1.5]), 0.75))
     other = dist.Normal(jnp.zeros((3, 1)), 2.0)
