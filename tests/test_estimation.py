@@ -9,12 +9,15 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import AffineTransform
-from scipy import optimize, stats
+from scipy import integrate, optimize, stats
+from scipy.special import logsumexp
 
 import numpyro_kaem as kaem
 from numpyro_kaem.coordinates import make_design
+from numpyro_kaem.estimation import choose_parts
 from numpyro_kaem.estimation_checks import as_real
-from numpyro_kaem.exponential_family import RIDGE
+from numpyro_kaem.exponential_family import RIDGE, fit_columns, mean_features
+from numpyro_kaem.reference_nodes import make_nodes
 from tests.helpers import assert_close
 
 SEED = 20
@@ -104,6 +107,41 @@ def test_optimum_is_scipys(basis, roughness, x64):
     mass = masses * np.exp(at_nodes @ found)
     log_density = energy + reference.logpdf(z) - np.log(mass.sum())
     assert_close(prior.log_prob(z), log_density, rtol=(1e-3, 1e-6), atol=(1e-3, 1e-6))
+
+
+def test_evidence_of_one_coordinate_is_its_integral():
+    """Guards the Occam term: the evidence is compared at two penalties, by Simpson."""
+    size, dtype = 200.0, jnp.zeros(()).dtype
+    basis = kaem.RBF(0.0, 1.0, 1, bandwidth=0.3)
+    position = np.random.default_rng(SEED).beta(4.0, 5.0, (int(size), 1))
+    design = make_design(basis, dtype)
+    means = mean_features(
+        basis, jnp.asarray(position, dtype), jnp.full((1, 1), 1 / size).repeat(200, 0)
+    )
+    nodes = make_nodes(basis, None, (), dtype)
+    penalties = np.array([0.1, 1e3]) / design.roughness[0]
+    found = [
+        fit_columns(basis, design, nodes, means, jnp.array([size]), penalty)
+        for penalty in penalties
+    ]
+
+    # In the coordinate of the design, with features by NumPy.
+    def psi(s):
+        features = np.exp(-0.5 * ((s - 0.5) / 0.3) ** 2)
+        return (features - design.centre[0]) * design.transform[0, 0]
+
+    grid, theta = np.linspace(0.0, 1.0, 2001), np.linspace(-4.0, 4.0, 4001)
+    masses = np.exp(np.outer(theta, psi(grid)))
+    log_normalizer = np.log(integrate.simpson(masses, x=grid))
+    log_likelihood = psi(position).sum() * theta - size * log_normalizer
+    exact = []
+    for penalty in penalties:
+        ridge = penalty * design.roughness[0] + RIDGE
+        log_prior = 0.5 * np.log(ridge) - 0.5 * ridge * theta**2
+        exact.append(logsumexp(log_likelihood + log_prior))
+    evidence = [float(fit.log_evidence[0]) for fit in found]
+    assert abs(exact[1] - exact[0]) > 0.5
+    np.testing.assert_allclose(np.diff(evidence), np.diff(exact), atol=0.02)
 
 
 def test_degree_zero_without_penalty_is_the_histogram():
@@ -273,6 +311,20 @@ def test_weights_are_replicated_samples():
     assert_close(weighted.log_prob(z), repeated.log_prob(z), rtol=1e-2, atol=1e-2)
 
 
+def test_default_reference_and_grid_of_weighted_samples():
+    """Quantiles count half of a sample on either side; the median is the middle."""
+    data, weights = np.array([-4.0, -1.0, 0.0, 1.0, 4.0]), np.array([1, 2, 3, 2, 1])
+    shares = weights / weights.sum()
+    _, reference, _ = choose_parts(data, shares, None, None, None)
+    assert_close(reference.loc, 0.0, atol=1e-6)
+    assert_close(reference.scale, 1.5 * np.sqrt(shares @ data**2), rtol=1e-5)
+    # An outlier does not stretch the grid beyond twice the distance of quantiles.
+    data = np.append(np.arange(100.0), 1e4)
+    basis, _, _ = choose_parts(data, np.full(101, 1 / 101), None, None, None)
+    lower, upper = np.quantile(data, [0.05, 0.95])
+    np.testing.assert_allclose(basis.high, upper + 2 * (upper - lower))
+
+
 def test_scale_of_weights_does_not_matter():
     samples = normal_samples(200)
     ones = kaem.fit_density(samples)
@@ -289,6 +341,17 @@ def test_few_effective_samples_are_smoothed_more():
     alone = kaem.fit_density(samples[:20])
     assert abs(float(weighted.mean - alone.mean)) < 0.2
     assert abs(float(weighted.variance / alone.variance) - 1) < 0.3
+
+
+def test_samples_without_weight_do_not_count():
+    """Neither in the likelihood nor in the number that the penalty is chosen by."""
+    samples = normal_samples(600)
+    basis, reference = kaem.BSpline(-5.0, 11.0, 12), dist.Normal(3.0, 3.0)
+    weights = np.where(np.arange(600) < 30, 2.0, 0.0)
+    weighted = kaem.fit_density(samples, basis, reference, weights=weights)
+    alone = kaem.fit_density(samples[:30], basis, reference)
+    z = np.linspace(-1.0, 7.0, 20)
+    assert_close(weighted.log_prob(z), alone.log_prob(z), rtol=1e-3, atol=1e-3)
 
 
 def test_columns_are_separate_fits():

@@ -188,6 +188,10 @@ def test_more_starts_do_not_lose():
 def test_candidates_are_compared():
     mixture = kaem.fit_mixture(ring_samples(), [1, 6], GRID, REFERENCE, num_folds=2)
     assert len(mixture.mixing_distribution.logits) > 1
+    # Samples left out judge: those of one component ask for no more.
+    samples = np.random.default_rng(0).normal([1.0, 5.0], 1.0, (400, 2))
+    mixture = kaem.fit_mixture(samples, [1, 6], GRID, REFERENCE, num_folds=2)
+    assert len(mixture.mixing_distribution.logits) == 1
 
 
 @pytest.mark.long

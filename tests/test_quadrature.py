@@ -104,3 +104,11 @@ def test_variance_of_a_heavy_tail_is_finite():
     flat = kaem.Energy(kaem.BSpline(-2.0, 3.0, 8), np.zeros(8))
     prior = kaem.KAEMPrior(flat, dist.StudentT(2.5, 1.0, 2.0))
     assert_allclose(prior.variance, 20.0, rtol=1e-5)
+
+
+def test_moments_that_a_tail_has_not():
+    """Finite sums over the nodes do not stand for them."""
+    flat = kaem.Energy(kaem.BSpline(-2.0, 3.0, 8), np.zeros(8))
+    prior = kaem.KAEMPrior(flat, dist.StudentT(1.5, 1.0, 2.0))
+    assert_allclose(prior.mean, 1.0, atol=1e-3)
+    assert prior.variance == np.inf

@@ -185,6 +185,11 @@ def test_other_ties_are_exact(size):
         np.where(rng.random(size) < 0.3, 0.0, normal),
         np.clip(normal, 9.0, 11.0),
     ]
+    # Heaps at three values of single precision, which spacings fit by chance.
+    for _ in range(10):
+        heaps = np.repeat(1e3 + rng.normal(size=3), size // 10)
+        mixed = np.concatenate([heaps, 990.0 + normal[:50]])
+        cases.append(mixed.astype(np.float32))
     for samples in cases:
         assert found(samples) == (0, 0)
 

@@ -8,6 +8,8 @@ import pytest
 
 import numpyro_kaem as kaem
 from numpyro_kaem.inversion import icdf_folded
+from numpyro_kaem.quadrature import nodes_per_panel
+from numpyro_kaem.series import cell_polynomials
 from numpyro_kaem.tables import tabulate, tabulate_at
 from tests.helpers import assert_close, with_long
 
@@ -84,3 +86,16 @@ def test_one_draw_in_a_trace_is_the_draw_outside():
         )(energy)
         assert found.shape == expected.shape == (*sample_shape, 300)
         assert_close(found, expected, atol=(1e-5, 1e-11))
+
+
+@pytest.mark.parametrize(("floor", "is_even"), [(0.0, True), (1.0, False)])
+def test_a_peak_narrower_than_the_panel_is_spread_over_it(floor, is_even):
+    """Its series rings below zero; what varies less keeps its shape."""
+    num_nodes = nodes_per_panel(jnp.zeros(()).dtype)
+    masses = jnp.full((1, num_nodes), floor).at[0, 0].add(1.0)
+    powers, cell_masses = cell_polynomials(masses)
+    assert_close(cell_masses.sum(), masses.sum(), rtol=1e-5)
+    assert np.all(cell_masses > 0)
+    even = np.allclose(cell_masses, masses.sum() / 4, rtol=1e-5)
+    linear = np.allclose(powers[1:], 0.0, atol=1e-5)
+    assert (even, linear) == (is_even, is_even)

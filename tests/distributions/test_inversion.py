@@ -163,4 +163,7 @@ def test_a_single_draw_and_an_empty_one():
     assert prior.log_normalizer.shape == (0,)
     single = KAEMPrior(Energy(case.make(*law.grid), jnp.ones(7)), law.make())
     assert single.sample(jax.random.key(0), (0,)).shape == (0,)
+    # Traced, where one draw goes another way than many.
+    traced = jax.jit(lambda prior: prior.sample(jax.random.key(0), (0,)))(single)
+    assert traced.shape == (0,)
     assert single.sample(jax.random.key(0)).shape == ()

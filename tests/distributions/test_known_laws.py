@@ -117,6 +117,8 @@ REFERENCES = {
     "normal": (lambda: dist.Normal(1.25, 0.75), stats.norm(1.25, 0.75)),
     "student-t": (lambda: dist.StudentT(3.5, 1.0, 0.75), stats.t(3.5, 1.0, 0.75)),
     "pareto": (lambda: dist.Pareto(0.5, 2.5), stats.pareto(2.5, scale=0.5)),
+    # Analytic at the end of its support, so that nothing but the tail is beyond a grid.
+    "exponential": (lambda: dist.Exponential(0.8), stats.expon(scale=1.25)),
 }
 
 

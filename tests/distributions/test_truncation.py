@@ -247,6 +247,7 @@ def test_bounds_and_supports():
     twice = kaem.truncated(below, 0.0, 3.0)
     assert twice.support == StaticInterval(0.0, 0.5)
     assert twice.prior is prior
+    assert kaem.truncated(twice, -1.0, 1.0).support == twice.support
 
     @jax.jit
     def traced(low):
@@ -342,8 +343,10 @@ def test_divergence_of_a_pair():
     cut = kaem.truncated(prior, low, high)
     # All that the truncation changes is the constant.
     assert_close(kl_divergence(cut, prior), -np.log(share), rtol=(1e-5, 1e-11))
-    assert float(kl_divergence(prior, cut)) == np.inf
     assert float(kl_divergence(prior, prior)) == 0
+    below, above = kaem.truncated(prior, high=high), kaem.truncated(prior, low=low)
+    for p, q in ((prior, cut), (prior, below), (prior, above), (above, below)):
+        assert float(kl_divergence(p, q)) == np.inf
 
 
 @pytest.mark.long
@@ -369,6 +372,17 @@ def test_divergences_of_pairs():
         expected = by_rule(p_by, q_by, start, stop)
         assert_close(kl_divergence(p, q), expected, rtol=0, atol=(1e-5, 1e-11))
     assert float(kl_divergence(laws["normal"], laws["default"])) == np.inf
+
+
+def test_divergence_from_a_law_with_a_kink_within_a_panel():
+    flat = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), np.zeros(6))
+    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
+    place, scale = 0.37, 0.02
+    # The mean distance from the kink is that of a folded Normal law.
+    distance = 2 * stats.norm.pdf(place) + place * (1 - 2 * stats.norm.cdf(-place))
+    expected = distance / scale + np.log(2 * scale) - stats.norm.entropy()
+    found = kl_divergence(prior, dist.Laplace(place, scale))
+    assert_close(found, expected, rtol=(2e-5, 1e-9))
 
 
 @pytest.mark.long

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from jax.scipy.special import logsumexp
+from jax.tree_util import Partial
 from scipy import optimize, stats
+from scipy.special import logit
 
 import numpyro_kaem as kaem
 from numpyro_kaem.coordinates import make_design
 from numpyro_kaem.empirical_bayes import Band
+from numpyro_kaem.empirical_bayes.family import Problem, maximise
 from numpyro_kaem.exponential_family import RIDGE
 
 pytestmark = pytest.mark.float64
@@ -172,6 +176,32 @@ def test_evidence_of_a_fitted_reference(x64):
     np.testing.assert_allclose(fit.log_marginal_likelihood, expected, atol=0.01)
 
 
+def test_covariance_with_a_fitted_reference_is_of_the_hessian():
+    """Guards the curvature of the log reference in its own parameters.
+
+    That of a Normal law cancels at a maximum: here it is Student's.
+    """
+    z, x = jnp.linspace(-12.0, 12.0, 81), jnp.array([-4.0, -1.0, 0.5, 5.0])
+    log_likelihood = -0.5 * (x[:, None] - z) ** 2
+    counts, ridge = jnp.array([1.0, 3.0, 2.0, 2.0]), jnp.array([4.0, 0.0, 0.0])
+
+    def log_reference(z, free):
+        return -2 * jnp.log1p(((z - free[0]) / jnp.exp(free[1])) ** 2 / 3)
+
+    def value(parameters):
+        log_mass = jnp.tanh(z) * parameters[0] + log_reference(z, parameters[1:])
+        marginals = logsumexp(log_likelihood + log_mass, axis=1) - logsumexp(log_mass)
+        return jnp.sum(counts * marginals) - 0.5 * jnp.sum(ridge * parameters**2)
+
+    problem = Problem(
+        jnp.tanh(z)[:, None], log_likelihood, counts, Partial(log_reference, z)
+    )
+    found = maximise(problem, ridge, jnp.array([0.0, 0.0, 1.0]), 0.0)
+    information = -np.asarray(jax.jit(jax.hessian(value))(found.parameters), float)
+    expected = np.linalg.inv(information)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "reference", [None, pytest.param(dist.Normal(2.0, 3.0), marks=pytest.mark.long)]
 )
@@ -225,6 +255,27 @@ def test_result(fit):
     # Constants change nothing, and have no variance.
     scale = float(jnp.trace(fit.covariance))
     np.testing.assert_allclose(fit.covariance.sum(0), 0.0, atol=1e-3 * scale)
+
+
+def test_a_sixth_of_the_penalty_of_largest_evidence(fit):
+    """The bands cover by it."""
+    units, best = normal_units(bimodal(300)), 6 * fit.penalty
+    below, at, above = (
+        kaem.fit_marginal(units, BASIS, REFERENCE, penalty=penalty).log_evidence
+        for penalty in (best / 2.5, best, 2.5 * best)
+    )
+    assert at > max(below, above)
+
+
+def test_bands_widen_with_their_level(fit):
+    """On log odds a band is symmetric, its half a quantile of the normal law."""
+    z = np.array([-2.0, 0.0, 1.5])
+    halves = []
+    for level in (0.5, 0.9):
+        band = fit.cdf_band(z, level)
+        halves.append(logit(np.asarray(band.upper)) - logit(np.asarray(band.value)))
+    expected = stats.norm.ppf(0.95) / stats.norm.ppf(0.75)
+    np.testing.assert_allclose(halves[1] / halves[0], expected, rtol=1e-3)
 
 
 @pytest.mark.long

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
+from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
 from numpyro_kaem.infer.ladder import (
     check_ladder,
     equal_rejection_ladder,
     monotone_interpolation,
     power_ladder,
 )
+from numpyro_kaem.infer.population import Means
 from tests.helpers import assert_close
 
 
@@ -104,6 +106,16 @@ def test_rungs_stay_apart_under_extreme_rejection():
     new = equal_rejection_ladder(ladder, jnp.zeros(15).at[-1].set(1.0))
     assert np.all(np.diff(new) > 0)
     assert np.sum(new > ladder[-2]) >= 14
+
+
+def test_warmup_moves_rungs_to_where_swaps_are_rejected():
+    ladder, position = jnp.array([0.0, 0.5, 1.0]), jnp.zeros((3, 1))
+    acceptance = jnp.array([0.2, 0.9])
+    means = Means.start(position)._replace(swap_acceptance=acceptance)
+    tuning = Tuning.start(ladder, 1.0, position)
+    new = Rules(100, None, True, True)._renew(tuning, means).temperatures
+    assert_close(new, equal_rejection_ladder(ladder, jnp.array([0.8, 0.1])))
+    assert new[1] < 0.4
 
 
 def test_two_rungs_have_nothing_to_learn():

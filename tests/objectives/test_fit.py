@@ -18,6 +18,7 @@ import numpyro_kaem as kaem
 from numpyro_kaem.array_file import write_arrays
 from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
 from numpyro_kaem.objectives.fingerprint import differences, fingerprint
+from numpyro_kaem.objectives.refit import _all_places
 from numpyro_kaem.objectives.state_file import read_state
 from numpyro_kaem.objectives.training import Batches
 from tests.helpers import with_long
@@ -268,6 +269,10 @@ def test_refit_fills_the_places_of_empty_components():
     np.testing.assert_allclose(refitted.mixing_distribution.probs.sum(), 1, rtol=1e-5)
     proportions = np.sort(np.asarray(refitted.mixing_distribution.probs))
     np.testing.assert_allclose(proportions, [1 / 6, 1 / 6, 1 / 3, 1 / 3], atol=0.02)
+    # The copies of one component share its weight.
+    places, logits = _all_places(jnp.log(jnp.array([1.0, 2.0])), 3)
+    assert places.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(jax.nn.softmax(logits), np.full(3, 1 / 3), rtol=1e-5)
 
 
 @pytest.mark.long

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI
@@ -124,6 +126,35 @@ def test_importance_with_many_particles(params, exact, options):
     mean, error = mean_and_error(value)
     assert abs(mean - exact[0]) < 5 * error + 1e-2
     assert 1 < float(memory["objective$memory"]["ess"]) < 600
+
+
+def test_resampling_is_left_out_above_its_threshold(params):
+    """A threshold that is never reached leaves the weights as they are."""
+    rarely = ImportanceMLE(60, resampling="systematic", ess_threshold=1e-3)
+    plain, rare = (
+        repeated(objective, params, 2)[1] for objective in (ImportanceMLE(60), rarely)
+    )
+    np.testing.assert_allclose(rare, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_likelihood_that_is_not_a_number_is_told():
+    """The loss says so, and a unit without weights has no effective draws."""
+
+    def broken(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = jnp.where(jnp.arange(len(x)) == 0, jnp.nan, z)
+            numpyro.sample("x", dist.Normal(loc, 100.0, validate_args=False), obs=x)
+
+    objective = ImportanceMLE(20)
+    name = objective.memory_name
+    memory = {name: {"ess": jnp.zeros(())}}
+    done = objective.loss_with_mutable_state(
+        jax.random.key(0), memory, broken, None, X[:, 0]
+    )
+    assert np.isnan(done["loss"])
+    # All draws are worth the same to the two others.
+    np.testing.assert_allclose(done["mutable_state"][name]["ess"], 40 / 3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
