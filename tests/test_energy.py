@@ -180,7 +180,6 @@ def test_refit_to_another_basis():
     assert_allclose(cubic.refit(RBF(LOW, HIGH, 10))(dense[:, None]), best, atol=0.05)
 
 
-@pytest.mark.long
 def test_refit_to_a_wider_grid():
     """The constant continuation is fitted, and the base activation keeps its weight."""
     # Constant beyond both ends, which the wider splines of degree 0 can follow.

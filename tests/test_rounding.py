@@ -118,7 +118,6 @@ def test_columns_of_exact_and_of_rounded_samples():
     assert_close(prior.variance, variance, rtol=0.06)
 
 
-@pytest.mark.long
 def test_derivatives_are_those_of_the_likelihood():
     dtype = jnp.zeros(()).dtype
     num_nodes = family.nodes_per_panel(dtype)

@@ -260,7 +260,6 @@ def test_refits_do_not_refine_for_rounding():
         )
 
 
-@pytest.mark.long
 def test_refit_fills_the_places_of_empty_components():
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 8), 4)
     draws = np.repeat([[-1.0], [1.0], [1.0]], 20, axis=0)
