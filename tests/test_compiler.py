@@ -13,6 +13,8 @@ import pytest
 
 from numpyro_kaem import backend
 
+pytestmark = pytest.mark.numerics
+
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 
 # Four sums that are plain JAX, against NumPy; prints the names of those that are wrong.
@@ -59,8 +61,6 @@ with warnings.catch_warnings(record=True) as caught:
     numpyro_kaem.backend.avoid_wrong_sums()
 print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
 from numpyro_kaem.infer.resampling import systematic
-
-pytestmark = pytest.mark.numerics
 rng = np.random.default_rng(0)
 s = rng.uniform(size=(64, 64)).astype("float32")
 for n in (6, 7, 9):

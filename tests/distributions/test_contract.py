@@ -32,7 +32,7 @@ from numpyro_kaem import (
     KAEMMixture,
     KAEMPrior,
 )
-from tests.helpers import assert_close, assert_within_mcse
+from tests.helpers import assert_close, assert_within_mcse, with_long
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def built(name):
     return CASES[name].make()
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=with_long(CASES, *(set(CASES) - {"row"})))
 def name(request):
     return request.param
 

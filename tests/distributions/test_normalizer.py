@@ -13,6 +13,7 @@ from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import (
     DIAGONAL,
     REFERENCES,
+    SHORT,
     Oracle,
     build,
     unit_energy,
@@ -22,20 +23,20 @@ from tests.distributions.normalizer_bars import (
     check_estimate,
     relative_error,
 )
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 pytestmark = pytest.mark.numerics
 
 
-@pytest.mark.parametrize(("basis", "reference"), DIAGONAL)
-def test_normalizer(basis, reference, x64):
-    built = build(basis, reference)
+@pytest.mark.parametrize("pair", with_long(DIAGONAL, *SHORT), ids="-".join)
+def test_normalizer(pair, x64):
+    built = build(*pair)
     check(relative_error(built), built, x64)
 
 
 def test_quadrature_error_holds():
     holds = []
-    for basis, reference in DIAGONAL:
+    for basis, reference in SHORT:
         built = build(basis, reference)
         holds.append(check_estimate(relative_error(built), built))
     assert np.mean(holds) >= 0.95
