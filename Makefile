@@ -63,6 +63,7 @@ lint: $(VENV)/.installed-dev ## check style, spelling and calls, change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python tests/mutants.py --check
 
 format: $(VENV)/.installed-dev ## fix style where it can be fixed by a program
 	$(BIN)/ruff check --fix .
