@@ -1,8 +1,8 @@
 """Settings of every test run, made before JAX starts its backend.
 
 Tests compile more than they compute, so JAX leaves most optimisations of the compiler
-out. Modules marked ``numerics`` are compiled as users compile in float32, the precision
-of most and the one that rounds.
+out. Modules marked ``numerics`` or ``optimised`` are compiled as users compile, in
+float32, the precision of most users.
 """
 
 import os
@@ -98,8 +98,8 @@ def compiled_code(request):
     Every compiled function holds some areas of memory, and a process that has no more
     of them left dies. What is forgotten is traced and compiled again.
     """
-    numerics = request.node.get_closest_marker("numerics") is not None
-    if numerics and not jax.config.jax_enable_x64:
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if marks & {"numerics", "optimised"} and not jax.config.jax_enable_x64:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", False)
         yield

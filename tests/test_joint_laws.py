@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import numpyro_kaem as kaem
 from tests.joint_laws import LAWS
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.optimised]
 
 GAP = 0.05
 """Nats below the held-out log likelihood of the true law."""

@@ -18,6 +18,8 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 
+pytestmark = pytest.mark.optimised
+
 NUM_REPLICATES = 256
 # Thinned to nearly independent draws, which the ranks need.
 NUM_DRAWS, THINNING, NUM_WARMUP = 49, 4, 200

@@ -19,6 +19,8 @@ from numpyro_kaem.infer import ImportanceSampling
 from numpyro_kaem.infer.importance_proposals import Options, propose
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.optimised
+
 X = jnp.array([0.4, 1.9, -0.3])
 LOC, SCALE, NOISE = 0.5, 1.3, 0.8
 

@@ -14,6 +14,8 @@ import numpyro_kaem as kaem
 from numpyro_kaem.infer import MALA, PCNL, ULA, AutoMALA
 from tests.helpers import with_long
 
+pytestmark = pytest.mark.optimised
+
 CORRECTED = [MALA, AutoMALA, PCNL]
 DIM = 10
 

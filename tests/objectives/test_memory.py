@@ -15,6 +15,8 @@ from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
 from numpyro_kaem.objectives.training import Trainer
 from tests.helpers import random_leaves
 
+pytestmark = pytest.mark.optimised
+
 GIGABYTE = 2**30
 
 
