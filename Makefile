@@ -39,7 +39,7 @@ help: ## list the targets
 
 test: $(VENV)/.installed ## run the tests in float32, the numerical ones in float64 too
 	$(ON_CPU) JAX_ENABLE_X64=0 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
-	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) -m 'numerics or float64' tests
+	$(ON_CPU) JAX_ENABLE_X64=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_FLAGS) -m '(numerics or float64) and not long' tests
 
 test-all: PYTEST_FLAGS += --long
 test-all: test ## run the long tests too: all pairs, calibrations, examples
