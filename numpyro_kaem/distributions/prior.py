@@ -523,7 +523,13 @@ class KAEMPrior(dist.Distribution):
 
 
 def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
-    """Refuse a function of all nodes at once, which changes with their order."""
+    """Refuse a function of all nodes at once, which changes with their order.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
     finite = np.isfinite(values) & np.isfinite(reversed_values)
     # Truth values become numbers.
     one, other = values[finite] + 0.0, reversed_values[finite] + 0.0

@@ -211,10 +211,12 @@ def _maximum(
     eps: ArrayLike,
     in_float64: bool,
 ) -> tuple[Maximum, jax.Array]:
-    """A maximum, whose information is computed in float64, and its least curvature."""
+    """Find a maximum, and its least curvature; its information is in float64."""
     dtype = start.dtype
     wide = Problem(
-        *(part.astype(jnp.float64) for part in problem[:3]),
+        problem.features.astype(jnp.float64),
+        problem.log_likelihood.astype(jnp.float64),
+        problem.counts.astype(jnp.float64),
         Partial(_as_float64, problem.log_reference),
     )
     wide_ridge = ridge.astype(jnp.float64)
@@ -228,15 +230,12 @@ def _maximum(
     )
     total = jnp.sum(wide.counts)
     value, decrement = total * value, total * decrement
-    numbers = (
-        parameters,
-        value,
-        value + 0.5 * log_det,
-        covariance,
-        freedom,
-        decrement,
+    numbers = (parameters, value, value + 0.5 * log_det, covariance, freedom, decrement)
+    found = Maximum(*numbers, converged, num_steps)
+    rounded = jax.tree.map(
+        lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, found
     )
-    return Maximum(*(x.astype(dtype) for x in numbers), converged, num_steps), least
+    return rounded, least
 
 
 def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:
