@@ -519,9 +519,6 @@ class KAEMPrior(dist.Distribution):
         return dist.TransformedDistribution(law.expand(self.batch_shape), transform)
 
 
-# --- as the reference of another --------------------------------------------------
-
-
 def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
     """Refuse a function of all nodes at once, which changes with their order.
 
@@ -540,6 +537,9 @@ def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
             "function must be elementwise, got one whose value at a node changes with "
             "the order of the nodes."
         )
+
+
+# --- as the reference of another --------------------------------------------------
 
 
 def _has_regular_ends(prior: KAEMPrior) -> bool:
