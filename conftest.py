@@ -10,6 +10,8 @@ import zlib
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# For the processes that tests start too: what they compute is compared bit for bit.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # Compiled code is kept from run to run. A folder for each worker: two that write the
 # same file at once would damage it.
@@ -29,7 +31,6 @@ import matplotlib
 import numpyro
 import pytest
 
-jax.config.update("jax_disable_most_optimizations", True)
 # Two devices, so that `chain_method="parallel"` and sharding are tested on any machine.
 numpyro.set_host_device_count(2)
 matplotlib.use("Agg")

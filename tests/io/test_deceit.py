@@ -12,6 +12,8 @@ import numpyro_kaem as kaem
 from numpyro_kaem import array_file
 from tests.io.cases import DECODERS, prior, rewrite
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.fixture
 def path(tmp_path):

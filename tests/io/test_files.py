@@ -19,6 +19,8 @@ import numpyro_kaem as kaem
 from numpyro_kaem import array_file
 from tests.io.cases import DECODERS, header_of, prior, same
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.fixture
 def path(tmp_path):

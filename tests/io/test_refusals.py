@@ -12,6 +12,8 @@ import pytest
 import numpyro_kaem as kaem
 from tests.io.cases import DECODERS, Scale, energy, prior, same
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.fixture
 def path(tmp_path):

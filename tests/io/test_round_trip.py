@@ -34,6 +34,8 @@ from tests.io.cases import (
     same,
 )
 
+pytestmark = pytest.mark.float64
+
 
 @pytest.fixture
 def path(tmp_path):

@@ -9,6 +9,8 @@ from numpyro_kaem.symbolic.laws import LAWS, Unit
 from numpyro_kaem.symbolic.nodes import Component
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.float64
+
 
 def unit_of(law):
     high = 5.0 if law.support is None else np.inf

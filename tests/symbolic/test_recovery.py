@@ -9,7 +9,7 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.float64]
 
 NUM_SAMPLES = 20_000
 

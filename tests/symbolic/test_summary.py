@@ -8,6 +8,8 @@ from scipy import integrate, optimize, stats
 
 import numpyro_kaem as kaem
 
+pytestmark = pytest.mark.float64
+
 BASIS = kaem.Chebyshev(low=-4.0, high=6.0, degree=4)
 COEFFICIENTS = np.array([[0.0] * 5, [0.0, 0.5, 0.3, 0.0, -1.5]])
 REFERENCE = stats.norm(1.0, 2.0)
