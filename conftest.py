@@ -30,6 +30,20 @@ import jax
 import matplotlib
 import numpyro
 import pytest
+from jax._src import compiler
+
+# The emitter that compiles slowest is left out as well, for which JAX has no setting.
+# Later compilers have no other.
+if jax.__version_info__ < (0, 11):
+    compile_options = compiler.get_compile_options
+
+    def quick_compile_options(*args, env_options_overrides=None, **kwargs):
+        overrides = dict(env_options_overrides or {})
+        if jax.config.values["jax_disable_most_optimizations"]:
+            overrides["xla_cpu_use_fusion_emitters"] = False
+        return compile_options(*args, env_options_overrides=overrides, **kwargs)
+
+    compiler.get_compile_options = quick_compile_options
 
 # Two devices, so that `chain_method="parallel"` and sharding are tested on any machine.
 numpyro.set_host_device_count(2)

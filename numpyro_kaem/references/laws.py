@@ -47,6 +47,8 @@ class Law(NamedTuple):
 
 
 _STEPS = np.arange(-9.0, 9.5, 1.0)
+# For upper tails that fall as exponentials, as those of gamma laws.
+_SKEWED_STEPS = np.append(_STEPS, [10.5, 12.5, 15, 18, 22, 28, 36, 48, 64])
 _EXPONENTIAL_STEPS = np.arange(0.0, 41.0, 2.0)
 # Where a density is a power of the distance, panels may widen fourfold.
 _HEAVY_DISTANCES = np.concatenate(
@@ -204,7 +206,7 @@ def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
     mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
     return Law(
         mass=mass,
-        breaks=_around(_STEPS, mean, scale),
+        breaks=_around(_SKEWED_STEPS, mean, scale),
         scale=scale,
         differentiable=False,
         regular_ends=regular_ends,
@@ -314,7 +316,7 @@ LAWS: dict[type, Law] = {
         regular_ends=True,
     ),
     dist.Weibull: _WEIBULL(
-        breaks=_around(_STEPS, lambda d: d.mean, lambda d: jnp.sqrt(d.variance)),
+        breaks=_around(_SKEWED_STEPS, lambda d: d.mean, lambda d: jnp.sqrt(d.variance)),
         scale=lambda d: jnp.sqrt(d.variance),
     ),
     dist.Gamma: _by_moments(_gamma_mass),

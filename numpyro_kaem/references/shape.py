@@ -96,10 +96,20 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
     breaks = law_of(reference).breaks
     if breaks is None:
         return []
-    try:
-        return [breaks(reference)]
-    except NotImplementedError:
-        return []
+    for find in (breaks, _quantiles):
+        try:
+            return [find(reference)]
+        except NotImplementedError:
+            pass
+    return []
+
+
+def _quantiles(reference: dist.Distribution) -> jax.Array:
+    """Quantiles of a law without moments, down to both ends of the precision."""
+    tails = [1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1]
+    p = np.array([*tails, 0.25, 0.5, 0.75, *(1 - np.array(tails[::-1]))])
+    p = p.reshape((-1,) + (1,) * len(reference.batch_shape))
+    return reference.icdf(jnp.asarray(p, float))
 
 
 def with_rank(rows: Any, rank: int) -> Any:
