@@ -276,15 +276,16 @@ def _bulk(
     points: _Points, reference: Any, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper end of the bulk of a law: its breaks, its median or the grid."""
-    rows = map(np.asarray, points.breaks)
-    known = [row for row in rows if len(row) and np.all(np.isfinite(row))]
+    rows = (np.where(np.isfinite(b), b, np.nan) for b in points.breaks if len(b))
+    known = [row for row in rows if not np.all(np.isnan(row), axis=0).any()]
     if not known:
         try:
             known = [np.asarray(reference.icdf(0.5), float)[None]]
-        except NotImplementedError:
+        # NumPyro has some quantile functions from another package.
+        except (NotImplementedError, ImportError):
             return low, high
-    first = reduce(np.minimum, (row.min(axis=0) for row in known))
-    return first, reduce(np.maximum, (row.max(axis=0) for row in known))
+    first = reduce(np.minimum, (np.nanmin(row, axis=0) for row in known))
+    return first, reduce(np.maximum, (np.nanmax(row, axis=0) for row in known))
 
 
 def _doublings(whole: np.ndarray, distance: np.ndarray) -> int:

@@ -298,6 +298,7 @@ def test_samples_at_a_grid_of_heavy_tails():
 # --- weights, columns, options -------------------------------------------------------
 
 
+@pytest.mark.long
 def test_weights_are_replicated_samples():
     samples = normal_samples(200)
     counts = np.random.default_rng(1).integers(0, 4, 200)
@@ -354,6 +355,7 @@ def test_samples_without_weight_do_not_count():
     assert_close(weighted.log_prob(z), alone.log_prob(z), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_columns_are_separate_fits():
     rng = np.random.default_rng(SEED)
     samples = rng.normal(size=(250, 2, 3)) * np.array([1.0, 2.0, 5.0]) + 3.0

@@ -42,6 +42,7 @@ def density_on_grid(law, lows, highs, num=301):
 # --- the fit -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_one_component_is_the_columns_of_fit_density():
     samples = ring_samples()
     mixture = kaem.fit_mixture(samples, 1, GRID, REFERENCE, penalty=[1e-6, 1e-4])
@@ -224,6 +225,7 @@ def test_supports_and_one_dimension(support, key):
     assert np.all(np.isfinite(mixture.log_prob(jnp.array([[1e-3], [29.0]]))))
 
 
+@pytest.mark.long
 def test_empty_components_are_left_out():
     samples = np.repeat([[0.0, 4.0], [1.0, 6.0], [3.0, 5.0]], 20, axis=0)
     with pytest.warns(UserWarning, match=r"3 of 6 components were left"):

@@ -26,7 +26,7 @@ REFERENCES = {
 NUM_POINTS = 60
 
 
-@pytest.mark.parametrize("name", with_long(REFERENCES, "uniform", "student"))
+@pytest.mark.parametrize("name", with_long(REFERENCES, "uniform"))
 def test_one_point_of_each_density(name):
     reference = REFERENCES[name]
     basis = kaem.BSpline(0.5, 2.0, 12)
@@ -77,7 +77,7 @@ def test_one_draw_in_a_trace_is_the_draw_outside():
     energy = kaem.Energy.init(jax.random.key(0), kaem.RBF(-2.0, 2.0, 9), (300,))
     reference, key = dist.Normal(0.0, 1.0), jax.random.key(2)
     prior = kaem.KAEMPrior(energy, reference)
-    for sample_shape in ((), (1,), (1, 1)):
+    for sample_shape in ((), (1, 1)):
         expected = prior.sample(key, sample_shape)
         found = jax.jit(
             lambda energy, shape=sample_shape: kaem.KAEMPrior(energy, reference).sample(

@@ -334,11 +334,24 @@ def far_breaks(
         if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
             continue
         length = local_length(reference, edge)
+        # Where the bulk lies far beyond the grid, over and beyond it too.
+        furthest = _furthest_break(reference, sign, length.ndim)
+        length = jnp.maximum(length, 2.0**-12 * (furthest - sign * edge))
         powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
         powers = jnp.asarray(powers, length.dtype)
         points = jnp.clip(edge + sign * powers * length, -1e30, 1e30)
         breaks.append(_while_massive(reference, points, powers * length, sign))
     return breaks
+
+
+def _furthest_break(reference: dist.Distribution, sign: float, rank: int) -> jax.Array:
+    """Furthest break of a density on one side, times the sign of the side."""
+    furthest = jnp.asarray(-jnp.inf)
+    for rows in density_breaks(reference):
+        rows = sign * with_rank(rows, rank)
+        rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
+        furthest = jnp.maximum(furthest, jnp.max(rows, axis=0))
+    return furthest
 
 
 def _while_massive(
@@ -348,10 +361,7 @@ def _while_massive(
     log_mass = log_density(reference, points) + jnp.log(distance)
     massive = log_mass > jnp.log(jnp.finfo(points.dtype).tiny)
     # The mass may lie between two points, but not beyond where the density has breaks.
-    for rows in density_breaks(reference):
-        rows = with_rank(rows, points.ndim - 1)
-        far = jnp.max(jnp.where(jnp.isfinite(rows), sign * rows, -jnp.inf), axis=0)
-        massive |= sign * points < far
+    massive |= sign * points < _furthest_break(reference, sign, points.ndim - 1)
     beyond = jnp.flip(jax.lax.cummax(jnp.flip(massive, 0).astype(jnp.int32)), 0)
     # The first without mass is the end.
     end = jnp.minimum(jnp.sum(beyond, axis=0), len(points) - 1)

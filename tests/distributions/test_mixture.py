@@ -96,6 +96,7 @@ def test_components_of_draws(mixture):
     assert stats.chisquare(counts[[0, 2]], expected[[0, 2]]).pvalue > 1e-4
 
 
+@pytest.mark.long
 def test_cells_in_common_change_no_quantile():
     """By the table of the mixture as by a search between those of the components."""
     u = np.geomspace(1e-6, 0.5, 40)

@@ -67,6 +67,7 @@ def of_prior(prior, key):
     return prior.cdf(jnp.asarray(POINTS)), prior.sample(key, (3,))
 
 
+@pytest.mark.long
 def test_chain_of_priors(key, x64, tmp_path):
     """A posterior serves as the next reference, and that one again."""
     first = learned()
@@ -158,6 +159,35 @@ def test_grids_far_wider_than_the_reference(reference, exact, grid):
     law = flat(reference, *grid)
     assert_allclose(law.cdf(exact.ppf(u)), u, atol=3e-6)
     assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "exact", "grid"),
+    [
+        # Without moments: its panels come from its quantiles.
+        pytest.param(
+            *(dist.Gompertz(1.0, 0.25), stats.gompertz(1.0, scale=4.0), (-300, 400)),
+            id="gompertz",
+        ),
+        # Of infinite variance, and its quantiles are not in NumPyro alone.
+        pytest.param(
+            *(dist.InverseGamma(1.5, 1e8), stats.invgamma(1.5, scale=1e8), (0.5, 3)),
+            id="far beyond the grid",
+        ),
+        pytest.param(
+            *(dist.Chi2(12.86), stats.chi2(12.86), (0.84, 1.84)),
+            id="exponential tail",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_panels_follow_the_law(reference, exact, grid, x64):
+    law = flat(reference, *grid)
+    u = np.array([0.001, 0.1, 0.5, 0.9, 0.999])
+    z = np.concatenate([exact.ppf(u), exact.isf([1e-7, 1e-9])])
+    atol = 2e-12 if x64 else 3e-6
+    assert_allclose(law.cdf(z), exact.cdf(z), atol=atol)
+    assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=atol)
 
 
 def test_positions_that_the_precision_cannot_tell_apart(x64):

@@ -258,6 +258,7 @@ def test_bounds_and_supports():
     assert float(traced(0.25)) == 1.25
 
 
+@pytest.mark.long
 def test_in_models_batches_and_vmap():
     law = kaem.truncated(CASES["normal"][0](), 0.5)
 

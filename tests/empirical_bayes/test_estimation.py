@@ -84,6 +84,7 @@ def test_flat_energy_has_the_gamma_priors_value():
     np.testing.assert_allclose(posterior.mean[:7], published, atol=6e-4)
 
 
+@pytest.mark.long
 def test_maximum_is_scipys():
     """The penalised maximum by another optimiser, from the quadrature as it is."""
     with jax.enable_x64(True):
@@ -211,6 +212,7 @@ def test_warns_of_units_off_the_grid(reference):
         kaem.fit_marginal(units, kaem.BSpline(-4.0, 8.0, 8), reference, penalty=1.0)
 
 
+@pytest.mark.long
 def test_chosen_grids_leave_out_noise():
     """Two units of no account, far off, neither widen the grid nor cost likelihood."""
     rng = np.random.default_rng(1)

@@ -179,6 +179,7 @@ def test_parameters_have_documented_shapes():
     }
 
 
+@pytest.mark.long
 def test_flat_energies_are_a_diagonal_normal_law():
     guide, params = prepared(three_latents)
     z = np.array([[0.1, -2.0, 0.4], [1.2, 3.0, -9.0]])

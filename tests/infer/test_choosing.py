@@ -60,6 +60,7 @@ def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     assert capsys.readouterr().out == repr(result) + "\n"
 
 
+@pytest.mark.long
 @pytest.mark.arviz
 def test_chains_are_taken_where_the_weights_fail(capsys):
     y = jnp.linspace(-1.0, 1.0, 15)
@@ -185,6 +186,7 @@ def test_runs_of_the_same_law_agree():
     assert "No sign of a missed mode" in str(comparison)
 
 
+@pytest.mark.long
 def test_a_missed_mode_is_found_where_r_hat_is_near_one():
     y = jnp.full(3, 4.0)
     start = init_to_value(values={"z": jnp.array([2.0, 2.0, 2.0])})

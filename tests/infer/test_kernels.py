@@ -159,6 +159,7 @@ def test_options_hold():
     assert run(ULA(model, step_size=0.3)).last_state.step_size == 0.3
 
 
+@pytest.mark.long
 def test_the_target_acceptance_is_reached():
     def wide(y):
         with numpyro.plate("units", 20):

@@ -12,7 +12,6 @@ from scipy import integrate, stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import MALA, PCNL, ULA, AutoMALA
-from tests.helpers import with_long
 
 pytestmark = pytest.mark.optimised
 
@@ -162,7 +161,8 @@ def test_stationarity_with_a_learned_prior(kernel):
     check(samples["z"], *learned_moments())
 
 
-@pytest.mark.parametrize("kernel", with_long(CORRECTED, MALA))
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", CORRECTED)
 def test_simulation_based_calibration(kernel):
     """Ranks of prior draws among posterior draws are uniform (Talts et al. 2018)."""
     count, num_draws = 400, 19

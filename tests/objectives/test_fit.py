@@ -218,6 +218,7 @@ def mixture_on(basis, num_components, reference=None):
     return dist.MixtureSameFamily(mixing, component)
 
 
+@pytest.mark.long
 def test_refits_go_on_and_refine_their_panels():
     # A reference whose own breaks would add panels is left out.
     prior = mixture_on(kaem.BSpline(-4.0, 4.0, 5), 2, dist.Uniform(-4.0, 4.0))
@@ -742,6 +743,7 @@ def test_chains_need_the_guide_that_keeps_them():
             objective.loss(jax.random.key(0), {}, model, None, X)
 
 
+@pytest.mark.long
 def test_degenerate_proposals_are_told():
     def many(x):
         with numpyro.plate("data", len(x)):

@@ -109,11 +109,12 @@ def test_importance_bias_falls_as_the_number_of_particles_grows(params, exact):
     np.testing.assert_array_less(np.abs(limit - expected), 4 * error + 2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"chunk_size": 100}, marks=pytest.mark.long),
-        pytest.param({"share_proposals": False}, marks=pytest.mark.long),
+        {"chunk_size": 100},
+        {"share_proposals": False},
         {"resampling": "systematic", "ess_threshold": 1.0},
     ],
     ids=["chunks", "own proposals", "resampled"],
@@ -157,10 +158,9 @@ def test_a_likelihood_that_is_not_a_number_is_told():
     np.testing.assert_allclose(done["mutable_state"][name]["ess"], 40 / 3, rtol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "chunk_size",
-    [pytest.param(None, marks=pytest.mark.long), 7],
-    ids=["own", "with a rest"],
+    "chunk_size", [None, 7], ids=["own", "with a rest"]
 )
 def test_importance_in_chunks_is_as_at_once(params, monkeypatch, chunk_size):
     whole = repeated(ImportanceMLE(60, chunk_size=60), params, 2)[:2]
@@ -174,6 +174,7 @@ def test_importance_in_chunks_is_as_at_once(params, monkeypatch, chunk_size):
 # --- chains --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_persistent_chains(params, exact):
     objective = LangevinMLE(5, num_chains=4)
     _, gradient, memory = repeated(objective, params, 6000, burn_in=1500)

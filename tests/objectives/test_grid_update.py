@@ -181,11 +181,12 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, prior):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "optimizer",
     [
         pytest.param(optax.sgd(0.0), id="optax"),
-        pytest.param(numpyro.optim.Adam(1e-9), id="numpyro", marks=pytest.mark.long),
+        pytest.param(numpyro.optim.Adam(1e-9), id="numpyro"),
     ],
 )
 def test_training_goes_on_from_the_same_functions(optimizer):

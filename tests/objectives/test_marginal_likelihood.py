@@ -110,13 +110,8 @@ def by_quadrature(model, x):
     return np.asarray(logsumexp(log_joint, axis=0) + jnp.log(volume))
 
 
-SLOW = ("mixture", "autoregressive", "kart")
-
-
-@pytest.mark.parametrize(
-    "form",
-    ["independent", *(pytest.param(f, marks=pytest.mark.long) for f in SLOW)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["independent", "mixture", "autoregressive", "kart"])
 def test_energy_priors_by_quadrature(form):
     model = kaem.KAEM(
         make_prior(form),

@@ -336,6 +336,7 @@ def filled(ax):
     return z, np.array([[end.min(), end.max()] for end in ends])
 
 
+@pytest.mark.long
 def test_band_holds_quantiles_of_draws():
     draws = make_draws()
     z = np.linspace(-4.0, 6.0, 31)
