@@ -277,7 +277,7 @@ def drawn(law, basis, columns):
 _POWERS = np.concatenate(
     [
         # A singular end of a Chi2 of .3 degrees of freedom has mass down to here.
-        2.0 ** np.arange(-980, -6, 2),
+        2.0 ** np.arange(-900, -6, 2),
         2.0 ** np.arange(-6, 7, 0.125),
         2.0 ** np.arange(8, 72, 1),
     ]
