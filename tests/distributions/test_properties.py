@@ -343,9 +343,11 @@ def truth(drawn):
                 energy, reference, drawn.low, drawn.high, nodes.reshape(-1, len(c))
             )
         )
-    # Panels of no width may lie where the density is infinite, or no number.
+    # Panels of no width may lie where the density is infinite, or no number; NumPyro's
+    # inverse gamma law is infinite next to 0.
     log_values, log_reference = (
-        np.where(width > 0, v, -np.inf) for v in (log_values, log_reference)
+        np.where((width > 0) & (v < np.inf), v, -np.inf)
+        for v in (log_values, log_reference)
     )
     with np.errstate(divide="ignore"):
         log_mass = log_values + np.log(width * (weights / 2)[:, None])
