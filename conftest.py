@@ -32,6 +32,8 @@ import numpyro
 import pytest
 from jax._src import compiler
 
+QUICK = "jax_disable_most_optimizations"
+
 # The emitter that compiles slowest is left out as well, for which JAX has no setting.
 # Later compilers have no other.
 if jax.__version_info__ < (0, 11):
@@ -39,7 +41,7 @@ if jax.__version_info__ < (0, 11):
 
     def quick_compile_options(*args, env_options_overrides=None, **kwargs):
         overrides = dict(env_options_overrides or {})
-        if jax.config.values["jax_disable_most_optimizations"]:
+        if jax.config.values[QUICK]:
             overrides["xla_cpu_use_fusion_emitters"] = False
         return compile_options(*args, env_options_overrides=overrides, **kwargs)
 
@@ -74,6 +76,8 @@ def pytest_collection_modifyitems(config, items):
     Examples in docstrings are as long: five minutes in all. They run where a file or a
     folder of the package is named.
     """
+    # Those that are compiled alike share what is compiled.
+    items.sort(key=as_users)
     if config.getoption("--long"):
         return
     index, count = config.getoption("--long-part") or (1, 0)
@@ -106,23 +110,29 @@ def num_memory_maps():
         return MAX_MEMORY_MAPS + 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_code(request):
-    """Compile a file as its mark says, and forget compiled code once there is much.
+def as_users(item):
+    """Whether a test is compiled as users compile, in float32."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return bool(marks & {"numerics", "optimised"}) and not jax.config.jax_enable_x64
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compile a test as its mark says, and its fixtures too."""
+    quick = not as_users(item)
+    if jax.config.values[QUICK] != quick:
+        jax.clear_caches()
+        jax.config.update(QUICK, quick)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget compiled code after a file, once there is much.
 
     Every compiled function holds some areas of memory, and a process that has no more
     of them left dies. What is forgotten is traced and compiled again.
     """
-    marks = {mark.name for mark in request.node.iter_markers()}
-    if marks & {"numerics", "optimised"} and not jax.config.jax_enable_x64:
-        jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", False)
-        yield
-        jax.config.update("jax_disable_most_optimizations", True)
-        jax.clear_caches()
-    else:
-        yield
-    if num_memory_maps() > MAX_MEMORY_MAPS:
+    same_file = nextitem is not None and nextitem.path == item.path
+    if not same_file and num_memory_maps() > MAX_MEMORY_MAPS:
         jax.clear_caches()
 
 

@@ -12,7 +12,7 @@ from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import ACTIVATIONS
 from tests.helpers import assert_close
 
-pytestmark = pytest.mark.numerics
+pytestmark = pytest.mark.float64
 
 LOW, HIGH = -0.75, 2.5
 FEW = ["rbf", "bspline-0", "bspline-3", "fourier", "chebyshev"]

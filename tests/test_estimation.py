@@ -187,7 +187,10 @@ def test_coordinates_are_orthonormal():
     [
         (stats.norm(3.0, 2.0), None, -13.0, 19.0, 0.003),
         (stats.norm(3e3, 2.0), "real", 2984.0, 3016.0, 0.003),
-        (stats.gamma(3.0, scale=2.0), "positive", 1e-6, 60.0, 0.01),
+        pytest.param(
+            *(stats.gamma(3.0, scale=2.0), "positive", 1e-6, 60.0, 0.01),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             stats.expon(scale=0.5), "positive", 1e-3, 12.0, 0.01, marks=pytest.mark.long
         ),
@@ -203,7 +206,10 @@ def test_coordinates_are_orthonormal():
             marks=pytest.mark.long,
         ),
         (stats.beta(2.0, 5.0, 1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
-        (stats.uniform(1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
+        pytest.param(
+            *(stats.uniform(1.0, 4.0), (1.0, 5.0), 1.0, 5.0, 0.01),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=[
         "normal",
@@ -243,8 +249,8 @@ def test_recovers_two_modes():
     [
         pytest.param("real", [-1e3, 1e3], marks=pytest.mark.long),
         ("positive", [1e-4, 1e4]),
-        ((-2.0, np.inf), [-1.999, 1e4]),
-        ((0.0, 50.0), [0.0, 50.0]),
+        pytest.param((-2.0, np.inf), [-1.999, 1e4], marks=pytest.mark.long),
+        pytest.param((0.0, 50.0), [0.0, 50.0], marks=pytest.mark.long),
     ],
 )
 def test_next_observation_has_positive_density(support, far):

@@ -115,7 +115,7 @@ DIAGONAL = [
     ("bspline-3", "beta-singular"),
 ]
 # Of these by default: a smooth and a rough basis, each kind of end and of tail.
-SHORT = [DIAGONAL[i] for i in (0, 2, 3, 4, 5, 9, 12)]
+SHORT = [DIAGONAL[i] for i in (0, 4, 5, 12)]
 NUM_ENERGIES = 50
 
 

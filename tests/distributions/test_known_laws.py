@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 
 from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier, KAEMPrior
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 pytestmark = pytest.mark.numerics
 
@@ -33,7 +33,7 @@ def check_law(prior, law, z, *, log_atol=(3e-5, 1e-10), rtol=(3e-5, 1e-9)):
     assert_close(prior.icdf(u), law.ppf(u) + zeros, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("form", ["identity", "chebyshev"])
+@pytest.mark.parametrize("form", with_long(["identity", "chebyshev"], "chebyshev"))
 def test_linear_energy_is_a_truncated_exponential(form):
     rates = np.array([-6.0, -0.5, 0.25, 3.0, 6.0])
     if form == "identity":
@@ -64,7 +64,7 @@ def test_linear_energy_is_a_truncated_exponential(form):
     assert_close(prior.entropy()[0], falling.entropy(), atol=(1e-5, 1e-10))
 
 
-@pytest.mark.parametrize("form", ["square", "chebyshev"])
+@pytest.mark.parametrize("form", with_long(["square", "chebyshev"], "chebyshev"))
 def test_quadratic_energy_tilts_a_normal_to_a_normal(form):
     loc, scale = 1.25, 0.75
     # Twelve standard deviations: beyond, where the energy is constant, is no mass.
@@ -122,7 +122,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", with_long(REFERENCES, "normal", "exponential"))
 def test_a_constant_energy_leaves_the_reference(name):
     make, law = REFERENCES[name]
     constants = np.array([0.0, 30.0, -30.0, 200.0, -200.0])
@@ -138,7 +138,9 @@ def test_a_constant_energy_leaves_the_reference(name):
     )
 
 
-@pytest.mark.parametrize("constant", [30.0, -30.0, 200.0, -200.0, 1e4, -1e4])
+@pytest.mark.parametrize(
+    "constant", with_long([30.0, -30.0, 200.0, -200.0, 1e4, -1e4], -30.0, 1e4)
+)
 def test_a_constant_added_to_the_energy_changes_nothing(constant, x64):
     coefficients = np.random.default_rng(0).normal(size=6)
     basis = BSpline(LOW, HIGH, 6)

@@ -140,7 +140,13 @@ def test_its_table_is_made_once_and_not_kept_of_a_trace(key):
     assert np.all(np.abs(second - first) > 1e-3)
 
 
-@pytest.mark.parametrize("reference", [None, dist.Normal(jnp.full(3, 2.5), 0.8)])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        None,
+        pytest.param(dist.Normal(jnp.full(3, 2.5), 0.8), marks=pytest.mark.long),
+    ],
+)
 def test_weights_may_have_a_batch_that_the_components_have_not(reference, key):
     prior = make(reference, batch_shape=()).prior
     mixture = kaem.KAEMMixture(jnp.array([LOGITS, LOGITS[::-1]]), prior)

@@ -90,7 +90,7 @@ def test_the_oracle_itself(basis, reference):
         )
 
 
-@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("activation", with_long(["silu", "relu"], "relu"))
 def test_base_activation(activation):
     low, high = -6.0, 10.0
     case, law = BASES["bspline-3"], stats.norm(1.25, 3.0)

@@ -18,8 +18,6 @@ from numpyro_kaem.infer import (
     sample_posterior,
 )
 
-pytestmark = pytest.mark.optimised
-
 
 def conjugate(y):
     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))

@@ -72,7 +72,10 @@ def test_units_left_over_are_others_in_each_epoch():
     [
         ImportanceMLE(100),
         LangevinMLE(5),
-        ThermodynamicMLE(3, num_sweeps=2, num_local_steps=2),
+        pytest.param(
+            ThermodynamicMLE(3, num_sweeps=2, num_local_steps=2),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["importance", "langevin", "thermodynamic"],
 )

@@ -159,9 +159,7 @@ def test_a_likelihood_that_is_not_a_number_is_told():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "chunk_size", [None, 7], ids=["own", "with a rest"]
-)
+@pytest.mark.parametrize("chunk_size", [None, 7], ids=["own", "with a rest"])
 def test_importance_in_chunks_is_as_at_once(params, monkeypatch, chunk_size):
     whole = repeated(ImportanceMLE(60, chunk_size=60), params, 2)[:2]
     # Room for a third of the particles.
