@@ -120,8 +120,8 @@ def test_mixtures_as_references(make, key, x64):
 @pytest.mark.parametrize(
     ("low", "high", "grid"),
     [
-        pytest.param(6.0, np.inf, (6.5, 7.0), marks=pytest.mark.long),
-        (5.0, 5.1, (5.0, 5.1)),
+        (6.0, np.inf, (6.5, 7.0)),
+        pytest.param(5.0, 5.1, (5.0, 5.1), marks=pytest.mark.long),
         pytest.param(12.0, np.inf, (12.0, 13.0), marks=pytest.mark.long),
         pytest.param(-1.0, 2.0, (-0.5, 1.0), marks=pytest.mark.long),
     ],
@@ -262,7 +262,7 @@ def test_energy_that_lifts_a_tail_without_mass(traced):
 
 
 @pytest.mark.parametrize(
-    "name", with_long(["sample", "icdf", "cdf", "log_prob"], "sample", "log_prob")
+    "name", with_long(["sample", "icdf", "cdf", "log_prob"], "sample", "icdf")
 )
 def test_moving_ends_of_the_support(name, key, x64):
     """Draws follow the ends of a Uniform reference, which are leaves of the prior."""
