@@ -421,8 +421,9 @@ def _summary(
 ) -> tuple[float, float, float, np.ndarray]:
     """Mean, standard deviation, kurtosis, and masses below points."""
     mean = sum(w @ x for x, w in parts)
-    square = sum(w @ np.square(x - mean) for x, w in parts)
-    fourth = sum(w @ (x - mean) ** 4 for x, w in parts)
+    squares = [(np.square(x - mean), w) for x, w in parts]
+    square = sum(w @ x for x, w in squares)
+    fourth = sum(w @ np.square(x) for x, w in squares)
     counts = sum(
         np.bincount(np.searchsorted(points, x, "right"), w, len(points) + 1)
         for x, w in parts

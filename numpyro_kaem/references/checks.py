@@ -12,7 +12,7 @@ from numpyro_kaem.references.parameters import (
     concretely,
     is_concrete,
 )
-from numpyro_kaem.references.shape import interior_point, support_bounds
+from numpyro_kaem.references.shape import support_bounds
 
 __all__ = [
     "check_reference",
@@ -52,14 +52,13 @@ def check_reference(reference: Any, energy: Any) -> None:
         ) from None
     # Refuses a law that cannot be made again from its parameters.
     ReferenceParameters.of(reference)
-    low, high = support_bounds(reference)
-    point = interior_point(low, high, energy.dtype)
     try:
-        jax.eval_shape(reference.cdf, jnp.broadcast_to(point, shape))
+        jax.eval_shape(reference.cdf, jax.ShapeDtypeStruct(shape, energy.dtype))
     except (NotImplementedError, AttributeError) as error:
         raise TypeError(
             f"reference must have a cdf, which {name} does not: {error}"
         ) from None
+    low, high = support_bounds(reference)
     if is_concrete((low, high)):
         with concretely():
             misses = (np.asarray(low) >= np.asarray(energy.basis.high)) | (
