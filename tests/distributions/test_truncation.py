@@ -9,12 +9,13 @@ import pytest
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints, kl_divergence
 from numpyro.distributions.batch_util import vmap_over
+from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 from scipy import interpolate, stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.distributions.supports import StaticInterval
-from tests.helpers import assert_close, with_long
+from tests.helpers import assert_close, assert_within_mcse, with_long
 
 pytestmark = pytest.mark.float64
 
@@ -256,6 +257,24 @@ def test_bounds_and_supports():
         return biject_to(law.support)(0.0)
 
     assert float(traced(0.25)) == 1.25
+
+
+@pytest.mark.long
+def test_nuts():
+    """The posterior's mean, by quadrature on the interval."""
+    law = kaem.truncated(CASES["normal"][0](), 0.5, 2.0)
+
+    def model(x):
+        z = numpyro.sample("z", law)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=2000, progress_bar=False)
+    mcmc.run(jax.random.key(0), 1.75)
+    nodes = 1.25 + 0.75 * GAUSS[0]
+    density = GAUSS[1] * np.exp(law.prior.log_prob(nodes))
+    density *= stats.norm(nodes, 0.5).pdf(1.75)
+    mean = np.sum(density * nodes) / np.sum(density)
+    assert_within_mcse(mcmc.get_samples()["z"], mean)
 
 
 @pytest.mark.long
