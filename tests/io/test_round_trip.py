@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -301,7 +302,9 @@ def test_names_and_header_of_a_file(path):
 
 # --- other processes -----------------------------------------------------------------
 
+# With the settings of the tests, so that both processes compile alike.
 LOAD = """
+import conftest
 import sys, numpy as np, jax, numpyro_kaem as kaem
 tree = kaem.load(sys.argv[1])
 assert "optax" not in sys.modules
@@ -330,7 +333,10 @@ def test_a_process_with_other_hashes(tmp_path, x64):
         "JAX_ENABLE_X64": str(int(x64)),
     }
     command = [sys.executable, "-c", LOAD, str(here), str(there)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     # The same bytes, whatever the hashes.
     assert here.read_bytes() == there.read_bytes()

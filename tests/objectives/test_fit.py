@@ -525,9 +525,11 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
     np.testing.assert_array_equal(resumed.losses, whole.losses)
 
 
+# With the settings of the tests, so that both processes compile alike.
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
+import conftest
 from tests.objectives.test_fit import train
 import numpyro_kaem as kaem
 train(10**6, checkpoint=kaem.Checkpoint({folder!r}, every=5))
