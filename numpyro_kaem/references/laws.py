@@ -201,6 +201,12 @@ def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
     return jnp.concatenate(rows)
 
 
+def _power_law_breaks(d: Any) -> jax.Array:
+    # The logarithm has an exponential law.
+    steps = _around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: -1 / (1 + d.alpha))(d)
+    return d.low * jnp.exp(steps)
+
+
 def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
     """Law without closed quantiles; its width is its standard deviation."""
     mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
@@ -236,6 +242,12 @@ _HALF_CAUCHY = _one_sided(
     lambda d, x: jnp.arctan2(jnp.asarray(d.scale), x) * (2 / np.pi),
     lambda d, p: d.scale * jnp.tan(p * (np.pi / 2)),
     lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
+)
+_POWER_LAW = _one_sided(
+    lambda d, x: -jnp.expm1((1 + d.alpha) * jnp.log(x / d.low)),
+    lambda d, x: jnp.exp((1 + d.alpha) * jnp.log(x / d.low)),
+    lambda d, p: d.low * jnp.exp(jnp.log1p(-p) / (1 + d.alpha)),
+    lambda d, p: d.low * jnp.exp(jnp.log(p) / (1 + d.alpha)),
 )
 _GUMBEL = _one_sided(
     lambda d, x: jnp.exp(-_gumbel_rate(d, x)),
@@ -301,6 +313,16 @@ LAWS: dict[type, Law] = {
         regular_ends=True,
         log_mass=lambda d, x, upper: (
             -x * d.rate if upper else jnp.log(-jnp.expm1(-x * d.rate))
+        ),
+    ),
+    dist.LowerTruncatedPowerLaw: _POWER_LAW(
+        breaks=_power_law_breaks,
+        scale=lambda d: -d.low / d.alpha,
+        regular_ends=True,
+        log_mass=lambda d, x, upper: (
+            (1 + d.alpha) * jnp.log(x / d.low)
+            if upper
+            else jnp.log(-jnp.expm1((1 + d.alpha) * jnp.log(x / d.low)))
         ),
     ),
     dist.HalfNormal: _HALF_NORMAL(

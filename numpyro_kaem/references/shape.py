@@ -107,8 +107,8 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
 
 def _quantiles(reference: dist.Distribution) -> jax.Array:
     """Quantiles of a law without moments, down to both ends of the precision."""
-    tails = [1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1]
-    p = np.array([*tails, 0.25, 0.5, 0.75, *(1 - np.array(tails[::-1]))])
+    tails = 2.0 ** -np.arange(1.0, 47.0)
+    p = np.concatenate([tails[::-1], 1 - tails[1:]])
     p = p.reshape((-1,) + (1,) * len(reference.batch_shape))
     return reference.icdf(jnp.asarray(p, float))
 

@@ -334,13 +334,15 @@ def far_breaks(
         if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
             continue
         length = local_length(reference, edge)
-        # Where the bulk lies far beyond the grid, over and beyond it too.
-        furthest = _furthest_break(reference, sign, length.ndim)
-        length = jnp.maximum(length, 2.0**-12 * (furthest - sign * edge))
-        powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
-        powers = jnp.asarray(powers, length.dtype)
-        points = jnp.clip(edge + sign * powers * length, -1e30, 1e30)
-        breaks.append(_while_massive(reference, points, powers * length, sign))
+        # Doublings, or more where the bulk lies so far beyond the grid that those of its
+        # length do not reach over it.
+        reach = _furthest_break(reference, sign, length.ndim) - sign * edge
+        doublings = jnp.log2(jnp.maximum(reach / length, 1)) + 20
+        steps = np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
+        steps = jnp.asarray(steps, length.dtype) * jnp.maximum(doublings / 38, 1)
+        distance = jnp.exp2(jnp.minimum(steps + jnp.log2(length), 99))
+        points = jnp.clip(edge + sign * distance, -1e30, 1e30)
+        breaks.append(_while_massive(reference, points, distance, sign))
     return breaks
 
 

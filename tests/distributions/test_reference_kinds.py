@@ -161,9 +161,38 @@ def test_grids_far_wider_than_the_reference(reference, exact, grid):
     assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=3e-6)
 
 
+class Unknown(dist.Distribution):
+    """Law of a user, of which only the distribution function and quantiles are known."""
+
+    support = dist.constraints.real
+
+    def __init__(self, law, validate_args=None):
+        self.law = law
+        super().__init__(law.batch_shape, validate_args=validate_args)
+
+    def log_prob(self, value):
+        return self.law.log_prob(value)
+
+    def cdf(self, value):
+        return self.law.cdf(value)
+
+    def icdf(self, q):
+        return self.law.icdf(q)
+
+
 @pytest.mark.parametrize(
     ("reference", "exact", "grid"),
     [
+        # Its furthest quantiles must not cost the panels beside the grid.
+        pytest.param(
+            *(Unknown(dist.Cauchy(0.0, 1.0)), stats.cauchy(), (-1, 3)),
+            id="unknown heavy tails",
+        ),
+        pytest.param(
+            *(dist.LowerTruncatedPowerLaw(-2.0, 0.4), stats.pareto(1, scale=0.4)),
+            (0.5, 3),
+            id="power law",
+        ),
         # Without moments: its panels come from its quantiles.
         pytest.param(
             *(dist.Gompertz(1.0, 0.25), stats.gompertz(1.0, scale=4.0), (-300, 400)),
