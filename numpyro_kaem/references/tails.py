@@ -334,16 +334,33 @@ def far_breaks(
         if is_concrete(bound) and np.all(np.isfinite(np.asarray(bound))):
             continue
         length = local_length(reference, edge)
-        # Doublings, or more where the bulk lies so far beyond the grid that those of its
-        # length do not reach over it.
-        reach = _furthest_break(reference, sign, length.ndim) - sign * edge
-        doublings = jnp.log2(jnp.maximum(reach / length, 1)) + 20
-        steps = np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
-        steps = jnp.asarray(steps, length.dtype) * jnp.maximum(doublings / 38, 1)
-        distance = jnp.exp2(jnp.minimum(steps + jnp.log2(length), 99))
+        # Where the bulk lies far beyond the grid, over and beyond it too.
+        bulk = _distance_of_bulk(reference, edge, length, sign)
+        length = jnp.maximum(length, 2.0**-12 * bulk)
+        powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
+        distance = jnp.asarray(powers, length.dtype) * length
         points = jnp.clip(edge + sign * distance, -1e30, 1e30)
         breaks.append(_while_massive(reference, points, distance, sign))
     return breaks
+
+
+def _distance_of_bulk(
+    reference: dist.Distribution, edge: jax.Array, length: jax.Array, sign: float
+) -> jax.Array:
+    """Distance to the break beyond an edge with most mass about it, if not the edge."""
+    bulk, most = jnp.zeros_like(length), log_density(reference, edge) + jnp.log(length)
+    for rows in density_breaks(reference):
+        rows = with_rank(rows, length.ndim)
+        distance = sign * (rows - edge)
+        beyond = jnp.isfinite(rows) & (distance > 0)
+        distance = jnp.where(beyond, distance, 1)
+        log_mass = log_density(reference, rows) + jnp.log(distance)
+        log_mass = jnp.where(beyond, log_mass, -jnp.inf)
+        index = jnp.argmax(log_mass, axis=0)[None]
+        own = jnp.take_along_axis(log_mass, index, axis=0)[0]
+        there = jnp.take_along_axis(distance, index, axis=0)[0]
+        bulk, most = jnp.where(own > most, there, bulk), jnp.maximum(own, most)
+    return bulk
 
 
 def _furthest_break(reference: dist.Distribution, sign: float, rank: int) -> jax.Array:
