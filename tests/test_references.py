@@ -20,6 +20,7 @@ from scipy import stats
 from numpyro_kaem.references import (
     ReferenceParameters,
     has_quantile,
+    log_tail_mass,
     tail_mass,
     tail_quantile,
 )
@@ -83,6 +84,11 @@ LAWS = {
         lambda a, r: stats.invgamma(a, scale=r),
         (2.5, 1.75),
         closed=False,
+    ),
+    "power-law": Law(
+        dist.LowerTruncatedPowerLaw,
+        lambda alpha, low: stats.pareto(-1 - alpha, scale=low),
+        (-3.5, 0.75),
     ),
     "pareto": Law(dist.Pareto, lambda s, a: stats.pareto(a, scale=s), (1.75, 2.5)),
     "log-uniform": Law(dist.LogUniform, stats.loguniform, (0.75, 3.5)),
@@ -157,6 +163,23 @@ def test_tail_mass(law, x64):
     is_below = outside <= low
     assert_array_equal(masses[0, len(x) :], np.where(is_below, 0.0, 1.0))
     assert_array_equal(masses[1, len(x) :], np.where(is_below, 1.0, 0.0))
+
+
+def test_log_mass_of_a_normal_where_the_mass_underflows(x64):
+    y = np.array([-1e4, -60.0, -20.0, -10.0, -9.9, -3.0, 0.0, 0.999, 1.001, 5.0, 40.0])
+    y = y.astype(float_dtype(x64))
+    normal = ReferenceParameters.of(dist.Normal(0.0, 1.0))
+
+    def log_mass(y):
+        return log_tail_mass(normal, y, False)
+
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass)))(y)
+    expected = stats.norm.logcdf(y.astype(float))
+    rtol = 3e-11 if x64 else 1e-6
+    assert_allclose(values, expected, rtol=rtol, atol=rtol * 0.1)
+    slope = np.exp(stats.norm.logpdf(y.astype(float)) - expected)
+    # SciPy's difference of logarithms of 5e7 has no more digits.
+    assert_allclose(slopes, slope, rtol=1e-7 if x64 else 1e-3, atol=1e-8)
 
 
 def difference(function, value):

@@ -14,7 +14,7 @@ from numpyro.distributions.util import validate_sample
 from numpyro_kaem import density, mixture_density
 from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
 from numpyro_kaem.distributions.caching import made_once, promoting_ranks
-from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.prior import KAEMPrior, breaks_of
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.references import (
     LAWS,
@@ -393,7 +393,7 @@ LAWS[KAEMMixture] = Law(
 
 def _of_components(prior: KAEMPrior) -> jax.Array:
     """Join the breaks of all components, ``(count, *batch_shape)``."""
-    edges = prior._panels.edges
+    edges = breaks_of(prior)
     if edges.ndim == 1:
         return edges
     edges = jnp.moveaxis(edges, -1, 1)

@@ -24,9 +24,11 @@ from numpyro_kaem.references import (
     Law,
     ReferenceParameters,
     check_reference,
+    density_breaks,
     has_regular_ends,
     is_concrete,
     support_bounds,
+    with_rank,
 )
 from numpyro_kaem.resolution import (
     Resolution,
@@ -546,10 +548,23 @@ def _has_regular_ends(prior: KAEMPrior) -> bool:
     return prior._parameters is None or has_regular_ends(prior._parameters.build())
 
 
+def breaks_of(prior: KAEMPrior) -> jax.Array:
+    """Points between which the density is smooth, ``(count, *shape)``.
+
+    Edges of its panels, and those of the reference, whose tails may have none.
+    """
+    rows = [prior._panels.edges]
+    if prior._parameters is not None:
+        rows += density_breaks(prior.reference)
+    rank = max(row.ndim for row in rows) - 1
+    rows = [with_rank(row, rank) for row in rows]
+    shape = np.broadcast_shapes(*(row.shape[1:] for row in rows))
+    return jnp.concatenate([jnp.broadcast_to(r, (len(r), *shape)) for r in rows])
+
+
 LAWS[KAEMPrior] = Law(
     mass=lambda d, x, upper: d.cdf_pair(x)[upper],
-    # Between its panels the density is smooth.
-    breaks=lambda d: d._panels.edges,
+    breaks=breaks_of,
     regular_ends=_has_regular_ends,
     tails=lambda d: d.reference,
     is_whole=True,

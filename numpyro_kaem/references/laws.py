@@ -117,14 +117,37 @@ def _one_sided(
     return law
 
 
+# Of few operations: JAX's own have three times as many for the compiler.
+def _normal_lower(d: Any, y: jax.Array) -> jax.Array:
+    return 0.5 * special.erfc(-np.sqrt(0.5).item() * y)
+
+
+def _log_normal_lower(y: jax.Array) -> jax.Array:
+    # From here on an asymptotic series has all digits.
+    end = -10.0 if y.dtype == jnp.float32 else -20.0
+    is_large, is_far = y > 1, y <= end
+    # Chosen, for a maximum halves the derivative where both are equal.
+    tail = _normal_lower(None, jnp.where(is_large, -y, jnp.where(is_far, end, y)))
+    far = jnp.where(is_far, y, end)
+    square = far * far
+    series = jnp.log1p(-(1 - (3 - 15 / square) / square) / square)
+    series = series - 0.5 * (square + np.log(2 * np.pi).item()) - jnp.log(-far)
+    log_lower = jnp.log(jnp.where(is_large, 0.5, tail))
+    log_lower = jnp.where(is_far, series, log_lower)
+    return jnp.where(is_large, jnp.log1p(-jnp.where(is_large, tail, 0.5)), log_lower)
+
+
 def _student_lower(d: Any, y: jax.Array) -> jax.Array:
     df = jnp.asarray(d.df, y.dtype)
+    half = jnp.asarray(0.5, y.dtype)
+    square, near = y * y, y * y < df
     # The smaller of the two arguments of the incomplete beta function keeps its digits.
-    far = 0.5 * special.betainc(0.5 * df, jnp.asarray(0.5, y.dtype), df / (df + y * y))
-    near = 0.5 - 0.5 * special.betainc(
-        jnp.asarray(0.5, y.dtype), 0.5 * df, y * y / (df + y * y)
+    share = special.betainc(
+        jnp.where(near, half, half * df),
+        jnp.where(near, half * df, half),
+        jnp.where(near, square, df) / (df + square),
     )
-    half = jnp.where(y * y < df, near, far)
+    half = jnp.where(near, half - half * share, half * share)
     return jnp.where(y < 0, half, 1 - half)
 
 
@@ -270,10 +293,10 @@ _UNIFORM = _one_sided(
 
 LAWS: dict[type, Law] = {
     dist.Normal: _symmetric(
-        lambda d, y: special.ndtr(y),
+        _normal_lower,
         lambda d, p: special.ndtri(p),
         _STEPS,
-        log_lower=special.log_ndtr,
+        log_lower=_log_normal_lower,
     ),
     dist.Logistic: _symmetric(
         lambda d, y: jax.nn.sigmoid(y),

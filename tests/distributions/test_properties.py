@@ -279,7 +279,8 @@ _POWERS = np.concatenate(
         # A singular end of a Chi2 of .3 degrees of freedom has mass down to here.
         2.0 ** np.arange(-900, -6, 2),
         2.0 ** np.arange(-6, 7, 0.125),
-        2.0 ** np.arange(8, 72, 1),
+        # And the tail of a Levy law has 1e-13 of its mass beyond this.
+        2.0 ** np.arange(8, 88, 1),
     ]
 )
 _GAUSS = np.polynomial.legendre.leggauss(16)
@@ -324,14 +325,16 @@ def truth(drawn):
         c, s, *_ = drawn.arguments
         steps = _POWERS[:, None] * s
         unit = np.unique([*np.linspace(0, 1, 97), *np.linspace(0, 1, 91)])[:, None]
-        rows = [c - steps, c + steps, c[None]]
+        # A prior's own grid ends at c + 3 s.
+        rows = [c - steps, c + steps, c[None], (c + 3 * s)[None]]
         rows += [drawn.low * (1 - unit) + drawn.high * unit]
         rows += [
             np.where(np.isfinite(end), end + sign * steps, c)
             for end, sign in ((start, 1), (stop, -1))
         ]
         # Where the parameters put a kink or a bulk.
-        low, high = np.maximum(start, -1e30), np.minimum(stop, 1e30)
+        limit = np.sqrt(np.finfo(DTYPE).max) * 1e10
+        low, high = np.maximum(start, -limit), np.minimum(stop, limit)
         edges = np.clip(np.concatenate(rows), low, high).astype(DTYPE).astype(float)
         edges = np.sort(np.clip(edges, low, high), axis=0)
         x, weights = _GAUSS

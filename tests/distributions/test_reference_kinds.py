@@ -219,6 +219,14 @@ def test_panels_follow_the_law(reference, exact, grid, x64):
     assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=atol)
 
 
+def test_tails_of_a_prior_as_a_reference(x64):
+    """Beyond its own grid a prior changes as its reference does."""
+    law = flat(flat(dist.Normal(0.0, 1.0), -2.0, 3.0), -0.1, 0.1)
+    z = np.array([-6.5, -4.4, -2.5, 0.3, 3.7, 4.4, 6.5])
+    atol = 1e-14 if x64 else 1e-6
+    assert_allclose(law.cdf(z), stats.norm.cdf(z), atol=atol)
+
+
 def test_positions_that_the_precision_cannot_tell_apart(x64):
     """Julian dates in float32: neighbouring numbers are a quarter of a day apart."""
     if x64:
