@@ -162,7 +162,7 @@ def test_grids_far_wider_than_the_reference(reference, exact, grid):
 
 
 class Unknown(dist.Distribution):
-    """Law of a user, of which only the distribution function and quantiles are known."""
+    """Law of a user, known by its distribution function and quantiles alone."""
 
     support = dist.constraints.real
 
