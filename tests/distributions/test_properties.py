@@ -279,8 +279,8 @@ _POWERS = np.concatenate(
         # A singular end of a Chi2 of .3 degrees of freedom has mass down to here.
         2.0 ** np.arange(-900, -6, 2),
         2.0 ** np.arange(-6, 7, 0.125),
-        # And the tail of a Levy law has 1e-13 of its mass beyond this.
-        2.0 ** np.arange(8, 88, 1),
+        # And the tail of a StudentT of .3 degrees of freedom to here.
+        2.0 ** np.arange(8, 152, 1),
     ]
 )
 _GAUSS = np.polynomial.legendre.leggauss(16)
