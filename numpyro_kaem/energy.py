@@ -19,6 +19,12 @@ _POLYNOMIAL_ACTIVATIONS = ("identity", "square")
 _BENDS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
 
 
+@jax.jit
+def _evaluate(energy: PlacedEnergy, z: jax.Array) -> jax.Array:
+    """Compiled once for all grids of a shape, not once for each operation."""
+    return energy(z)
+
+
 class Energy(eqx.Module):
     r"""Energy of a scalar: a basis expansion plus an optional base activation.
 
@@ -217,7 +223,7 @@ class Energy(eqx.Module):
         z = as_real("z", z)
         if not jnp.issubdtype(z.dtype, jnp.floating):
             z = z.astype(self.dtype)
-        return self.placed(z)
+        return _evaluate(self.placed, z)
 
     @property
     def unit_breaks(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from numpy.polynomial.legendre import legvander
 
 from numpyro_kaem.panels import Integrand, Panels, integrand
 from numpyro_kaem.placed_energy import PlacedEnergy
@@ -39,6 +40,9 @@ class Resolution(NamedTuple):
     panels: jax.Array
     """Relative difference of the normaliser between the Gauss rule and its Kronrod
     extension on the same panels, shape ``(*batch_shape,)``."""
+    series: jax.Array
+    """Largest error of a mass within a panel, the last terms of the density's series
+    there, shape ``(*batch_shape,)``."""
     rounding: jax.Array
     """What rounding of the energies alone may cost, the same shape."""
     reference: jax.Array
@@ -48,8 +52,8 @@ class Resolution(NamedTuple):
 
     @property
     def error(self) -> jax.Array:
-        """Estimated relative error of the normaliser."""
-        return self.panels + self.rounding + self.reference
+        """Estimated error of the normaliser, relative, and of masses."""
+        return self.panels + self.series + self.rounding + self.reference
 
 
 def resolution_of(
@@ -60,13 +64,18 @@ def resolution_of(
     num_nodes = nodes_per_panel(dtype)
     fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
     # Every second node of the extension is a Gauss node, with another weight.
-    _, gauss_weights = gauss_legendre(num_nodes)
+    gauss_nodes, gauss_weights = gauss_legendre(num_nodes)
     _, kronrod_weights = gauss_kronrod(num_nodes)
     ratio = jnp.asarray(gauss_weights / kronrod_weights[1::2], dtype)
     ratio = ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
     masses = jnp.exp(fine.log_mass - fine.log_normalizer)
     panel_masses = jnp.sum(masses, axis=1)
-    coarse_masses = jnp.sum(masses[:, 1::2] * ratio, axis=1)
+    coarse = masses[:, 1::2] * ratio
+    coarse_masses = jnp.sum(coarse, axis=1)
+    last = jnp.asarray(legvander(gauss_nodes, num_nodes - 1)[:, -2:], dtype)
+    last = jnp.abs(jnp.tensordot(coarse, last, (1, 0), precision="highest"))
+    # Terms that halve, and whose integrals oscillate, leave an eighth of the last two.
+    series = jnp.max(jnp.sum(last, axis=-1), axis=0, initial=0.0) / 8
     difference = jnp.abs(jnp.sum(coarse_masses - panel_masses, axis=0))
     eps = jnp.finfo(dtype).eps
     # Rounding of the energies costs where there is mass; elsewhere they may be huge.
@@ -86,7 +95,7 @@ def resolution_of(
     )
     spacing = jnp.max(share * panel_masses, initial=0.0)
     rounding = eps * (24 + 2 * scale)
-    return Resolution(change, difference, rounding, own_error, spacing)
+    return Resolution(change, difference, series, rounding, own_error, spacing)
 
 
 def _error_of_reference(

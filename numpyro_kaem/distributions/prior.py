@@ -279,10 +279,11 @@ class KAEMPrior(dist.Distribution):
     @property
     @promoting_ranks
     def quadrature_error(self) -> jax.Array:
-        """Estimated relative error of the normaliser, shape ``batch_shape``.
+        """Estimated error of the normaliser, relative, and of masses: ``batch_shape``.
 
-        By the Gauss-Kronrod rule on the same panels, plus rounding, plus the difference
-        from 1 of the reference's own mass on these panels and beyond.
+        By the Gauss-Kronrod rule on the same panels, plus the last terms of the series
+        within a panel, plus rounding, plus the difference from 1 of the reference's own
+        mass on these panels and beyond.
         """
         return self._cached("_cached_error", lambda: self._resolution.error)
 
