@@ -227,7 +227,9 @@ def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
 def _power_law_breaks(d: Any) -> jax.Array:
     # The logarithm has an exponential law; a panel of more than a doubling is too wide.
     scale = jnp.minimum(-1 / (1 + jnp.asarray(d.alpha)), 0.5 * np.log(2).item())
-    return d.low * jnp.exp(_around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: scale)(d))
+    return d.low * jnp.exp(
+        _around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: scale)(d)
+    )
 
 
 def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:

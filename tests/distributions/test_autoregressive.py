@@ -110,6 +110,7 @@ def test_integrates_to_one(prior):
     np.testing.assert_allclose(masses.sum(), 1.0, atol=2e-5)
 
 
+@pytest.mark.long
 def test_draws_follow_the_density(prior, key):
     draws = np.asarray(prior.sample(key, (20_000,)), float)
     assert draws.shape == (20_000, 2)

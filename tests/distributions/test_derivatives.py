@@ -172,6 +172,7 @@ def test_second_derivatives(name, x64):
     assert_close(second, curvature, rtol=(1e-2, 1e-5))
 
 
+@pytest.mark.long
 def test_batches_and_transforms_agree(x64):
     """The pullback of a batch is that of its densities, mapped one by one."""
     coefficients = jnp.asarray(random((3, 5), 4).reshape(3, 5))
@@ -221,11 +222,16 @@ def test_gradients_are_finite_at_and_beyond_all_edges():
         assert (float(masses[0]), float(masses[-1])) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("reference", [None, dist.Normal(0.3, 0.8)])
 @pytest.mark.parametrize(
-    "basis",
-    [RBF(-2.0, 2.0, 12), BSpline(-2.0, 2.0, 6, degree=1), Chebyshev(-2.0, 2.0, 8)],
-    ids=lambda basis: type(basis).__name__,
+    ("basis", "reference"),
+    [
+        (RBF(-2.0, 2.0, 12), dist.Normal(0.3, 0.8)),
+        (BSpline(-2.0, 2.0, 6, degree=1), None),
+        pytest.param(
+            *(Chebyshev(-2.0, 2.0, 8), dist.Normal(0.3, 0.8)), marks=pytest.mark.long
+        ),
+    ],
+    ids=["rbf", "bspline", "chebyshev"],
 )
 def test_a_quantile_moves_as_its_density_says(basis, reference, x64):
     """By the series of the table, which has no need of the energy."""

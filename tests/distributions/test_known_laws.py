@@ -33,7 +33,7 @@ def check_law(prior, law, z, *, log_atol=(3e-5, 1e-10), rtol=(3e-5, 1e-9)):
     assert_close(prior.icdf(u), law.ppf(u) + zeros, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("form", with_long(["identity", "chebyshev"], "chebyshev"))
+@pytest.mark.parametrize("form", with_long(["identity", "chebyshev"], "identity"))
 def test_linear_energy_is_a_truncated_exponential(form):
     rates = np.array([-6.0, -0.5, 0.25, 3.0, 6.0])
     if form == "identity":
@@ -122,7 +122,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", with_long(REFERENCES, "normal", "exponential"))
+@pytest.mark.parametrize("name", with_long(REFERENCES, "normal"))
 def test_a_constant_energy_leaves_the_reference(name):
     make, law = REFERENCES[name]
     constants = np.array([0.0, 30.0, -30.0, 200.0, -200.0])

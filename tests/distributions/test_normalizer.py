@@ -157,7 +157,7 @@ def test_reference_batch_broadcasts_with_the_energy():
         )
 
 
-@pytest.mark.parametrize("name", ["Normal", "Cauchy"])
+@pytest.mark.parametrize("name", with_long(["Normal", "Cauchy"], "Normal"))
 def test_a_reference_narrower_than_the_panels(name):
     """Breaks at the reference's scale points resolve it, wherever it lies."""
     loc, scale = 1.375, 0.0078125

@@ -27,6 +27,7 @@ def run_svi(model, guide, num_steps, step_size=0.03, num_particles=16):
 # --- coefficients as parameters -------------------------------------------------------
 
 
+@pytest.mark.long
 def test_marginal_likelihood_is_maximised():
     """SVI with the units integrated out finds the maximum that SciPy finds."""
     x = np.array([-1.1, 0.4, 1.9, 2.2, 2.6, 2.7, 3.1, 3.4, 4.5])

@@ -76,6 +76,7 @@ def test_chains_are_taken_where_the_weights_fail(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.long
 def test_the_kernel_may_be_mala():
     y = jnp.linspace(-1.0, 1.0, 15)
     options = {"num_samples": 8000, "num_warmup": 500, "progress_bar": False}
@@ -200,6 +201,7 @@ def test_a_missed_mode_is_found_where_r_hat_is_near_one():
     assert comparison.where in str(comparison)
 
 
+@pytest.mark.long
 def test_modes_that_no_single_axis_tells_apart_are_found():
     """Both runs have the same marginal laws."""
 

@@ -17,7 +17,7 @@ from scipy import integrate, stats
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import ImportanceSampling
 from numpyro_kaem.infer.importance_proposals import Options, propose
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 X = jnp.array([0.4, 1.9, -0.3])
 LOC, SCALE, NOISE = 0.5, 1.3, 0.8
@@ -237,6 +237,7 @@ def two_sites_log_evidence(x):
     return np.log(integrate.quad(integrand, 0, 30)[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make_guide",
     [AutoNormal, pytest.param(AutoDiagonalNormal, marks=pytest.mark.long)],
@@ -283,7 +284,7 @@ def grouped(x, loc=LOC, shapes=None):
         numpyro.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("share_proposals", [True, False])
+@pytest.mark.parametrize("share_proposals", with_long([True, False], True))
 def test_units_have_their_own_posteriors(key, share_proposals):
     sampler = ImportanceSampling(
         grouped, num_samples=6000, unit_plate="units", share_proposals=share_proposals
@@ -628,7 +629,7 @@ def test_bad_model(key, model, message):
         sampler.run(key, X)
 
 
-@pytest.mark.parametrize("model", [improper, scaled])
+@pytest.mark.parametrize("model", with_long([improper, scaled], improper))
 def test_guide_draws_what_the_prior_cannot(key, model):
     def guide(x):
         numpyro.sample("z", dist.Normal(0.0, 1.5))

@@ -117,7 +117,7 @@ def _without_keys(state):
     return state._replace(rng_key=None)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", with_long(KERNELS, AutoMALA, PCNL))
 def test_pickles(kernel):
     mcmc = run(kernel(model))
     again = pickle.loads(pickle.dumps(mcmc.sampler))

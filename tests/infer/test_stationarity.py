@@ -189,6 +189,7 @@ def test_simulation_based_calibration(kernel):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_ula_has_the_biased_law_of_its_formula():
     sd = np.array([0.5, 1.0, 4.0])
 

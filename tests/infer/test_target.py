@@ -15,7 +15,7 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import target
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 Y = jnp.array([0.3, -1.2, 2.5, 0.4])
 
@@ -59,7 +59,7 @@ def start_of(model, key=0, **options):
     return target.initialize(jax.random.key(key), model, (Y,), {}, **options)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", with_long(MODELS, hierarchical, learned, scaled))
 def test_both_parts_are_the_potential_energy(model):
     start = start_of(model)
     parts = target.log_prior_and_likelihood(model, (Y,), {}, start.values)

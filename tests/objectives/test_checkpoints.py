@@ -294,6 +294,7 @@ print([float(leaf) for leaf in jax.tree.leaves(normal)])
 """
 
 
+@pytest.mark.long
 def test_training_goes_on_in_another_process(tmp_path):
     """Under seeds with which the parameters of a Normal come in two orders."""
     output = {}

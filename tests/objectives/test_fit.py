@@ -179,7 +179,7 @@ def test_a_deep_prior_finds_two_modes():
     "form",
     with_long(
         ["independent", "mixture", "mixture by probs", "autoregressive"],
-        "mixture by probs",
+        "independent",
     ),
 )
 def test_refit_of_each_form(form):

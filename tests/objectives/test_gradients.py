@@ -250,7 +250,10 @@ def test_a_schedule_moves_the_ladder(params):
 
 @pytest.mark.parametrize(
     "objective",
-    [ImportanceMLE(600), LangevinMLE(10, num_chains=4)],
+    [
+        ImportanceMLE(600),
+        pytest.param(LangevinMLE(10, num_chains=4), marks=pytest.mark.long),
+    ],
     ids=["importance", "persistent chains"],
 )
 def test_a_subsample_counts_for_all_units(params, exact, objective):

@@ -113,7 +113,7 @@ def test_draws_in_the_given_axes():
 
 @pytest.mark.parametrize(
     ("batch_shape", "layout"),
-    [((5,), (2, 4)), ((2, 3), (2, 3))],
+    [pytest.param((5,), (2, 4), marks=pytest.mark.long), ((2, 3), (2, 3))],
 )
 def test_batch(batch_shape, layout):
     prior = make_prior(
