@@ -170,7 +170,8 @@ def _log_between(
     is_low = below_high < above_low
     larger = jnp.where(is_low, below_high, above_low)
     smaller = jnp.where(is_low, below_low, above_high)
-    gap = smaller - larger
+    # Both may be 0, so far out that even their logarithms overflow.
+    gap = smaller - jnp.where(larger > -jnp.inf, larger, 0)
     near = gap > -0.1
     difference = larger + jnp.log1p(-jnp.exp(jnp.where(near, -1.0, gap)))
     # Between close points the difference has few digits: there by a Gauss rule, on both

@@ -137,6 +137,10 @@ def test_truncated_references(low, high, grid, x64):
     assert_allclose(law.log_prob(exact.ppf(u)), exact.logpdf(exact.ppf(u)), atol=2e-5)
     assert_allclose(law.cdf(exact.ppf(u)), u, atol=max(tolerance, 1e-11))
     assert_allclose(law.icdf(u), exact.ppf(u), rtol=tolerance)
+    # Where even the logarithm of the mass overflows.
+    if end is None:
+        below, above = law.cdf_pair(1e200 if x64 else 1e30)
+        assert (below, above) == (1, 0)
 
 
 @pytest.mark.parametrize(
