@@ -4,6 +4,7 @@ import warnings
 from numbers import Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -311,7 +312,8 @@ def reference_parameters(
             "the batch shape of reference must broadcast to the columns of samples, of "
             f"shape {batch_shape}, got {reference.batch_shape}."
         )
-    log_densities = np.asarray(log_density(reference, jnp.asarray(data, dtype)))
+    parameters = ReferenceParameters.of(reference)
+    log_densities = np.asarray(_log_density(parameters, jnp.asarray(data, dtype)))
     bad = ~(log_densities > -np.inf)
     if bad.any():
         raise ValueError(
@@ -319,7 +321,12 @@ def reference_parameters(
             f"{bad.sum()} of {data.size} without under {type(reference).__name__}, the "
             f"first of them {data[bad][0]}."
         )
-    return ReferenceParameters.of(reference)
+    return parameters
+
+
+@jax.jit
+def _log_density(parameters: ReferenceParameters, z: jax.Array) -> jax.Array:
+    return log_density(parameters.build(), z)
 
 
 def check_converged(fit: Fit) -> None:

@@ -72,10 +72,14 @@ def resolution_of(
     panel_masses = jnp.sum(masses, axis=1)
     coarse = masses[:, 1::2] * ratio
     coarse_masses = jnp.sum(coarse, axis=1)
-    last = jnp.asarray(legvander(gauss_nodes, num_nodes - 1)[:, -2:], dtype)
-    last = jnp.abs(jnp.tensordot(coarse, last, (1, 0), precision="highest"))
-    # Terms that halve, and whose integrals oscillate, leave an eighth of the last two.
-    series = jnp.max(jnp.sum(last, axis=-1), axis=0, initial=0.0) / 8
+    # What a series leaves out goes on as its terms fell, two by two for even densities;
+    # the integral of a Legendre polynomial of the term that follows is below a half.
+    last = jnp.asarray(legvander(gauss_nodes, num_nodes - 1)[:, -4:].T, dtype)
+    last = last.reshape((4, *ratio.shape[1:]))
+    terms = [jnp.abs(jnp.sum(coarse * row, axis=1)) for row in last]
+    before, after = jnp.maximum(*terms[:2]), jnp.maximum(*terms[2:])
+    fall = after / jnp.maximum(jnp.maximum(before, after), jnp.finfo(dtype).tiny)
+    series = jnp.max(0.5 * after * fall, axis=0, initial=0.0)
     difference = jnp.abs(jnp.sum(coarse_masses - panel_masses, axis=0))
     eps = jnp.finfo(dtype).eps
     # Rounding of the energies costs where there is mass; elsewhere they may be huge.

@@ -311,7 +311,8 @@ class KAEMPrior(dist.Distribution):
         if self._parameters is not None:
             warn_of_reference(resolution, self._parameters, self.energy.dtype)
         # Not a sum of JAX's, which a trace would make a tracer of.
-        error = np.asarray(resolution.panels) + np.asarray(resolution.rounding)
+        parts = (resolution.panels, resolution.series, resolution.rounding)
+        error = sum(np.asarray(part) for part in parts)
         warn_of_error(error, change, self._refinement, stacklevel=4)
 
     @promoting_ranks

@@ -219,7 +219,7 @@ class TruncatedKAEM(dist.Distribution):
             resolution = parts._resolution
             # Not of the reference, of which the panels hold a part; and a component
             # that is cut away need not be resolved.
-            error = resolution.panels + resolution.rounding
+            error = resolution.panels + resolution.series + resolution.rounding
             error = np.asarray(jnp.where(self._log_masses > -jnp.inf, error, 0))
             change = float(resolution.change)
         if not np.all(log_mass > -np.inf):

@@ -19,6 +19,12 @@ __all__ = [
 ]
 
 
+@jax.jit
+def _cdf(parameters: ReferenceParameters, z: jax.Array) -> jax.Array:
+    """Traced once for all laws of a kind, and never run."""
+    return parameters.build().cdf(z)
+
+
 def check_reference(reference: Any, energy: Any) -> None:
     """Check that a reference is a law that an energy can tilt.
 
@@ -51,9 +57,9 @@ def check_reference(reference: Any, energy: Any) -> None:
             f"{energy.batch_shape} and {reference.batch_shape}."
         ) from None
     # Refuses a law that cannot be made again from its parameters.
-    ReferenceParameters.of(reference)
+    parameters = ReferenceParameters.of(reference)
     try:
-        jax.eval_shape(reference.cdf, jax.ShapeDtypeStruct(shape, energy.dtype))
+        jax.eval_shape(_cdf, parameters, jax.ShapeDtypeStruct(shape, energy.dtype))
     except (NotImplementedError, AttributeError) as error:
         raise TypeError(
             f"reference must have a cdf, which {name} does not: {error}"
