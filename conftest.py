@@ -13,15 +13,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # For the processes that tests start too: what they compute is compared bit for bit.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
-# Compiled code is kept from run to run. A folder for each worker: two that write the
-# same file at once would damage it.
+# Compiled code is kept from run to run, in one folder: workers inherit the name. A file
+# that another is just writing is not read, but compiled again.
 os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(
-        Path(__file__).parent
-        / ".pytest_cache/jax"
-        / os.environ.get("PYTEST_XDIST_WORKER", "main")
-    ),
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache/jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -31,7 +31,13 @@ from numpyro_kaem.estimation_checks import (
 from numpyro_kaem.exponential_family import Fit, fit_columns, mean_features
 from numpyro_kaem.reference_nodes import make_cell_nodes, make_nodes
 from numpyro_kaem.references import ReferenceParameters, is_concrete
-from numpyro_kaem.rounding import as_widths, cell_ends, coarse, spread
+from numpyro_kaem.rounding import (
+    as_widths,
+    cell_ends,
+    coarse,
+    spread,
+    warn_of_width,
+)
 
 __all__ = ["choose_parts", "fit_density"]
 
@@ -139,9 +145,10 @@ def fit_density(
     -----
     UserWarning
         If there are several columns, because only the marginals are kept; if rounding
-        is found; if Newton's method does not converge, or the quadrature does not
-        resolve the density; if mean, standard deviation or distribution function of a
-        density differ from those of its samples by more than chance allows.
+        is found, or is to more than one and a half standard deviations; if Newton's
+        method does not converge, or the quadrature does not resolve the density; if
+        mean, standard deviation or distribution function of a density differ from those
+        of its samples by more than chance allows.
 
     Notes
     -----
@@ -158,8 +165,10 @@ def fit_density(
       are spread evenly over these, because no feature tells. The standard deviation is
       that before rounding, which Sheppard's correction approximates by
       :math:`\sqrt{s^2 - \delta^2 / 12}`. Where intervals are wider than a standard
-      deviation, the shape within them is that of the smoothest density. Ties at values
-      of no one spacing, as of resampled or rejected draws, are exact.
+      deviation, the shape within them is that of the smoothest density: a generalised
+      Normal law of shape 2.5 and a standard deviation 2.5 % below that of a Normal has
+      masses of intervals of two deviations that 900 samples do not tell apart. Ties at
+      values of no one spacing, as of resampled or rejected draws, are exact.
     - **Quadrature.** The evidence chooses among the penalties with which the quadrature
       resolves the density. Others would let it grow into peaks at tied samples.
     - For B-splines the roughness is the sum of squared third differences of the
@@ -217,6 +226,7 @@ def fit_density(
     even = spread(data, widths, ends)
     basis, reference, parameters = choose_parts(even, shares, basis, reference, support)
     widths = coarse(widths, basis, rounding)
+    warn_of_width(even, widths)
     dtype = jnp.zeros(()).dtype
     if data.size > len(data):
         warnings.warn(

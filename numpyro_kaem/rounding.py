@@ -8,10 +8,12 @@ import numpy as np
 from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.estimation_checks import as_real
 
-__all__ = ["as_widths", "cell_ends", "coarse", "spread"]
+__all__ = ["as_widths", "cell_ends", "coarse", "spread", "warn_of_width"]
 
 # Share of tied samples below which they count as exact.
 _FEWEST_TIES = 0.05
+# Standard deviations that a cell may be wide before samples say little of the shape.
+_WIDEST = 1.5
 # Share of the grid a feature below which rounding is left alone.
 _FINEST = 0.25
 # Tied values that are searched for a spacing, and parts of a gap that it may be.
@@ -128,6 +130,29 @@ def coarse(
             stacklevel=stacklevel + 1,
         )
     return widths
+
+
+def warn_of_width(even: np.ndarray, widths: np.ndarray, stacklevel: int = 3) -> None:
+    """Warn of cells so wide that samples say little of the shape within them.
+
+    ``even`` are the samples spread over their cells.
+    """
+    if not np.any(widths):
+        return
+    # Rounding and spreading have each added the variance of a uniform law.
+    variance = np.var(even, axis=0)
+    variance = np.maximum(variance - np.mean(widths**2, axis=0) / 6, 0.01 * variance)
+    deviation = np.sqrt(np.maximum(variance, np.finfo(float).tiny))
+    widest = np.max(widths / deviation, initial=0.0)
+    if widest > _WIDEST:
+        warnings.warn(
+            f"samples are rounded to a spacing of {widest:.2g} standard deviations: "
+            "what lies between their values, and the standard deviation by some per "
+            "cent, come from the reference and the smoothness of the energy. Use finer "
+            "samples, or a reference of the shape that they are known to have.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _widths_of(samples: np.ndarray) -> np.ndarray:

@@ -268,6 +268,15 @@ def test_mixture_of_rounded_samples():
     assert 0.68 < np.corrcoef(draws.T)[0, 1] < 0.85
 
 
+def test_cells_too_wide_for_the_shape_within_are_told():
+    """Masses of cells of two deviations leave the deviation open by some per cent."""
+    samples = 2 * np.round(np.random.default_rng(0).normal(size=500) / 2)
+    with pytest.warns(UserWarning, match=r"a spacing of [\d.]+ standard deviations"):
+        prior = kaem.fit_density(samples, rounding=2.0)
+    corrected = np.sqrt(samples.var() - 4 / 12)
+    assert abs(np.sqrt(prior.variance) / corrected - 1) < 0.15
+
+
 # --- all spacings and sizes ----------------------------------------------------------
 
 
@@ -294,6 +303,7 @@ def test_divergence_is_below_that_of_kernels(size):
             samples = samples if support != (1.0, 5.0) else np.clip(samples, 1.0, 5.0)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* taken as rounded")
+                warnings.filterwarnings("ignore", message=".* to a spacing of")
                 prior = kaem.fit_density(samples, support=support)
             values, counts = np.unique(samples, return_counts=True)
             width = samples.std(ddof=1) * size**-0.2
