@@ -88,7 +88,7 @@ LOCATED = {
     "SoftLaplace": lambda c, s, a, b: dist.SoftLaplace(c, s),
     "StudentT": lambda c, s, a, b: dist.StudentT(a, c, s),
     "TransformedDistribution": lambda c, s, a, b: dist.TransformedDistribution(
-        dist.Normal(jnp.zeros_like(c), 1.0), transforms.AffineTransform(c, -s)
+        dist.Normal(0 * c, 1 + 0 * c), transforms.AffineTransform(c, -s)
     ),
     "TwoSidedTruncatedDistribution": lambda c, s, a, b: (
         dist.TwoSidedTruncatedDistribution(dist.Normal(c, s), c - s / a, c + s * b / 10)
