@@ -122,7 +122,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", with_long(REFERENCES, "normal"))
+@pytest.mark.parametrize("name", with_long(REFERENCES, "normal", "exponential"))
 def test_a_constant_energy_leaves_the_reference(name):
     make, law = REFERENCES[name]
     constants = np.array([0.0, 30.0, -30.0, 200.0, -200.0])
