@@ -224,14 +224,6 @@ def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
     return jnp.concatenate(rows)
 
 
-def _power_law_breaks(d: Any) -> jax.Array:
-    # The logarithm has an exponential law; a panel of more than a doubling is too wide.
-    scale = jnp.minimum(-1 / (1 + jnp.asarray(d.alpha)), 0.5 * np.log(2).item())
-    return d.low * jnp.exp(
-        _around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: scale)(d)
-    )
-
-
 def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
     """Law without closed quantiles; its width is its standard deviation."""
     mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
@@ -267,12 +259,6 @@ _HALF_CAUCHY = _one_sided(
     lambda d, x: jnp.arctan2(jnp.asarray(d.scale), x) * (2 / np.pi),
     lambda d, p: d.scale * jnp.tan(p * (np.pi / 2)),
     lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
-)
-_POWER_LAW = _one_sided(
-    lambda d, x: -jnp.expm1((1 + d.alpha) * jnp.log(x / d.low)),
-    lambda d, x: jnp.exp((1 + d.alpha) * jnp.log(x / d.low)),
-    lambda d, p: d.low * jnp.exp(jnp.log1p(-p) / (1 + d.alpha)),
-    lambda d, p: d.low * jnp.exp(jnp.log(p) / (1 + d.alpha)),
 )
 _GUMBEL = _one_sided(
     lambda d, x: jnp.exp(-_gumbel_rate(d, x)),
@@ -340,16 +326,6 @@ LAWS: dict[type, Law] = {
             -x * d.rate if upper else jnp.log(-jnp.expm1(-x * d.rate))
         ),
     ),
-    dist.LowerTruncatedPowerLaw: _POWER_LAW(
-        breaks=_power_law_breaks,
-        scale=lambda d: -d.low / d.alpha,
-        regular_ends=True,
-        log_mass=lambda d, x, upper: (
-            (1 + d.alpha) * jnp.log(x / d.low)
-            if upper
-            else jnp.log(-jnp.expm1((1 + d.alpha) * jnp.log(x / d.low)))
-        ),
-    ),
     dist.HalfNormal: _HALF_NORMAL(
         breaks=_around(np.arange(0.0, 9.5, 1.0), lambda d: 0.0, lambda d: d.scale),
         scale=lambda d: d.scale,
@@ -382,6 +358,8 @@ def law_of(reference: dist.Distribution) -> Law:
 
 def monotone_parts(reference: Any) -> tuple[Any, list] | None:
     """Return base and transforms of a distribution whose transforms are monotone."""
+    if isinstance(reference, dist.LowerTruncatedPowerLaw):
+        reference = dist.Pareto(reference.low, -1 - reference.alpha)
     if not isinstance(reference, dist.TransformedDistribution):
         return None
     for transform in reference.transforms:

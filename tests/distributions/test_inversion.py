@@ -118,13 +118,13 @@ def test_no_draw_is_an_end(x64):
     for reference in (None, dist.Uniform(1.0, 6.0)):
         low, high = (1.5, 5.0) if reference is None else (reference.low, reference.high)
         draws = np.asarray(
-            KAEMPrior(energy, reference).sample(jax.random.key(1), (10_000,))
+            KAEMPrior(energy, reference).sample(jax.random.key(1), (50_000,))
         )
         assert draws.dtype == (np.float64 if x64 else np.float32)
         assert np.all((draws > float(low)) & (draws < float(high)))
     # Draws reach far into both tails of an unbounded law.
     normal = KAEMPrior(energy, dist.Normal(3.0, 2.0))
-    draws = np.asarray(normal.sample(jax.random.key(2), (10_000,)))
+    draws = np.asarray(normal.sample(jax.random.key(2), (50_000,)))
     assert np.all(np.isfinite(draws))
 
 

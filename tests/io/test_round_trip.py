@@ -79,7 +79,10 @@ def test_every_basis_with_every_reference(path):
         ("rbf", "default"),
         ("bspline-3", "normal"),
         # Beside them, all pairs as they are stored.
+        pytest.param("fourier", "laplace", marks=pytest.mark.long),
         pytest.param("chebyshev", "student-t", marks=pytest.mark.long),
+        pytest.param("rswaf", "gamma", marks=pytest.mark.long),
+        pytest.param("mexican-hat", "cauchy", marks=pytest.mark.long),
         pytest.param("dog", "beta", marks=pytest.mark.long),
     ],
 )
