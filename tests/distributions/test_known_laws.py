@@ -89,6 +89,18 @@ def test_quadratic_energy_tilts_a_normal_to_a_normal(form):
     assert_close(prior.entropy(), law.entropy(), atol=(3e-5, 1e-10))
 
 
+def test_error_of_masses_within_a_panel_is_estimated(x64):
+    """The rule resolves the whole of a panel, and its series less of the parts."""
+    rate = 30.0 if x64 else 20.0
+    energy = Energy(Chebyshev(0.0, 1.0, 1), jnp.asarray([0.0, rate / 2]))
+    prior = KAEMPrior(energy, refinement=1)
+    z = np.linspace(0.0, 1.0, 201)
+    error = np.abs(
+        np.asarray(prior.cdf(z), float) - np.expm1(rate * z) / np.expm1(rate)
+    )
+    assert error.max() < prior.quadrature_error < 10 * error.max()
+
+
 def test_splines_of_degree_0_are_a_histogram():
     levels = np.array([0.5, -2.0, 3.0, 1.0])
     prior = KAEMPrior(Energy(BSpline(LOW, HIGH, 4, degree=0), jnp.asarray(levels)))
