@@ -230,6 +230,9 @@ def _cut_to_reference(
         added = [rows for rows in (_inside(a, start, stop) for a in added) if len(rows)]
         if not added and np.all(start == low) and np.all(stop == high):
             return None
+    else:
+        # Breaks counted in moments are no numbers where the law has none.
+        added = [jnp.nan_to_num(rows) for rows in added]
     if not closed:
         # The ends of panels that cover the tails.
         added += [xp.asarray(start)[None], xp.asarray(stop)[None]]

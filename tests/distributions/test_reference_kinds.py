@@ -231,6 +231,21 @@ def test_tails_of_a_prior_as_a_reference(x64):
     assert_allclose(law.cdf(z), stats.norm.cdf(z), atol=atol)
 
 
+def test_a_law_without_moments_of_traced_parameters(x64):
+    """Its breaks, counted in moments, are no numbers."""
+    z = np.array([0.2, 1.0, 7.0, 400.0])
+
+    def below(scale):
+        return flat(dist.Levy(0.0, scale), 0.5, 3.0).cdf(z)
+
+    values, slopes = jax.jit(lambda s: jax.jvp(below, (s,), (1.0,)))(0.8)
+    exact = stats.levy(scale=0.8)
+    tolerance = {"rtol": 1e-11} if x64 else {"rtol": 1e-5}
+    assert_allclose(values, exact.cdf(z), **tolerance)
+    # The masses depend on z / scale alone.
+    assert_allclose(slopes, -exact.pdf(z) * z / 0.8, **tolerance)
+
+
 def test_positions_that_the_precision_cannot_tell_apart(x64):
     """Julian dates in float32: neighbouring numbers are a quarter of a day apart."""
     if x64:
