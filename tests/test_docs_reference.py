@@ -58,38 +58,28 @@ def public():
 
 
 def test_pages_hold_every_public_name_and_nothing_else():
-    pages, names = set(documented()), set(public())
-    assert not names - pages, "not in docs/api"
-    assert not pages - names, "in docs/api, and not public"
-
-
-def test_folders_are_all_there():
-    package = Path(kaem.__path__[0])
-    folders = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert folders - INTERNAL == set(FOLDERS)
-
-
-def test_each_folder_has_its_page():
-    for folder in FOLDERS:
-        page = (DOCS / "api" / f"{folder}.rst").read_text()
-        assert f".. automodule:: numpyro_kaem.{folder}\n" in page
-
-
-def test_pages_are_in_the_contents():
-    listed = re.findall(r"^   (\w+)$", (DOCS / "api" / "index.rst").read_text(), re.M)
-    pages = {path.stem for path in (DOCS / "api").glob("*.rst")} - {"index"}
-    assert sorted(listed) == sorted(pages)
-
-
-def test_directives_fit_the_objects():
-    names = public()
-    for name, kind in documented().items():
+    pages, names = documented(), public()
+    assert not set(names) - set(pages), "not in docs/api"
+    assert not set(pages) - set(names), "in docs/api, and not public"
+    for name, kind in pages.items():
         thing = names[name]
         if inspect.isclass(thing):
             expected = "class"
         else:
             expected = "function" if callable(thing) else "data"
         assert kind == expected, name
+
+
+def test_each_folder_has_its_page():
+    package = Path(kaem.__path__[0])
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert folders - INTERNAL == set(FOLDERS)
+    for folder in FOLDERS:
+        page = (DOCS / "api" / f"{folder}.rst").read_text()
+        assert f".. automodule:: numpyro_kaem.{folder}\n" in page
+    listed = re.findall(r"^   (\w+)$", (DOCS / "api" / "index.rst").read_text(), re.M)
+    pages = {path.stem for path in (DOCS / "api").glob("*.rst")} - {"index"}
+    assert sorted(listed) == sorted(pages)
 
 
 def test_every_public_name_says_what_it_is():
@@ -101,16 +91,12 @@ def test_every_public_name_says_what_it_is():
         assert inspect.getdoc(thing) != inspect.getdoc(type(thing)), name
 
 
-def test_every_example_is_a_tutorial():
+def test_every_example_is_a_tutorial_whose_figures_say_what_they_show():
     examples = DOCS.parent / "examples"
-    scripts = {path.stem for path in examples.glob("[!_]*.py")}
+    scripts = {path.stem: path.read_text() for path in examples.glob("[!_]*.py")}
     index = (examples / "index.rst").read_text()
     shown = re.findall(r"^   \.\./examples/(\w+)\.py$", index, re.MULTILINE)
     listed = re.findall(r"^   (\w+)$", index, re.MULTILINE)
     assert sorted(shown) == sorted(listed) == sorted(scripts)
-
-
-def test_figures_of_examples_say_what_they_show():
-    for path in (DOCS.parent / "examples").glob("[!_]*.py"):
-        text = path.read_text()
-        assert text.count('"Description": ') == text.count(".savefig("), path.name
+    for name, text in scripts.items():
+        assert text.count('"Description": ') == text.count(".savefig("), name

@@ -1,7 +1,6 @@
 """The search among sorted keys, beside NumPy's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,13 +31,9 @@ def test_intervals_are_those_of_numpy(num_intervals, dtype):
     np.testing.assert_array_equal(found, truth)
 
 
-def test_any_column_may_be_searched():
-    keys = jnp.array([[0.0, 1.0, 2.0], [0.0, 0.1, 0.2]])
-    w, column = jnp.array([0.5, 0.5, 1.5]), jnp.array([0, 1, 0])
+def test_any_column_may_be_searched_and_no_number_or_row():
+    keys = np.array([[0.0, 1.0, 2.0], [0.0, 0.1, 0.2]])
+    w, column = np.array([0.5, 0.5, 1.5]), np.array([0, 1, 0])
     np.testing.assert_array_equal(find_interval(keys, w, column, 2), [0, 1, 1])
-
-
-def test_no_numbers_and_no_rows():
-    keys = jnp.array([[0.0, 1.0, 2.0]])
-    assert find_interval_in_rows(keys, jnp.zeros((1, 0)), 2).shape == (1, 0)
-    assert find_interval_in_rows(keys[:0], jnp.zeros((0, 5)), 2).shape == (0, 5)
+    assert find_interval_in_rows(keys[:1], np.zeros((1, 0)), 2).shape == (1, 0)
+    assert find_interval_in_rows(keys[:0], np.zeros((0, 5)), 2).shape == (0, 5)

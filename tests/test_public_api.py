@@ -11,6 +11,7 @@ import numpyro_kaem as kaem
 
 PUBLIC = sorted(set(kaem.__all__) - {"__version__", "datasets", "infer"})
 SAMPLERS = sorted(kaem.infer.__all__)
+READERS = [name for name in kaem.datasets.__all__ if name[0].islower()]
 # Results, which functions make: their fields and methods say what they are.
 RESULTS = {
     "CalibrationResult",
@@ -37,7 +38,8 @@ RESULTS = {
 
 
 def test_names_are_those_that_are_there():
-    assert all(hasattr(kaem, name) for name in kaem.__all__)
+    for module in (kaem, kaem.infer, kaem.datasets):
+        assert all(hasattr(module, name) for name in module.__all__)
     expected = {
         "AbstractLikelihood",
         "AutoregressiveKAEMPrior",
@@ -103,9 +105,6 @@ def test_names_are_those_that_are_there():
         "unit_posterior",
     }
     assert set(PUBLIC) - RESULTS == expected
-
-
-def test_samplers_are_those_that_are_there():
     expected = {
         "ULA",
         "MALA",
@@ -126,54 +125,46 @@ def test_samplers_are_those_that_are_there():
         "sample_posterior",
     }
     assert set(SAMPLERS) - RESULTS == expected
-    assert all(hasattr(kaem.infer, name) for name in SAMPLERS)
+    with pytest.raises(AttributeError, match="no attribute 'KAEMPosterior'"):
+        kaem.KAEMPosterior  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted({*PUBLIC, *SAMPLERS} - RESULTS))
-def test_docstring_has_parameters_errors_and_an_example(name):
-    thing = getattr(kaem if name in PUBLIC else kaem.infer, name)
-    text = inspect.getdoc(thing)
-    documented = inspect.signature(thing).parameters
-    sections = ("Parameters", "Raises", "Examples") if documented else ("Examples",)
-    for section in sections:
-        assert f"{section}\n---" in text, f"{name} has no section {section}"
-    for parameter in documented:
-        assert parameter in text, f"{name} does not document {parameter}"
+def test_docstrings_have_parameters_errors_and_an_example():
+    for name in sorted({*PUBLIC, *SAMPLERS, *READERS} - RESULTS):
+        modules = (kaem, kaem.infer, kaem.datasets)
+        thing = next(getattr(m, name) for m in modules if name in m.__all__)
+        text = inspect.getdoc(thing)
+        parameters = inspect.signature(thing).parameters
+        sections = ("Parameters", "Raises", "Examples") if parameters else ("Examples",)
+        for section in sections:
+            assert f"{section}\n---" in text, f"{name} has no section {section}"
+        for parameter in parameters:
+            assert parameter in text, f"{name} does not document {parameter}"
 
 
-def _run(code):
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def test_import_loads_no_plotting():
-    """Figures and diagnostics are imported where they are used."""
-    code = "import sys, numpyro_kaem; print({'matplotlib', 'arviz'} & set(sys.modules))"
-    assert _run(code) == "set()"
-
-
-def test_import_leaves_for_later_what_most_programs_do_not_use():
-    later = {f"numpyro_kaem.{module}" for module in kaem._LATER}
-    code = f"import sys, numpyro_kaem; print({later} & set(sys.modules))"
-    assert _run(code) == "set()"
-    assert _run("import numpyro_kaem as k; print(set(k.__all__) - set(dir(k)))") == (
-        "set()"
-    )
-
-
-def test_any_name_may_be_asked_for_first():
-    """No order of imports is needed, though the parts use each other."""
+def test_imports_of_a_new_process():
+    """Nothing is imported before its use, and in any order."""
     code = """
 import importlib, sys
-import numpyro_kaem
-for name in numpyro_kaem._LATER:
+import numpyro_kaem as kaem
+
+# Figures and diagnostics are imported where they are used, and so is the rest.
+later = {f"numpyro_kaem.{module}" for module in kaem._LATER}
+assert not {"matplotlib", "arviz", *later} & set(sys.modules)
+assert set(kaem.__all__) <= set(dir(kaem))
+before = set(sys.modules)
+import numpyro_kaem.datasets
+loaded = {name.split(".")[0] for name in set(sys.modules) - before}
+assert loaded <= {"numpyro_kaem"}, loaded
+for name in kaem._LATER:
     for module in [m for m in sys.modules if m.split(".")[0] == "numpyro_kaem"]:
         del sys.modules[module]
     importlib.import_module(f"numpyro_kaem.{name}")
 """
-    assert _run(code) == ""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def test_type_checkers_see_what_is_imported_later():
@@ -184,8 +175,3 @@ def test_type_checkers_see_what_is_imported_later():
     assert modules == {module for module, names in kaem._LATER.items() if not names}
     later = {f"numpyro_kaem.{m}": set(names) for m, names in kaem._LATER.items()}
     assert seen == {module: names for module, names in later.items() if names}
-
-
-def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'KAEMPosterior'"):
-        kaem.KAEMPosterior  # noqa: B018

@@ -24,7 +24,7 @@ def random_covariance(dim, seed):
     return factor @ factor.T / dim
 
 
-def test_frechet_distance_of_known_gaussians():
+def test_frechet_distance_of_gaussians():
     means = np.array([1.0, -2.0, 0.5]), np.array([0.0, 3.0, 1.0])
     covariances = random_covariance(3, 1), random_covariance(3, 2)
     samples = rows_with_moments(means[0], covariances[0], 40, 3)
@@ -35,9 +35,7 @@ def test_frechet_distance_of_known_gaussians():
     actual = sample_quality(samples, reference).frechet_distance
     assert_allclose(actual, expected, rtol=1e-10)
     assert_allclose(sample_quality(reference, samples)[0], expected, rtol=1e-10)
-
-
-def test_frechet_distance_of_diagonal_gaussians():
+    # Of diagonal covariances, one of them all but singular.
     scales = np.array([1.0, 2.0, 0.5]), np.array([3.0, 0.5, 1e-9])
     sets = [
         rows_with_moments(np.full(3, loc), np.diag(scale**2), 50, seed)
@@ -59,18 +57,24 @@ def test_only_the_first_components_of_the_reference_count():
     assert_allclose(everything[0], 4 + np.sum(scales**2), rtol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(30, 4), (30, 1), (25, 6, 7), (8, 50)], ids=str)
-def test_equal_sets(shape):
-    images = np.random.default_rng(0).normal(2.0, 3.0, shape)
-    quality = sample_quality(images[::-1], images)
-    assert_allclose(quality.frechet_distance, 0, atol=1e-10)
-    assert quality.frechet_distance >= 0
-    assert (quality.precision, quality.recall) == (1.0, 1.0)
-
-
-def test_constant_sets():
+def test_equal_sets_and_other_formats():
+    """Pixels are flattened, and integers converted."""
+    for shape in [(30, 4), (30, 1), (25, 6, 7), (8, 50)]:
+        images = np.random.default_rng(0).normal(2.0, 3.0, shape)
+        quality = sample_quality(images[::-1], images)
+        assert_allclose(quality.frechet_distance, 0, atol=1e-10)
+        assert quality.frechet_distance >= 0
+        assert (quality.precision, quality.recall) == (1.0, 1.0)
     same = sample_quality(np.full((9, 3), 2.0), np.full((7, 3), 2.0))
     assert same == (0.0, 1.0, 1.0)
+    rng = np.random.default_rng(0)
+    samples, reference = rng.integers(0, 255, (2, 30, 4, 3)).astype(np.uint8)
+    images = sample_quality(samples, reference)
+    rows = sample_quality(
+        samples.reshape(30, 12) * 1.0, reference.reshape(30, 12) * 1.0
+    )
+    assert images == rows
+    assert all(isinstance(value, float) for value in images)
 
 
 def brute_force(points, rows, k):
@@ -124,35 +128,21 @@ def test_missing_kinds_lower_recall_and_noise_lowers_precision():
         assert worse.frechet_distance > 3 * good.frechet_distance
 
 
-def test_pixels_are_flattened_and_dtypes_converted():
-    rng = np.random.default_rng(0)
-    samples, reference = rng.integers(0, 255, (2, 30, 4, 3)).astype(np.uint8)
-    images = sample_quality(samples, reference)
-    rows = sample_quality(
-        samples.reshape(30, 12) * 1.0, reference.reshape(30, 12) * 1.0
-    )
-    assert images == rows
-    assert all(isinstance(value, float) for value in images)
-
-
-GOOD = np.random.default_rng(0).normal(size=(10, 3))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"samples": GOOD * 1j}, TypeError, "samples must be real numbers, got dtype"),
+def test_arguments():
+    good = np.random.default_rng(0).normal(size=(10, 3))
+    for arguments, error, message in [
+        ({"samples": good * 1j}, TypeError, "samples must be real numbers, got dtype"),
         (
             {"reference": [["a"]]},
             TypeError,
             "reference must be real numbers, got dtype",
         ),
-        ({"samples": GOOD[:5]}, ValueError, r"samples .* = 5, got shape \(5, 3\)"),
-        ({"reference": GOOD[:, 0]}, ValueError, r"reference .* got shape \(10,\)"),
-        ({"samples": GOOD[:, :0]}, ValueError, r"samples .* got shape \(10, 0\)"),
-        ({"samples": GOOD[:, :2]}, ValueError, r"one shape, got shapes \(10, 2\) and"),
+        ({"samples": good[:5]}, ValueError, r"samples .* = 5, got shape \(5, 3\)"),
+        ({"reference": good[:, 0]}, ValueError, r"reference .* got shape \(10,\)"),
+        ({"samples": good[:, :0]}, ValueError, r"samples .* got shape \(10, 0\)"),
+        ({"samples": good[:, :2]}, ValueError, r"one shape, got shapes \(10, 2\) and"),
         (
-            {"reference": GOOD * np.inf},
+            {"reference": good * np.inf},
             ValueError,
             "reference must be finite, got 30 of 30",
         ),
@@ -176,8 +166,6 @@ GOOD = np.random.default_rng(0).normal(size=(10, 3))
             TypeError,
             "num_neighbours must be a positive integer",
         ),
-    ],
-)
-def test_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
-        sample_quality(**{"samples": GOOD, "reference": GOOD} | arguments)
+    ]:
+        with pytest.raises(error, match=message):
+            sample_quality(**{"samples": good, "reference": good} | arguments)

@@ -52,66 +52,30 @@ def by_cells(a, source):
     return spsolve(matrix.tocsr(), source.ravel() / n**2).reshape(n, n)
 
 
-def errors(solution_of):
-    return [np.abs(solution_of(size)).max() for size in (16, 32)]
-
-
-def test_constant_permeability_converges_to_the_series():
-    level = 0.7
-
-    def error(size):
+def test_converges_to_the_series_and_to_a_made_up_solution():
+    def series_error(size, level=0.7):
         found = solve_darcy(np.full((size, size), level), 2.5)
         return found * np.exp(level) / 2.5 - poisson_series(size)
 
-    coarse, fine = errors(error)
-    assert fine < 2e-4
-    assert 3.5 < coarse / fine < 4.5
-
-
-def test_made_up_solution_converges():
-    def error(size):
+    def made_up_error(size):
         a, p, source = made_up(size)
         return solve_darcy(a, source) - p
 
-    coarse, fine = errors(error)
-    assert fine < 0.01
-    assert 3.5 < coarse / fine < 4.5
+    for error, bound in ((series_error, 2e-4), (made_up_error, 0.01)):
+        coarse, fine = (np.abs(error(size)).max() for size in (16, 32))
+        assert fine < bound
+        assert 3.5 < coarse / fine < 4.5
 
 
-def test_matches_sparse_algebra():
+@pytest.mark.parametrize("size", [9, 16])
+def test_matches_sparse_algebra(size):
+    """So it keeps what flows, and turns and scales with the permeability."""
     rng = np.random.default_rng(3)
-    a, source = 2 * rng.normal(size=(2, 9, 9)) - 1, rng.normal(size=(9, 9))
+    a = 2 * rng.normal(size=(2, size, size)) - 1
+    source = rng.normal(size=(size, size))
     found = solve_darcy(a, source)
     for one, field in zip(found, a, strict=True):
         assert_allclose(one, by_cells(field, source), rtol=1e-10, atol=1e-12)
-
-
-def test_what_comes_in_goes_out():
-    a = gaussian_random_field(1, 1, 24, variance=4.0)[0]
-    flow = 2 * np.exp(a) * solve_darcy(a, 3.0)
-    out = sum(flow[side].sum() for side in (0, -1, np.s_[:, 0], np.s_[:, -1]))
-    assert_allclose(out, 3.0 * 24**2 / 24**2, rtol=1e-10)
-
-
-@pytest.mark.parametrize(
-    "turn",
-    [np.transpose, np.flipud, np.fliplr, np.rot90],
-    ids=["transposed", "flipped-x", "flipped-y", "turned"],
-)
-def test_turns_with_the_permeability(turn):
-    a = gaussian_random_field(2, 1, 16, variance=2.0)[0]
-    assert_allclose(solve_darcy(turn(a)), turn(solve_darcy(a)), rtol=1e-11)
-
-
-def test_pressure_is_positive_and_falls_with_permeability():
-    flow = darcy_flow(0, 50, 16, variance=6.0, length_scale=0.1)
-    assert flow.pressure.dtype == flow.log_permeability.dtype == np.float32
-    assert flow.pressure.shape == flow.log_permeability.shape == (50, 16, 16)
-    assert np.all(flow.pressure > 0)
-    field = flow.log_permeability[0]
-    assert_allclose(
-        solve_darcy(field + np.log(2.0)), solve_darcy(field) / 2, rtol=1e-12
-    )
 
 
 def test_islands_of_high_permeability_are_accurate():
@@ -152,30 +116,28 @@ def test_islands_of_high_permeability_are_accurate():
     )
 
 
-def test_same_seed_same_fields():
-    few, many = darcy_flow(7, 2, 16), darcy_flow(np.random.default_rng(7), 5, 16)
-    assert_array_equal(few.pressure, many.pressure[:2])
-    assert np.any(few.pressure != darcy_flow(8, 2, 16).pressure)
-
-
-def test_passes_the_law_and_the_source_on():
+def test_generator(capsys):
+    flow = darcy_flow(0, 50, 16, variance=6.0, length_scale=0.1)
+    assert flow.pressure.dtype == flow.log_permeability.dtype == np.float32
+    assert flow.pressure.shape == flow.log_permeability.shape == (50, 16, 16)
+    assert np.all(flow.pressure > 0)
+    # It passes the law and the source on.
     law = dict(length_scale=0.1, variance=0.3, smoothness=2.0)
     flow = darcy_flow(4, 2, 8, source=5.0, **law)
     field = gaussian_random_field(4, 2, 8, **law)
     assert_allclose(flow.log_permeability, field, rtol=1e-6)
     assert_allclose(flow.pressure, 5 * solve_darcy(field), rtol=1e-6)
-
-
-def test_progress_bar(capsys):
+    # The same seed, the same fields.
+    few, many = darcy_flow(7, 2, 16), darcy_flow(np.random.default_rng(7), 5, 16)
+    assert_array_equal(few.pressure, many.pressure[:2])
+    assert np.any(few.pressure != darcy_flow(8, 2, 16).pressure)
+    assert capsys.readouterr().err == ""
     darcy_flow(0, 3, 4, progress_bar=True)
     assert "3/3" in capsys.readouterr().err
-    darcy_flow(0, 3, 4)
-    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("field", "source", "message"),
-    [
+def test_errors():
+    for field, source, message in [
         (np.zeros(4), 1.0, r"got \(4,\)"),
         (np.zeros((4, 5)), 1.0, r"got \(4, 5\)"),
         (np.zeros((1, 1)), 1.0, r"size >= 2"),
@@ -186,14 +148,9 @@ def test_progress_bar(capsys):
         (np.diag([0.0, 0.0, np.inf]), 1.0, "log_permeability must be finite"),
         (np.stack([np.eye(4), 40 * np.eye(4)]), 1.0, r"spans 40\.0 in field 1"),
         (np.full((4, 4), 700.0), 1.0, "from -600 to 600, got 700 to 700"),
-    ],
-)
-def test_errors(field, source, message):
-    with pytest.raises(ValueError, match=message):
-        solve_darcy(field, source)
-
-
-def test_errors_of_the_generator():
+    ]:
+        with pytest.raises(ValueError, match=message):
+            solve_darcy(field, source)
     with pytest.raises(ValueError, match="source must be positive"):
         darcy_flow(0, 1, 4, source=0.0)
     with pytest.raises(TypeError, match="source must be a positive number"):

@@ -40,38 +40,28 @@ def test_split_keeps_every_image_and_the_shares():
     assert joined == rows(everything.images, everything.labels)
     shares = np.bincount(everything.labels) * 360 / 1797
     assert np.all(np.abs(np.bincount(split.test_labels) - shares) < 1)
-
-
-def test_split_depends_on_the_seed_alone():
+    # The smallest and the largest.
+    for test_size in (10, 1787):
+        split = load_digits(test_size)
+        smaller = min(split.labels, split.test_labels, key=len)
+        assert_array_equal(np.sort(smaller), np.arange(10))
+    # The split depends on the seed alone.
     first, again, other = (load_digits(100, seed=seed) for seed in (3, 3, 4))
     assert_array_equal(first.test_images, again.test_images)
     assert_array_equal(first.labels, again.labels)
     assert np.any(first.test_images != other.test_images)
 
 
-@pytest.mark.parametrize("test_size", [10, 1787])
-def test_smallest_and_largest(test_size):
-    split = load_digits(test_size)
-    smaller = min(split.labels, split.test_labels, key=len)
-    assert_array_equal(np.sort(smaller), np.arange(10))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_errors(monkeypatch):
+    for arguments, error, message in [
         (dict(test_size=9), ValueError, "0, or from 10 to 1787 .* got 9"),
         (dict(test_size=1788), ValueError, "0, or from 10 to 1787 .* got 1788"),
         (dict(test_size=-1), ValueError, "test_size must be an integer >= 0"),
         (dict(test_size=0.2), TypeError, "test_size must be an integer >= 0"),
         (dict(seed=-1), ValueError, "seed must be an integer >= 0"),
-    ],
-)
-def test_errors(arguments, error, message):
-    with pytest.raises(error, match=message):
-        load_digits(**arguments)
-
-
-def test_without_scikit_learn(monkeypatch):
+    ]:
+        with pytest.raises(error, match=message):
+            load_digits(**arguments)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"pip install 'numpyro-kaem\[examples\]'"):
         load_digits()

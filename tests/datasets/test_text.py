@@ -17,7 +17,7 @@ from numpyro_kaem.datasets import (
 TEXT = "it's a text, one (of many); of two-line: a."
 
 
-def test_there_and_back():
+def test_characters_to_tokens_and_back():
     tokens = character_windows(TEXT, 5)
     assert tokens.dtype == np.int32
     assert tokens.shape == (len(TEXT) // 5, 5)
@@ -25,24 +25,18 @@ def test_there_and_back():
         TEXT[i : i + 5] for i in range(0, len(TEXT) - 4, 5)
     ]
     assert "".join(decode_characters(tokens)) == TEXT[: tokens.size]
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3, 7])
-def test_stride(stride):
-    starts = range(0, len(TEXT) - 3, stride)
-    windows = character_windows(TEXT, 4, stride=stride)
-    assert decode_characters(windows) == [TEXT[i : i + 4] for i in starts]
-
-
-def test_tokens_are_places_in_the_alphabet():
+    for stride in (1, 2, 3, 7):
+        windows = character_windows(TEXT, 4, stride=stride)
+        starts = range(0, len(TEXT) - 3, stride)
+        assert decode_characters(windows) == [TEXT[i : i + 4] for i in starts]
+    # Tokens are places in the alphabet.
     assert_array_equal(character_windows("cab", 3, alphabet="abc"), [[2, 0, 1]])
     assert_array_equal(character_windows("cab", 3, alphabet="bac"), [[2, 1, 0]])
     assert decode_characters(np.array([2, 1, 0]), "bac") == "cab"
 
 
-@pytest.mark.parametrize(
-    ("text", "alphabet", "expected"),
-    [
+def test_clean_text():
+    for text, alphabet, expected in [
         ("Two  Words\n", ALPHABET, "two words"),
         ("one – two—three’s", ALPHABET, "one - two-three's"),
         ("Gödel, Café", ALPHABET, "godel, cafe"),
@@ -52,11 +46,9 @@ def test_tokens_are_places_in_the_alphabet():
         ("Gödel", "Gödel", "Gödel"),
         ("", ALPHABET, ""),
         ("123", ALPHABET, ""),
-    ],
-)
-def test_clean_text(text, alphabet, expected):
-    assert clean_text(text, alphabet) == expected
-    assert clean_text(expected, alphabet) == expected
+    ]:
+        assert clean_text(text, alphabet) == expected
+        assert clean_text(expected, alphabet) == expected
 
 
 def test_documentation():
@@ -76,9 +68,6 @@ def test_documentation():
     assert "  " not in whole
     assert whole.count("python") > 10
     assert text.decode(text.tokens[3]) == whole[150:200]
-
-
-def test_documentation_in_another_alphabet():
     few = load_text(16, stride=1000, alphabet="abcdefghijklmnopqrstuvwxyz ")
     assert few.alphabet == "abcdefghijklmnopqrstuvwxyz "
     assert_array_equal(
@@ -88,9 +77,8 @@ def test_documentation_in_another_alphabet():
     assert few.tokens.max() == 26
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
+def test_errors(monkeypatch):
+    for call, error, message in [
         (lambda: load_text(0), ValueError, "length must be a positive integer"),
         (lambda: load_text(8.0), TypeError, "length must be a positive integer"),
         (lambda: load_text(8, stride=0), ValueError, "stride must be a positive"),
@@ -106,14 +94,9 @@ def test_documentation_in_another_alphabet():
         (lambda: decode_characters(1), ValueError, r"got \(\)"),
         (lambda: decode_characters([0, 3], "abc"), ValueError, "0 to 2, .* got 3"),
         (lambda: decode_characters([[-1]], "abc"), ValueError, "got -1"),
-    ],
-)
-def test_errors(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
-def test_without_the_documentation(monkeypatch):
+    ]:
+        with pytest.raises(error, match=message):
+            call()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(ImportError, match="this installation lacks"):
         load_text()
