@@ -31,23 +31,16 @@ def tilted_moments(slope, scale):
     return variance * np.asarray(slope), np.broadcast_to(variance, np.shape(slope))
 
 
-@pytest.mark.parametrize("scale", [2.0, (0.5, 2.0)])
-def test_log_prob_is_energy_plus_reference(scale):
-    prior = quadratic(scale=jnp.array(scale))
+def test_log_prob_is_energy_plus_reference():
     z = np.random.default_rng(0).normal(size=(3, 4, 2))
-    expected = np.sum(np.array([1.5, -0.5]) * z - 0.5 * z**2, -1)
-    expected += stats.norm.logpdf(z, 0.0, scale).sum(-1)
-    assert_close(prior.log_prob(jnp.asarray(z)), expected, rtol=(1e-5, 1e-12))
-
-
-def test_flat_network_leaves_the_reference(key):
-    prior = DeepEnergyPrior(lambda z: jnp.zeros(1), 3, scale=2.0)
-    z = jnp.array([[0.3, -1.0, 4.0]])
-    assert_close(prior.log_prob(z), stats.norm.logpdf(z, 0.0, 2.0).sum(-1), rtol=1e-5)
-    draws = np.asarray(prior.sample(key, (4000,)), float)
-    # Unadjusted Langevin steps of size 0.4 widen a Normal law by 1 / (1 - 0.04).
-    expected = 2.0 / np.sqrt(1 - 0.2**2)
-    assert_close(draws.std(0), np.full(3, expected), rtol=0.04)
+    for scale in (2.0, (0.5, 2.0)):
+        expected = np.sum(np.array([1.5, -0.5]) * z - 0.5 * z**2, -1)
+        expected += stats.norm.logpdf(z, 0.0, scale).sum(-1)
+        actual = quadratic(scale=jnp.array(scale)).log_prob(jnp.asarray(z))
+        assert_close(actual, expected, rtol=(1e-5, 1e-12))
+    strict = quadratic(validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        strict.log_prob(jnp.array([jnp.nan, 0.0]))
 
 
 def test_draws_are_near_the_density(key):
@@ -56,28 +49,22 @@ def test_draws_are_near_the_density(key):
     mean, variance = tilted_moments([1.5, -0.5], 2.0)
     assert_close(draws.mean(0), mean, rtol=0, atol=0.06)
     assert_close(draws.var(0), variance, rtol=0.1)
-
-
-def test_contrast_has_the_gradient_of_the_normaliser(key):
-    prior = quadratic(scale=jnp.array(1.5), num_steps=300, step_size=0.1)
-    slope, scale = np.array([1.5, -0.5]), 1.5
-
-    def log_normalizer(slope, scale):
-        # The integral of exp(slope z - z^2 / 2) under Normal(0, scale^2).
-        precision = 1 + 1 / scale**2
-        return np.sum(slope**2 / (2 * precision) - np.log(scale**2 * precision) / 2)
-
-    gradient = jax.jit(jax.grad(lambda p: p.contrast(key, 20_000)))(prior)
-    step = 1e-4
-    for axis, unit in enumerate(np.eye(2)):
-        up, down = (log_normalizer(slope + s * unit, scale) for s in (step, -step))
-        expected = (up - down) / (2 * step)
-        assert abs(float(gradient.network.slope[axis]) - expected) < 0.04
-    up, down = (log_normalizer(slope, scale + s) for s in (step, -step))
-    assert abs(float(gradient.scale) - (up - down) / (2 * step)) < 0.04
+    # A flat network leaves the reference, in density and draws.
+    prior = DeepEnergyPrior(lambda z: jnp.zeros(1), 3, scale=2.0)
+    z = jnp.array([[0.3, -1.0, 4.0]])
+    assert_close(prior.log_prob(z), stats.norm.logpdf(z, 0.0, 2.0).sum(-1), rtol=1e-5)
+    draws = np.asarray(prior.sample(key, (4000,)), float)
+    # Unadjusted Langevin steps of size 0.4 widen a Normal law by 1 / (1 - 0.04).
+    expected = 2.0 / np.sqrt(1 - 0.2**2)
+    assert_close(draws.std(0), np.full(3, expected), rtol=0.04)
+    # No derivative goes through draws.
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p.sample(key, (5,)))))(quadratic())
+    assert all(np.all(g == 0) for g in jax.tree_util.tree_leaves(gradient))
+    assert not quadratic().has_rsample
 
 
 def test_contrast_is_the_mean_energy_of_draws(key):
+    """And has the gradient of the normaliser."""
     prior = quadratic()
     expected, actual = jax.jit(
         lambda: (
@@ -86,12 +73,25 @@ def test_contrast_is_the_mean_energy_of_draws(key):
         )
     )()
     assert_close(actual, expected)
+    for count, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="num_samples must be a positive integer"):
+            prior.contrast(key, count)
+    slope, scale = np.array([1.5, -0.5]), 1.5
 
+    def log_normalizer(slope, scale):
+        # The integral of exp(slope z - z^2 / 2) under Normal(0, scale^2).
+        precision = 1 + 1 / scale**2
+        return np.sum(slope**2 / (2 * precision) - np.log(scale**2 * precision) / 2)
 
-def test_no_derivative_goes_through_draws(key):
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p.sample(key, (5,)))))(quadratic())
-    assert all(np.all(g == 0) for g in jax.tree_util.tree_leaves(gradient))
-    assert not quadratic().has_rsample
+    prior = quadratic(scale=jnp.array(scale), num_steps=300, step_size=0.1)
+    gradient = jax.jit(jax.grad(lambda p: p.contrast(key, 20_000)))(prior)
+    step = 1e-4
+    for axis, unit in enumerate(np.eye(2)):
+        up, down = (log_normalizer(slope + s * unit, scale) for s in (step, -step))
+        expected = (up - down) / (2 * step)
+        assert abs(float(gradient.network.slope[axis]) - expected) < 0.04
+    up, down = (log_normalizer(slope, scale + s) for s in (step, -step))
+    assert abs(float(gradient.scale) - (up - down) / (2 * step)) < 0.04
 
 
 def test_shapes_jit_and_pytree(key):
@@ -119,9 +119,9 @@ def test_shapes_jit_and_pytree(key):
     assert_close(compiled(prior, z), log_prob(prior, z), rtol=1e-6)
     many = jax.vmap(lambda scale: prior.replace(prior.network, scale).log_prob(z[0, 0]))
     assert jax.eval_shape(many, jnp.array([1.0, 2.0])).shape == (2,)
-
-
-def test_default_network_is_that_of_the_paper(key):
+    assert isinstance(prior, dist.Distribution)
+    assert "num_steps=60" in repr(prior)
+    # The default network is that of the paper.
     for options, width in (({}, 200), ({"width": 8}, 8)):
         network = eqx.filter_eval_shape(
             lambda key, options=options: (
@@ -133,15 +133,8 @@ def test_default_network_is_that_of_the_paper(key):
         assert sizes == [width, width, "scalar"]
 
 
-def test_value_is_validated():
-    prior = quadratic(validate_args=True)
-    with pytest.warns(UserWarning, match="Out-of-support"):
-        prior.log_prob(jnp.array([jnp.nan, 0.0]))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
+def test_bad_arguments():
+    for arguments, error, match in (
         ({"network": 3}, TypeError, "network must be an Equinox module"),
         ({"dim": 2.0}, TypeError, "dim must be a positive integer"),
         ({"dim": 0}, ValueError, "dim must be a positive integer"),
@@ -150,20 +143,6 @@ def test_value_is_validated():
         ({"scale": -1.0}, ValueError, "scale must be positive"),
         ({"scale": np.ones(3)}, ValueError, r"scale must have shape \(\) or \(2,\)"),
         ({"network": lambda z: z}, ValueError, r"to a number.*got \(2,\)"),
-    ],
-)
-def test_bad_arguments(arguments, error, match):
-    arguments = {"network": jnp.sum, "dim": 2} | arguments
-    with pytest.raises(error, match=match):
-        DeepEnergyPrior(**arguments)
-
-
-@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (1.5, TypeError)])
-def test_bad_number_of_draws(count, error, key):
-    with pytest.raises(error, match="num_samples must be a positive integer"):
-        quadratic().contrast(key, count)
-
-
-def test_as_a_law_of_numpyro(key):
-    assert isinstance(quadratic(), dist.Distribution)
-    assert "num_steps=60" in repr(quadratic())
+    ):
+        with pytest.raises(error, match=match):
+            DeepEnergyPrior(**({"network": jnp.sum, "dim": 2} | arguments))

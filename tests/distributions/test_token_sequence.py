@@ -31,6 +31,7 @@ def decoder():
 
 
 def test_shapes_and_support(decoder):
+    """Also when expanded, masked and taken as an event."""
     law = decoder(Z)
     assert isinstance(law, TokenSequence)
     assert (law.batch_shape, law.event_shape, law.event_dim) == ((2,), (4,), 1)
@@ -50,43 +51,45 @@ def test_shapes_and_support(decoder):
     assert draws.shape == (5, 3, 2, 4)
     assert jnp.issubdtype(draws.dtype, jnp.integer)
     assert "TokenSequence(SequenceDecoder, batch_shape=(2,), length=4, num" in repr(law)
+    wide = law.expand([3, 2])
+    assert wide.batch_shape == (3, 2)
+    draws = wide.sample(jax.random.key(0))
+    assert draws.shape == (3, 2, 4)
+    assert not np.array_equal(draws[0], draws[1])
+    assert_close(wide.log_prob(draws), law.log_prob(draws))
+    assert law.to_event(1).log_prob(draws).shape == (3,)
+    masked = law.mask(np.array([True, False])).log_prob(WORDS[7])
+    assert float(masked[1]) == 0.0
+    assert_close(masked[0], law.log_prob(WORDS[7])[0])
 
 
-def test_probabilities_sum_to_one(decoder):
-    log_probs = decoder(Z).log_prob(WORDS[:, None])
+def test_draws_have_these_probabilities(decoder):
+    """They sum to one, and are products of the conditionals of the decoder."""
+    law = decoder(Z)
+    log_probs = np.asarray(law.log_prob(WORDS[:, None]))
     assert_close(np.exp(log_probs).sum(0), np.ones(2), rtol=(1e-5, 1e-12))
     # And they are no trivial law.
     assert np.std(log_probs[:, 0]) > 0.2
     assert np.max(np.abs(log_probs[:, 0] - log_probs[:, 1])) > 0.2
-
-
-def test_draws_have_these_probabilities(decoder):
-    law = decoder(Z)
-    draws = np.asarray(law.sample(jax.random.key(1), (20_000,)))
-    expected = np.exp(np.asarray(law.log_prob(WORDS[:, None]), float))
-    for row in range(2):
-        index = draws[:, row] @ 3 ** np.arange(3, -1, -1)
-        counts = np.bincount(index, minlength=81)
-        probabilities = expected[:, row] / expected[:, row].sum()
-        assert stats.chisquare(counts, 20_000 * probabilities).pvalue > 1e-4
-
-
-def test_draws_are_independent(decoder):
-    """Between batch members, and between positions given the law of the first."""
-    same = decoder(jnp.broadcast_to(Z[0], (2, 2)))
-    draws = np.asarray(same.sample(jax.random.key(2), (20_000,)))
-    table = np.histogram2d(draws[:, 0, 0], draws[:, 1, 0], bins=3)[0]
-    assert stats.chi2_contingency(table).pvalue > 1e-4
-
-
-def test_log_prob_is_a_product_of_conditionals(decoder):
-    law, word = decoder(Z), np.array([2, 0, 1, 2])
+    word = np.array([2, 0, 1, 2])
     total = np.zeros(2)
     for t in range(4):
         before = np.concatenate([word[:t], np.zeros(4 - t, int)])
         logits = np.asarray(decoder.logits(Z, before), float)[:, t]
         total += logits[:, word[t]] - np.log(np.exp(logits).sum(-1))
     assert_close(law.log_prob(word), total, rtol=(1e-4, 1e-10))
+    draws = np.asarray(law.sample(jax.random.key(1), (20_000,)))
+    expected = np.exp(log_probs.astype(float))
+    for row in range(2):
+        index = draws[:, row] @ 3 ** np.arange(3, -1, -1)
+        counts = np.bincount(index, minlength=81)
+        probabilities = expected[:, row] / expected[:, row].sum()
+        assert stats.chisquare(counts, 20_000 * probabilities).pvalue > 1e-4
+    # Draws of batch members are independent.
+    same = decoder(jnp.broadcast_to(Z[0], (2, 2)))
+    draws = np.asarray(same.sample(jax.random.key(2), (20_000,)))
+    table = np.histogram2d(draws[:, 0, 0], draws[:, 1, 0], bins=3)[0]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
 def test_transformations(decoder):
@@ -107,10 +110,7 @@ def test_transformations(decoder):
     gradient = jax.grad(lambda z: decoder(z).log_prob(WORDS[7]).sum())(jnp.asarray(Z))
     assert np.all(np.isfinite(gradient) & (gradient != 0))
     assert jax.tree.map(lambda _: 0, law).event_shape == (None,)
-
-
-def test_vmap_that_returns_the_law(decoder):
-    """The decoder is shared, the latents are mapped."""
+    # A mapped function that returns the law: the decoder is shared.
     z = jnp.stack([Z, Z[::-1], -Z])
     axes = vmap_over(decoder(Z), z=0)
     law = jax.vmap(decoder, out_axes=axes)(z)
@@ -120,20 +120,6 @@ def test_vmap_that_returns_the_law(decoder):
     assert_close(law.log_prob(WORDS[7]), expected, rtol=(1e-4, 1e-10))
     once = jax.vmap(lambda law: law.log_prob(WORDS[7]), in_axes=(axes,))(law)
     assert_close(once, expected, rtol=(1e-4, 1e-10))
-
-
-def test_expand_mask_and_event(decoder):
-    law = decoder(Z)
-    wide = law.expand([3, 2])
-    assert wide.batch_shape == (3, 2)
-    draws = wide.sample(jax.random.key(0))
-    assert draws.shape == (3, 2, 4)
-    assert not np.array_equal(draws[0], draws[1])
-    assert_close(wide.log_prob(draws), law.log_prob(draws))
-    assert law.to_event(1).log_prob(draws).shape == (3,)
-    masked = law.mask(np.array([True, False])).log_prob(WORDS[7])
-    assert float(masked[1]) == 0.0
-    assert_close(masked[0], law.log_prob(WORDS[7])[0])
 
 
 def test_in_a_model(decoder):
