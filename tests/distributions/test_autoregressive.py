@@ -1,5 +1,7 @@
 """Chains of conditional densities: one law in density, draws and transport."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -73,18 +75,16 @@ def cells(prior, num_panels):
 # --- the network ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim", [1, 2, 4])
-def test_coefficients_depend_on_the_dimensions_before(dim):
-    conditioner = network(dim, 3)
-    at = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, dim))
-    slopes = jax.jacobian(conditioner)(at)
-    assert slopes.shape == (dim, 3, dim)
-    strength = np.abs(slopes).max(1)
-    assert np.all(strength[np.triu_indices(dim)] == 0)
-    assert np.all(strength[np.tril_indices(dim, -1)] > 0)
-
-
-def test_network_starts_flat_with_fixed_leaves():
+def test_coefficients_depend_on_the_dimensions_before():
+    for dim in (1, 2, 4):
+        conditioner = network(dim, 3)
+        at = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, dim))
+        slopes = jax.jacobian(conditioner)(at)
+        assert slopes.shape == (dim, 3, dim)
+        strength = np.abs(slopes).max(1)
+        assert np.all(strength[np.triu_indices(dim)] == 0)
+        assert np.all(strength[np.tril_indices(dim, -1)] > 0)
+    # A network starts flat, with fixed leaves.
     conditioner = kaem.MaskedConditioner(jax.random.key(0), 3, 5, width=7, depth=3)
     assert not np.any(conditioner(jnp.ones((4, 3))))
     shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(conditioner)]
@@ -92,22 +92,7 @@ def test_network_starts_flat_with_fixed_leaves():
     assert shapes == [*weights, (7,), (7,), (7,), (3, 5)]
 
 
-@pytest.mark.parametrize("name", ["dim", "num_features", "width", "depth"])
-def test_network_refuses_bad_counts(name):
-    options = {"dim": 2, "num_features": 3, name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
-        kaem.MaskedConditioner(jax.random.key(0), **options)
-    options[name] = 2.5
-    with pytest.raises(TypeError, match=f"{name} must be a positive integer"):
-        kaem.MaskedConditioner(jax.random.key(0), **options)
-
-
 # --- one law -------------------------------------------------------------------------
-
-
-def test_integrates_to_one(prior):
-    _, masses = cells(prior, 30)
-    np.testing.assert_allclose(masses.sum(), 1.0, atol=2e-5)
 
 
 @pytest.mark.long
@@ -126,19 +111,33 @@ def test_draws_follow_the_density(prior, key):
     assert stats.chi2.sf(chi_square, keep.sum() - 1) > 1e-4
 
 
-def test_log_prob_is_the_sum_of_the_conditionals(prior, key):
-    z = prior.sample(key, (NUM_POINTS,))
+def test_density(prior, key):
+    """It is that of the conditionals, integrates to one, and is the same in chunks."""
+    _, masses = cells(prior, 30)
+    np.testing.assert_allclose(masses.sum(), 1.0, atol=2e-5)
+    many = prior.sample(key, (9000,))
+    log_prob = np.asarray(prior.log_prob(many))
+    z = many[:NUM_POINTS]
     first = prior.conditional(0, z[:, :0])
     second = prior.conditional(1, z[:, :1])
     assert first.batch_shape == second.batch_shape == (NUM_POINTS,)
     total = first.log_prob(z[:, 0]) + second.log_prob(z[:, 1])
     assert_close(prior.log_prob(z), total, rtol=(1e-4, 1e-9), atol=(1e-5, 1e-9))
+    for part in (slice(NUM_POINTS), slice(-NUM_POINTS, None)):
+        assert_close(log_prob[part], prior.log_prob(many[part]), rtol=1e-4, atol=1e-5)
+    shaped = prior.log_prob(many.reshape(3, 3000, 2))
+    assert_close(shaped.ravel(), log_prob, rtol=1e-4, atol=1e-5)
     assert prior.conditional(1, z[0, :1]).batch_shape == ()
     # The second depends on the first.
     assert not np.allclose(second.mean[1:], second.mean[:-1])
+    prior = kaem.AutoregressiveKAEMPrior(BASIS, network(), validate_args=True)
+    z = jnp.array([[0.0, 5.0], [0.0, 3.0], [-2.0, 3.0]])
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        values = prior.log_prob(z)
+    assert np.array_equal(np.isfinite(values), [False, True, False])
 
 
-def test_transport_is_rosenblatts(prior, key, x64):
+def test_transport_is_rosenblatts(prior, key):
     z = prior.sample(key, (NUM_POINTS,))
     u = prior.to_unit(z)
     second = prior.conditional(1, z[:, :1])
@@ -150,9 +149,7 @@ def test_transport_is_rosenblatts(prior, key, x64):
     assert_close(jacobian[:, 0, 1], np.zeros(5), atol=0)
     log_det = jnp.log(jacobian[:, 0, 0]) + jnp.log(jacobian[:, 1, 1])
     assert_close(log_det, prior.log_prob(z[:5]), rtol=(1e-3, 1e-8), atol=(1e-3, 1e-8))
-
-
-def test_ends_of_the_unit_square(prior):
+    # From the ends of the unit square, and from beyond.
     low, high = prior.from_unit(jnp.array([[0.0, 0.0], [1.0, 1.0]]))
     if prior._parameters is None:
         assert_close(low, LOW)
@@ -161,23 +158,6 @@ def test_ends_of_the_unit_square(prior):
         assert np.all(low == -np.inf)
         assert np.all(high == np.inf)
     assert np.all(np.isnan(prior.from_unit(jnp.array([-0.1, 1.2]))))
-
-
-def test_outside_the_support():
-    prior = kaem.AutoregressiveKAEMPrior(BASIS, network(), validate_args=True)
-    z = jnp.array([[0.0, 5.0], [0.0, 3.0], [-2.0, 3.0]])
-    with pytest.warns(UserWarning, match="Out-of-support"):
-        values = prior.log_prob(z)
-    assert np.array_equal(np.isfinite(values), [False, True, False])
-
-
-def test_many_points_are_the_same_in_chunks(prior, key):
-    z = prior.sample(key, (9000,))
-    log_prob = prior.log_prob(z)
-    for part in (slice(NUM_POINTS), slice(-NUM_POINTS, None)):
-        assert_close(log_prob[part], prior.log_prob(z[part]), rtol=1e-4, atol=1e-5)
-    shaped = prior.log_prob(z.reshape(3, 3000, 2))
-    assert_close(shaped.ravel(), np.asarray(log_prob), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long
@@ -304,38 +284,55 @@ def test_as_a_guide(key):
 # --- errors --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((3, network()), {}, TypeError, "basis must be a basis"),
-        ((BASIS, lambda x: x), {}, TypeError, "conditioner must be an Equinox module"),
-        ((BASIS, BASIS), {}, TypeError, "with an attribute dim"),
-        ((BASIS, network(3)), {}, ValueError, r"grid .* \(3,\), .* got \(2,\)"),
-        ((BASIS, network(2, 5)), {}, ValueError, r"shape \(2, 6\), .* got \(2, 5\)"),
-        ((BASIS, network(), 3), {}, TypeError, "reference must be"),
+def test_errors():
+    def make(*arguments, **options):
+        return lambda: kaem.AutoregressiveKAEMPrior(*arguments, **options)
+
+    flat = network()
+    prior = make(BASIS, flat)()
+    shaped = dist.Normal(np.zeros((4, 1), np.float32), 1.0)
+    rows = [
+        (make(3, flat), TypeError, "basis must be a basis"),
+        (make(BASIS, lambda x: x), TypeError, "conditioner must be an Equinox module"),
+        (make(BASIS, BASIS), TypeError, "with an attribute dim"),
+        (make(BASIS, network(3)), ValueError, r"grid .* \(3,\), .* got \(2,\)"),
+        (make(BASIS, network(2, 5)), ValueError, r"shape \(2, 6\), .* got \(2, 5\)"),
+        (make(BASIS, flat, 3), TypeError, "reference must be"),
         (
-            (BASIS, network(), dist.Normal(jnp.zeros((4, 1)), 1.0)),
-            {},
+            make(BASIS, flat, shaped),
             ValueError,
             r"batch shape of reference .* got \(4, 1\)",
         ),
-        ((BASIS, network()), {"refinement": 0}, ValueError, "refinement must be"),
-    ],
-)
-def test_bad_input(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        kaem.AutoregressiveKAEMPrior(*arguments, **options)
-
-
-def test_bad_points():
-    prior = kaem.AutoregressiveKAEMPrior(BASIS, network())
-    with pytest.raises(ValueError, match=r"value must have shape \(..., 2\), got"):
-        prior.to_unit(jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"u must have shape \(..., 2\), got"):
-        prior.from_unit(jnp.zeros(()))
-    with pytest.raises(ValueError, match="index must be less than"):
-        prior.conditional(2, jnp.zeros(2))
-    with pytest.raises(TypeError, match="index must be"):
-        prior.conditional(1.0, jnp.zeros(1))
-    with pytest.raises(ValueError, match=r"before must have shape \(..., 1\)"):
-        prior.conditional(1, jnp.zeros(2))
+        (make(BASIS, flat, refinement=0), ValueError, "refinement must be"),
+        (
+            lambda: prior.to_unit(np.zeros(3)),
+            ValueError,
+            r"value must have shape \(..., 2\), got",
+        ),
+        (
+            lambda: prior.from_unit(np.zeros(())),
+            ValueError,
+            r"u must have shape \(..., 2\), got",
+        ),
+        (
+            lambda: prior.conditional(2, np.zeros(2)),
+            ValueError,
+            "index must be less than",
+        ),
+        (lambda: prior.conditional(1.0, np.zeros(1)), TypeError, "index must be"),
+        (
+            lambda: prior.conditional(1, np.zeros(2)),
+            ValueError,
+            r"before must have shape \(..., 1\)",
+        ),
+    ]
+    for name in ("dim", "num_features", "width", "depth"):
+        for count, error in ((0, ValueError), (2.5, TypeError)):
+            options = {"dim": 2, "num_features": 3, name: count}
+            call = functools.partial(
+                kaem.MaskedConditioner, jax.random.key(0), **options
+            )
+            rows.append((call, error, f"{name} must be a positive integer"))
+    for call, error, match in rows:
+        with pytest.raises(error, match=match):
+            call()
