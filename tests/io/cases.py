@@ -149,10 +149,26 @@ OTHERS = {
 
 
 def same(one, other):
-    """Whether two trees have the same classes, static values and bits."""
+    """Whether two trees have the same classes, static values and bits.
+
+    Then every compiled function of them is the same too.
+    """
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
-    return described(one) == described(other)
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(bits(a) == bits(b) for a, b in leaves) and (
+        described(one) == described(other)
+    )
+
+
+def bits(leaf):
+    if not hasattr(leaf, "dtype"):
+        return type(leaf), repr(leaf)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    # In the order of bytes of this machine.
+    numbers = array.astype(array.dtype.name).tobytes()
+    return type(leaf), leaf.dtype.name, leaf.shape, numbers
 
 
 def described(tree, classes=(Scale,)):

@@ -53,6 +53,7 @@ def entries_of(path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_archives_that_are_made_to_deceive(path):
+    """No room is made for what a file does not hold, and no pickle is opened."""
     kaem.save(path, np.ones(3))
     header, (name, array) = entries_of(path)
     pack(path, [header, (name, array)])
@@ -60,38 +61,26 @@ def test_archives_that_are_made_to_deceive(path):
     huge = npy(np.ones(3), shape=(10**13,))
     pickled = npy(np.ones(3), descr="|O")
     cases = [
-        ([header, (name, huge)], {}, "an array has another size than it says"),
-        ([header, (name, pickled)], {}, "it holds pickled objects"),
-        ([header, (name, array), (name, array)], {}, "two arrays have one name"),
-        (
-            [header, (name, npy(np.zeros(10**6)))],
-            {"compression": zipfile.ZIP_DEFLATED},
-            "its arrays are compressed",
-        ),
-        ([header, (name, b"\x93NUMPY\x09\x00")], {}, "cannot be read"),
+        ([header, (name, huge)], "an array has another size than it says"),
+        ([header, (name, pickled)], "it holds pickled objects"),
+        ([header, (name, array), (name, array)], "two arrays have one name"),
+        ([header, (name, b"\x93NUMPY\x09\x00")], "cannot be read"),
     ]
-    for entries, options, message in cases:
-        pack(path, entries, **options)
+    headers = ["[" * 100_000, "[]", '"format"', '{"format": "1"}']
+    cases += [
+        ([("header.npy", npy(np.array(text)))], "its header cannot be read")
+        for text in [*headers, '{"format": 1, "format": 1}']
+    ]
+    for entries, message in cases:
+        pack(path, entries)
         with pytest.raises(ValueError, match=rf"is damaged, .*{message}"):
             kaem.load(path)
-
-
-def test_pickles_are_not_opened(path):
+    pack(path, [header, (name, npy(np.zeros(10**6)))], zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"is damaged, .*its arrays are compressed"):
+        kaem.load(path)
     with path.open("wb") as file:
         np.savez(file, header=np.array([Bomb()], object))
     with pytest.raises(ValueError, match="holds pickled objects"):
-        kaem.load(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["[" * 100_000, "[]", '"format"', '{"format": "1"}', '{"format": 1, "format": 1}'],
-    ids=["deep", "list", "text", "version", "twice"],
-)
-def test_headers_that_are_none(path, text):
-    kaem.save(path, 1)
-    pack(path, [("header.npy", npy(np.array(text)))])
-    with pytest.raises(ValueError, match="its header cannot be read"):
         kaem.load(path)
 
 
@@ -148,84 +137,61 @@ def add_array(header, arrays):
     }
 
 
-CHANGES = {
-    "class": (set_kind("os.system"), r"tree.energy.basis .* cannot load, 'os.system'"),
-    "module": (set_kind("numpyro_kaem.io.saving"), "cannot load"),
-    "optax-class": (set_kind("optax.adam"), "cannot load, 'optax.adam'"),
-    "kind": (set_kind(["list"]), "basis is not a description"),
-    "not-a-node": (set_tree({"kind": "list"}), "tree is not a description of a value"),
-    "list": (set_tree([1]), "tree is not a description of a value"),
-    "infinite": (set_tree(float("inf")), "tree is not a description of a value"),
-    "float": (set_tree({"kind": "float", "parts": "1e5"}), "cannot load, 'float'"),
-    "function": (
-        set_tree({"kind": "constant", "parts": "os.system"}),
-        "cannot load, 'constant'",
-    ),
-    "depth": (set_tree(nested(101)), "nested more than 100 deep"),
-    "count": (
-        set_parts("energy", "basis", num_basis=6),
-        "coefficients must have shape",
-    ),
-    "static-type": (
+REFERENCE_SCALE = {"kind": "array", "parts": "tree.energy.coefficients"}
+CHANGES = [
+    (set_kind("os.system"), r"tree.energy.basis .* cannot load, 'os.system'"),
+    (set_kind("numpyro_kaem.io.saving"), "cannot load, 'numpyro_kaem.io"),
+    (set_kind("optax.adam"), "cannot load, 'optax.adam'"),
+    (set_kind(["list"]), "basis is not a description"),
+    (set_tree({"kind": "list"}), "tree is not a description of a value"),
+    (set_tree([1]), "tree is not a description of a value"),
+    (set_tree(float("inf")), "tree is not a description of a value"),
+    (set_tree({"kind": "float", "parts": "1e5"}), "cannot load, 'float'"),
+    (set_tree({"kind": "constant", "parts": "os.system"}), "cannot load, 'constant'"),
+    (set_tree(nested(101)), "nested more than 100 deep"),
+    (set_parts("energy", "basis", num_basis=6), "coefficients must have shape"),
+    (
         set_parts("energy", "basis", num_basis="5"),
         "expected num_basis of type .*int.*, got '5'",
     ),
-    "static-bool": (set_parts("energy", "basis", degree=True), "degree of type"),
-    "grid": (set_parts("energy", "basis", low=3.0), "low must be less than high"),
-    "activation": (
-        set_parts("energy", base_activation="eval"),
-        "base_activation must be one of",
-    ),
-    "more-parts": (set_parts("energy", extra=1), r"tree.energy .* expected the parts"),
-    "refinement": (set_parts(refinement=0), "expected a positive refinement, got 0"),
-    "validate": (set_parts(validate_args="no"), "expected validate_args, got 'no'"),
-    "no-energy": (set_parts(energy=None), "expected an energy, got NoneType"),
-    "no-reference": (set_parts(reference=[]), "tree.reference is not a description"),
-    "law": (
+    (set_parts("energy", "basis", degree=True), "degree of type"),
+    (set_parts("energy", "basis", low=3.0), "low must be less than high"),
+    (set_parts("energy", base_activation="eval"), "base_activation must be one of"),
+    (set_parts("energy", extra=1), r"tree.energy .* expected the parts"),
+    (set_parts(refinement=0), "expected a positive refinement, got 0"),
+    (set_parts(validate_args="no"), "expected validate_args, got 'no'"),
+    (set_parts(energy=None), "expected an energy, got NoneType"),
+    (set_parts(reference=[]), "tree.reference is not a description"),
+    (
         set_parts("reference", **{"(law)": "Gamma"}),
         r"tree.reference .* unexpected keyword",
     ),
-    "no-law": (set_parts("reference", **{"(law)": "os"}), "expected the name of a law"),
-    "shape": (
-        set_array(shape=[2, 4]),
-        r"expected .* of shape \(2, 4\), got .*\(2, 5\)",
-    ),
-    "dtype": (set_array(dtype="float16"), "expected float16 of shape"),
-    "no-dtype": (set_array(dtype="O"), "tree.energy.coefficients: expected object"),
-    "container": (set_array(container="bytes"), "expected an array, got 'bytes'"),
-    "key": (set_array(key="threefry2x32"), "tree.energy.coefficients: "),
-    "resized": (resize, "coefficients must have shape"),
-    "extra-array": (add_array, r"\['more'\] are not used"),
-    "array-twice": (
-        set_parts(
-            "reference",
-            scale={"kind": "array", "parts": "tree.energy.coefficients"},
-        ),
+    (set_parts("reference", **{"(law)": "os"}), "expected the name of a law"),
+    (set_array(shape=[2, 4]), r"expected .* of shape \(2, 4\), got .*\(2, 5\)"),
+    (set_array(dtype="float16"), "expected float16 of shape"),
+    (set_array(dtype="O"), "tree.energy.coefficients: expected object"),
+    (set_array(container="bytes"), "expected an array, got 'bytes'"),
+    (set_array(key="threefry2x32"), "tree.energy.coefficients: "),
+    (resize, "coefficients must have shape"),
+    (add_array, r"\['more'\] are not used"),
+    (
+        set_parts("reference", scale=REFERENCE_SCALE),
         "expected the name of an array, got 'tree.energy.coefficients'",
     ),
-    "lost-array": (
-        lambda header, arrays: arrays.clear(),
-        "its arrays are not those of its header",
-    ),
-    "no-arrays": (
-        lambda header, arrays: header.pop("arrays"),
-        "its arrays are not those of its header",
-    ),
-}
+    (lambda _, arrays: arrays.clear(), "its arrays are not those of its header"),
+    (lambda header, _: header.pop("arrays"), "its arrays are not those of its header"),
+]
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_headers_that_contradict_themselves(path, name):
-    change, message = CHANGES[name]
+def test_headers_that_contradict_themselves(path):
     kaem.save(path, prior(2, reference=dist.Normal(0.0, 1.0)))
-    rewrite(path, change)
-    with pytest.raises(
-        ValueError, match=f"the file {path} cannot be loaded: .*{message}"
-    ):
-        kaem.load(path)
-
-
-def test_decoders_that_contradict_themselves(path):
+    sound = path.read_bytes()
+    for change, message in CHANGES:
+        path.write_bytes(sound)
+        rewrite(path, change)
+        message = f"the file {path} cannot be loaded: .*{message}"
+        with pytest.raises(ValueError, match=message):
+            kaem.load(path)
     kaem.save(path, DECODERS["kan"]())
     rewrite(path, lambda h, _: h["tree"]["parts"]["output_shape"].update(parts=[5]))
     with pytest.raises(ValueError, match=r"tree has parts that do not fit: .* reshape"):
