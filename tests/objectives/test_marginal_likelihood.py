@@ -16,15 +16,15 @@ OPTIONS = {"rng_key": jax.random.key(3), "progress_bar": False}
 WEIGHT = np.array([[1.0, 0.5, 0.0, -0.3], [0.2, 0.5, 1.0, 0.8]])
 
 
-def linear_model(weight=WEIGHT, scale=0.4):
+def linear_model():
     prior = dist.Normal(jnp.array([0.5, -0.2]), 1.2)
-    weight = jnp.asarray(weight, jnp.result_type(float))
-    return kaem.KAEM(prior, lambda z: z @ weight, kaem.NormalLikelihood(scale))
+    weight = jnp.asarray(WEIGHT, jnp.result_type(float))
+    return kaem.KAEM(prior, lambda z: z @ weight, kaem.NormalLikelihood(0.4))
 
 
-def linear_log_prob(x, weight=WEIGHT, scale=0.4):
-    covariance = 1.44 * weight.T @ weight + scale**2 * np.eye(len(weight.T))
-    law = dist.MultivariateNormal(np.array([0.5, -0.2]) @ weight, covariance)
+def linear_log_prob(x):
+    covariance = 1.44 * WEIGHT.T @ WEIGHT + 0.4**2 * np.eye(4)
+    law = dist.MultivariateNormal(np.array([0.5, -0.2]) @ WEIGHT, covariance)
     return np.asarray(law.log_prob(x))
 
 
@@ -175,9 +175,10 @@ def test_data_that_cannot_be():
 # --- bad input -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_wrong_arguments():
+    prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=2, width=4, depth=1)
+    deep = kaem.KAEM(prior, nonlinear, kaem.NormalLikelihood(0.3))
+    cases = [
         ({"model": 3}, TypeError, "model must be a NumPyro model, a callable, got 3"),
         ({"rng_key": 3}, TypeError, "rng_key must be one random key such as"),
         ({"num_temperatures": 1}, ValueError, "num_temperatures must be an integer >="),
@@ -196,22 +197,13 @@ def test_data_that_cannot_be():
             ValueError,
             "params must hold all parameters of the model, and misses 'energy",
         ),
-    ],
-)
-def test_wrong_arguments(options, error, message):
-    arguments = {
-        "model": linear_model(),
-        "data": np.zeros((5, 4)),
-        **OPTIONS,
-        **options,
-    }
-    model, data = arguments.pop("model"), arguments.pop("data")
-    with pytest.raises(error, match=message):
-        log_marginal_likelihood(model, data, **arguments)
-
-
-def test_a_prior_without_normaliser_has_no_likelihood():
-    prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=2, width=4, depth=1)
-    model = kaem.KAEM(prior, nonlinear, kaem.NormalLikelihood(0.3))
-    with pytest.raises(ValueError, match=r"priors with a normaliser.*at 'z'"):
-        log_marginal_likelihood(model, np.zeros((5, 3)), **OPTIONS)
+        (
+            {"model": deep, "data": np.zeros((5, 3))},
+            ValueError,
+            r"priors with a normaliser.*at 'z'",
+        ),
+    ]
+    given = {"model": linear_model(), "data": np.zeros((5, 4)), **OPTIONS}
+    for options, error, message in cases:
+        with pytest.raises(error, match=message):
+            log_marginal_likelihood(**{**given, **options})

@@ -13,9 +13,7 @@ from numpyro.infer import Trace_ELBO
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
 from numpyro_kaem.objectives.training import Trainer
-from tests.helpers import random_leaves
-
-pytestmark = pytest.mark.optimised
+from tests.helpers import random_leaves, with_long
 
 GIGABYTE = 2**30
 
@@ -71,7 +69,7 @@ def after_a_step(trainer, start, data, index):
 
 
 def test_chunks_give_the_gradient_of_the_batch():
-    """With a guide without noise, to rounding."""
+    """With a guide without noise, to rounding; a batch must be made of whole chunks."""
     model = linear_model()
 
     def guide(x, subsample_size=None):
@@ -87,6 +85,11 @@ def test_chunks_give_the_gradient_of_the_batch():
     for one, other in zip(*map(jax.tree.leaves, (chunked[0], whole[0])), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
+    given = (model, np.zeros((40, 6)), LangevinMLE(1), optax.sgd(0.1), 1)
+    for size in (7, 25):
+        with pytest.raises(ValueError, match=r"chunk_size must divide .*, 20, got"):
+            kaem.fit(*given, batch_size=20, chunk_size=size)
+
 
 def test_chunks_keep_the_chains_of_their_own_units():
     """Steps too small to move: the score is then that of the same places."""
@@ -95,7 +98,7 @@ def test_chunks_keep_the_chains_of_their_own_units():
     trainer, *given = make_trainer(model, objective, 12)
     params, loss, state = after_a_step(trainer, *given)
     chunked, (key, *start), data, index = make_trainer(model, objective, 12, 4)
-    chunked.init(key, *start)
+    chunked.init(key, *start, abstract=True)
     # From the same state, which is of all units whatever the chunks.
     new, other_loss = chunked.step(trainer.init(*given[0]), data, jnp.asarray(index))
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
@@ -121,39 +124,16 @@ def test_a_step_in_chunks_is_one_step_of_schedules():
     assert np.sum(memory["num_steps"][:, 1:] > 0) == 12 * 2
 
 
+@pytest.mark.long
 def test_training_in_chunks_leads_to_the_maximum():
-    model = kaem.KAEM(
-        dist.Normal(jnp.zeros(1), 1.0),
-        Linear(jnp.array([[0.3]])),
-        kaem.NormalLikelihood(0.5),
-    )
+    decoder, noise = Linear(jnp.array([[0.3]])), kaem.NormalLikelihood(0.5)
+    model = kaem.KAEM(dist.Normal(jnp.zeros(1), 1.0), decoder, noise)
     x = 1.5 * jax.random.normal(jax.random.key(5), (200, 1))
-    result = kaem.fit(
-        model,
-        x,
-        LangevinMLE(3),
-        optax.adam(0.03),
-        200,
-        chunk_size=40,
-        progress_bar=False,
-    )
+    given = (model, x, LangevinMLE(3), optax.adam(0.03), 200)
+    result = kaem.fit(*given, chunk_size=40, progress_bar=False)
     # In closed form: the variance of the data less that of the noise.
     expected = np.sqrt(np.mean(np.asarray(x) ** 2) - 0.25)
     assert abs(abs(float(result.model.decoder.weight[0, 0])) - expected) < 0.15
-
-
-@pytest.mark.parametrize("chunk_size", [7, 25])
-def test_chunks_divide_a_batch(chunk_size):
-    with pytest.raises(ValueError, match=r"chunk_size must divide .*, 20, got"):
-        kaem.fit(
-            linear_model(),
-            np.zeros((40, 6)),
-            LangevinMLE(1),
-            optax.sgd(0.1),
-            1,
-            batch_size=20,
-            chunk_size=chunk_size,
-        )
 
 
 # --- memory --------------------------------------------------------------------------
@@ -168,17 +148,8 @@ OBJECTIVES = {
 WIDE = 400
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "langevin",
-        *(
-            pytest.param(n, marks=pytest.mark.long)
-            for n in OBJECTIVES
-            if n != "langevin"
-        ),
-    ],
-)
+@pytest.mark.optimised
+@pytest.mark.parametrize("name", with_long(OBJECTIVES, "langevin"))
 def test_memory_is_linear_and_bounded_by_chunks(name):
     model, make = linear_model(WIDE), OBJECTIVES[name]
     small = memory_of(model, make(4), 20)
@@ -208,6 +179,7 @@ def digits_model(form):
 
 
 @pytest.mark.long
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("form", "objective", "chunk_size"),
     [

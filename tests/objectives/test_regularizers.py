@@ -4,15 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import pytest
-from numpyro.infer.util import log_density
 
 from numpyro_kaem import BSpline, Energy, KAEMPrior
 from numpyro_kaem.objectives import coefficient_differences, entropy, kan_penalty, l1
 from tests.helpers import assert_close
-
-SHAPES = [(4,), (3, 5), (2, 3, 4)]
 
 
 def random(*shape, seed=0):
@@ -44,64 +40,50 @@ def _choose(n, k):
     return 1 if k in (0, n) else _choose(n - 1, k - 1) + _choose(n - 1, k)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values(shape):
-    c = random(*shape)
-    assert_close(l1(jnp.asarray(c)), sum(loop_norms(c)))
-    assert_close(entropy(jnp.asarray(c)), loop_entropy(c))
-    for order in (1, 2, 3):
-        value = coefficient_differences(jnp.asarray(c), order)
-        assert_close(value, loop_differences(c, order), rtol=(1e-5, 1e-12))
+@jax.jit
+def penalties(c):
+    return l1(c), entropy(c), [coefficient_differences(c, k) for k in (1, 2, 3)]
 
 
-def test_differences_do_not_see_polynomials():
-    grid = jnp.arange(6.0)
-    assert coefficient_differences(3.0 * jnp.ones((2, 6))) == 0
-    assert coefficient_differences(jnp.stack([2 * grid, 1 - grid]), 2) == 0
-    assert_close(coefficient_differences(grid**2, 2), 4 * 4.0)
+def test_values():
+    for shape in ((4,), (3, 5), (2, 3, 4)):
+        c = random(*shape)
+        norms, shares, differences = penalties(c)
+        assert_close(norms, sum(loop_norms(c)))
+        assert_close(shares, loop_entropy(c))
+        for order, value in enumerate(differences, 1):
+            assert_close(value, loop_differences(c, order), rtol=(1e-5, 1e-12))
+    # The entropy at its extremes, whatever the scale.
+    assert_close(entropy(np.array([[1.0, -1.0], [0.0, 2.0], [-2.0, 0.0]])), np.log(3.0))
+    assert entropy(np.array([[0.0, 0.0], [3.0, 1.0], [0.0, 0.0]])) == 0
+    assert entropy(np.zeros((3, 2))) == 0
+    c = random(3, 5)
+    assert_close(penalties(1e-3 * c)[1], loop_entropy(c))
 
 
-def test_entropy_at_its_extremes():
-    assert_close(
-        entropy(jnp.array([[1.0, -1.0], [0.0, 2.0], [-2.0, 0.0]])), np.log(3.0)
-    )
-    assert entropy(jnp.array([[0.0, 0.0], [3.0, 1.0]])) == 0
-    assert entropy(jnp.zeros((3, 2))) == 0
-    c = jnp.asarray(random(3, 4))
-    assert_close(entropy(1e-3 * c), np.asarray(entropy(c)))
-
-
-@pytest.mark.parametrize("penalty", [l1, entropy, coefficient_differences])
-def test_gradients_against_differences(penalty):
+def test_gradients_against_differences_and_at_zero():
     c, step = random(3, 4), 1e-3
-    gradient = jax.grad(penalty)(jnp.asarray(c))
-    loops = {
-        l1: lambda c: sum(loop_norms(c)),
-        entropy: loop_entropy,
-        coefficient_differences: lambda c: loop_differences(c, 1),
-    }
-    numerical = np.zeros_like(c)
-    for index in np.ndindex(c.shape):
-        move = np.zeros_like(c)
-        move[index] = step
-        numerical[index] = (loops[penalty](c + move) - loops[penalty](c - move)) / (
-            2 * step
-        )
-    assert_close(gradient, numerical, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("penalty", [l1, entropy, coefficient_differences])
-def test_gradients_at_zero_are_finite(penalty):
-    some = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, -2.0], [1e-30, 0.0, 0.0]])
-    for c in (jnp.zeros((3, 3)), some):
-        for value in (jax.grad(penalty)(c), jax.jit(jax.grad(penalty))(c)):
+    some = np.zeros((3, 4))
+    some[1, ::2], some[2, 0] = (1.0, -2.0), 1e-30
+    for penalty, loop in (
+        (l1, lambda c: sum(loop_norms(c))),
+        (entropy, loop_entropy),
+        (coefficient_differences, lambda c: loop_differences(c, 1)),
+    ):
+        gradient = jax.jit(jax.grad(penalty))
+        numerical = np.zeros_like(c)
+        for index in np.ndindex(c.shape):
+            move = np.zeros_like(c)
+            move[index] = step
+            numerical[index] = (loop(c + move) - loop(c - move)) / (2 * step)
+        assert_close(gradient(c), numerical, rtol=1e-4, atol=1e-4)
+        for zeros in (np.zeros((3, 4)), some):
+            value = gradient(zeros)
             assert np.all(np.isfinite(value))
             np.testing.assert_array_equal(value[0], 0.0)
-
-
-def test_entropy_of_a_subnormal_share_has_a_finite_gradient():
-    c = jnp.array([[1.0], [jnp.finfo(jnp.result_type(float)).tiny]])
-    assert np.all(np.isfinite(jax.grad(entropy)(c)))
+    # The share of the smallest normal number is subnormal.
+    some[1:] = [[1.0], [np.finfo(jnp.result_type(float)).tiny]]
+    assert np.all(np.isfinite(jax.jit(jax.grad(entropy))(some)))
 
 
 # --- over a model --------------------------------------------------------------------
@@ -123,32 +105,28 @@ def weighted(c, order=1):
 WEIGHTS = {"l1": 0.5, "entropy": 0.25, "differences": 2.0}
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_sum_over_a_model(order):
+def test_sum_over_a_model():
     arrays = [random(2, 4, seed=1), random(5, seed=2), random(3, 3, 6, seed=3)]
-    basis = BSpline(-1.0, 3.0, 4)
+    energy = Energy(BSpline(-1.0, 3.0, 4), jnp.asarray(arrays[0]), np.array([3.0, 4.0]))
     tree = {
-        "energy": Energy(basis, jnp.asarray(arrays[0]), jnp.array([3.0, 4.0])),
-        "other": [Layer(jnp.asarray(arrays[1]), jnp.ones(7))],
+        "energy": energy,
+        "other": [Layer(jnp.asarray(arrays[1]), np.ones(7))],
         "coefficients": jnp.asarray(arrays[2]),
         "none": None,
-        "rest": jnp.ones(3),
+        "rest": np.ones(3),
     }
-    expected = sum(weighted(c, order) for c in arrays)
-    assert_close(
-        kan_penalty(tree, **WEIGHTS, order=order), expected, rtol=(1e-5, 1e-11)
-    )
-
-
-def test_other_places_of_coefficients():
-    first, second = random(2, 4, seed=1), random(5, seed=2)
-    energy = Energy(BSpline(-1.0, 3.0, 4), jnp.asarray(first))
-    assert_close(kan_penalty(KAEMPrior(energy), **WEIGHTS), weighted(first))
-    parameters = eqx.filter(energy, eqx.is_inexact_array)
-    assert_close(kan_penalty({"energy$params": parameters}, **WEIGHTS), weighted(first))
-    layers = Layer((jnp.asarray(first), jnp.asarray(second)), jnp.ones(2))
-    expected = weighted(first) + weighted(second)
-    assert_close(kan_penalty(layers, **WEIGHTS), expected)
+    for order in (1, 2):
+        value = kan_penalty(tree, **WEIGHTS, order=order)
+        expected = sum(weighted(c, order) for c in arrays)
+        assert_close(value, expected, rtol=(1e-5, 1e-11))
+        assert value.shape == ()
+    # Other places of coefficients.
+    first, both = weighted(arrays[0]), weighted(arrays[0]) + weighted(arrays[1])
+    parameters = {"energy$params": eqx.filter(energy, eqx.is_inexact_array)}
+    layers = Layer(tuple(map(jnp.asarray, arrays[:2])), np.ones(2))
+    prior = KAEMPrior.tree_unflatten((1, False), (energy, None))
+    for tree, expected in ((prior, first), (parameters, first), (layers, both)):
+        assert_close(kan_penalty(tree, **WEIGHTS), expected)
 
 
 def test_weights_of_zero_and_traced_weights():
@@ -172,61 +150,39 @@ def test_gradient_of_a_model():
     assert gradient.basis == energy.basis
 
 
-def test_as_a_factor():
-    energy = Energy(BSpline(-1.0, 3.0, 4), jnp.asarray(random(2, 4)))
-
-    def model():
-        numpyro.factor("penalty", -kan_penalty(energy, differences=0.1))
-
-    density, _ = log_density(model, (), {}, {})
-    assert_close(density, -0.1 * loop_differences(random(2, 4), 1))
-
-
-@pytest.mark.parametrize("penalty", [l1, entropy, coefficient_differences])
-def test_coefficients_must_be_real_numbers_with_features(penalty):
-    with pytest.raises(TypeError, match="coefficients must be real numbers, got dtype"):
-        penalty(jnp.array([1j, 2.0]))
-    with pytest.raises(ValueError, match=r"at least one feature, got shape \(\)"):
-        penalty(jnp.array(1.0))
-    with pytest.raises(ValueError, match=r"at least one feature, got shape \(3, 0\)"):
-        penalty(jnp.zeros((3, 0)))
-
-
-def test_integers_are_converted():
-    assert l1(jnp.array([[1, -3]])) == 2
-    assert coefficient_differences([[1, -3]]) == 16
-
-
-def test_order():
+def test_wrong_arguments():
+    for penalty in (l1, entropy, coefficient_differences):
+        for c, error, message in (
+            (np.array([1j, 2.0]), TypeError, "must be real numbers, got dtype"),
+            (1.0, ValueError, r"at least one feature, got shape \(\)"),
+            (np.zeros((3, 0)), ValueError, r"one feature, got shape \(3, 0\)"),
+        ):
+            with pytest.raises(error, match=f"coefficients must .*{message}"):
+                penalty(c)
+    one = {"coefficients": np.ones((2, 3))}
+    for name in WEIGHTS:
+        for weight, message in (
+            (-1.0, "a finite number >= 0, got -1"),
+            (np.nan, "a finite number >= 0, got nan"),
+            (np.ones(2), r"a scalar, got shape \(2,\)"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} must be {message}"):
+                kan_penalty(one, **{name: weight})
     with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
-        coefficient_differences(jnp.ones(3), 0)
+        coefficient_differences(np.ones(3), 0)
     with pytest.raises(TypeError, match=r"order must be a positive integer, got 1.5"):
-        kan_penalty({"coefficients": jnp.ones(3)}, order=1.5)
+        kan_penalty(one, order=1.5)
     message = r"order must be less than the number of features, got order 3 .*\(2, 3\)"
     with pytest.raises(ValueError, match=message):
-        kan_penalty({"coefficients": jnp.ones((2, 3))}, differences=1.0, order=3)
-
-
-@pytest.mark.parametrize("name", ["l1", "entropy", "differences"])
-def test_weights_are_checked(name):
-    tree = {"coefficients": jnp.ones(3)}
-    with pytest.raises(
-        ValueError, match=f"{name} must be a finite number >= 0, got -1"
+        kan_penalty(one, differences=1.0, order=3)
+    names = r"name 'coefficients', got the names \['a'\], \['b'\]\.$"
+    for tree, message in (
+        ({"b": np.ones(3), "a": np.ones(2)}, names),
+        (None, "got a pytree without leaves"),
+        ([1.0] * 6, r"\[4\], \.\.\.\.$"),
     ):
-        kan_penalty(tree, **{name: -1.0})
-    with pytest.raises(
-        ValueError, match=f"{name} must be a finite number >= 0, got nan"
-    ):
-        kan_penalty(tree, **{name: np.nan})
-    with pytest.raises(ValueError, match=rf"{name} must be a scalar, got shape \(2,\)"):
-        kan_penalty(tree, **{name: np.ones(2)})
-
-
-def test_a_pytree_without_coefficients():
-    message = r"name 'coefficients', got the names \['a'\], \['b'\]\.$"
-    with pytest.raises(ValueError, match=message):
-        kan_penalty({"b": jnp.ones(3), "a": jnp.ones(2)}, l1=1.0)
-    with pytest.raises(ValueError, match="got a pytree without leaves"):
-        kan_penalty(None, l1=1.0)
-    with pytest.raises(ValueError, match=r"\[4\], \.\.\.\.$"):
-        kan_penalty([1.0] * 6, l1=1.0)
+        with pytest.raises(ValueError, match=message):
+            kan_penalty(tree, l1=1.0)
+    # Integers are converted.
+    assert l1(np.array([[1, -3]])) == 2
+    assert coefficient_differences([[1, -3]]) == 16

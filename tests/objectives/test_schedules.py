@@ -15,35 +15,26 @@ def formula(step, period, low, high, power, ramp):
     return low + (high - low) * (min(position / ramp, 1.0) ** power)
 
 
-@pytest.mark.parametrize(
-    ("period", "low", "high", "power", "ramp"),
-    [
+def test_values():
+    for arguments in (
         (8, 0.0, 1.0, 1.0, 0.5),
         (7, -1.0, 3.0, 2.0, 0.8),
         (5, 2.0, 0.5, 0.5, 1.0),
         (1, 0.5, 2.0, 1.0, 0.5),
-    ],
-)
-def test_values(period, low, high, power, ramp):
-    schedule = cyclical_schedule(period, low, high, power, ramp=ramp)
-    steps = np.arange(3 * period + 2)
-    expected = [formula(s, period, low, high, power, ramp) for s in steps.tolist()]
-    assert_close(schedule(jnp.asarray(steps)), np.array(expected))
-    for step in steps[:4].tolist():
-        assert_close(jax.jit(schedule)(step), expected[step])
-
-
-def test_ends_are_exact():
+    ):
+        *given, ramp = arguments
+        schedule = cyclical_schedule(*given, ramp=ramp)
+        steps = np.arange(23)
+        expected = np.array([formula(step, *arguments) for step in steps.tolist()])
+        assert_close(schedule(steps), expected)
+        assert_close(jax.jit(schedule)(3), expected[3])
+    # The ends are exact, and late steps are as the first.
     schedule = cyclical_schedule(10, 0.1, 0.7)
     at = np.asarray(schedule(np.array([0, 5, 9, 10])))
     low, high = (at.dtype.type(value) for value in (0.1, 0.7))
     np.testing.assert_array_equal(at, [low, high, high, low])
-
-
-def test_late_steps_are_exact():
-    schedule = cyclical_schedule(1000)
-    late = 2_000_000_000 + np.arange(5, dtype=np.int32)
-    np.testing.assert_array_equal(schedule(late), schedule(np.arange(5)))
+    late = 2_000_000_000 + np.arange(4, dtype=np.int32)
+    np.testing.assert_array_equal(schedule(late), schedule(np.arange(4)))
 
 
 def test_with_optax():
@@ -61,9 +52,8 @@ def test_with_optax():
     assert moves == [1.0, 1.5, 2.0, 2.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_arguments():
+    for arguments, error, message in (
         ({"period": 0}, ValueError, "period must be a positive integer, got 0"),
         ({"period": 2.5}, TypeError, "period must be a positive integer, got 2.5"),
         ({"low": np.inf}, ValueError, "low must be finite, got inf"),
@@ -72,8 +62,6 @@ def test_with_optax():
         ({"power": np.inf}, ValueError, "power must be a finite number > 0, got inf"),
         ({"ramp": 0.0}, ValueError, r"ramp must be in \(0, 1\], got 0.0"),
         ({"ramp": 1.5}, ValueError, r"ramp must be in \(0, 1\], got 1.5"),
-    ],
-)
-def test_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
-        cyclical_schedule(**{"period": 10} | arguments)
+    ):
+        with pytest.raises(error, match=message):
+            cyclical_schedule(**{"period": 10} | arguments)
