@@ -36,14 +36,27 @@ def linear():
 
 
 def test_draws_follow_the_model(linear, key):
-    model = linear
-    x, z = model.sample(key, 4000), model.latents(key, 4000)
+    x, z = linear.sample(key, 4000), linear.latents(key, 4000)
     assert (x.shape, z.shape) == ((4000,), (4000, 1))
-    u = np.asarray(jax.jit(model.prior.cdf)(z)[:, 0], float)
+    u = np.asarray(jax.jit(linear.prior.cdf)(z)[:, 0], float)
     assert stats.kstest(u, "uniform").pvalue > 1e-4
     # With one key, data and latents belong together.
     noise = (np.asarray(x, float) - 1.5 * np.asarray(z[:, 0], float) - 0.3) / 0.4
     assert stats.kstest(noise, "norm").pvalue > 1e-4
+
+
+def test_one_compiled_pass_for_all_draws():
+    num_runs = []
+
+    def decoder(z):
+        num_runs.append(z.shape)
+        return z
+
+    model = KAEM(simple(2), decoder, NormalLikelihood())
+    num_runs.clear()
+    for seed in range(3):
+        assert model.sample(jax.random.key(seed), 7).shape == (7, 2)
+    assert num_runs == [(7, 2)]
 
 
 def loops(jaxpr):
@@ -72,56 +85,29 @@ def mixture():
     return dist.MixtureSameFamily(mixing, simple(3, 4).to_event(1))
 
 
-@pytest.mark.parametrize(
-    ("make", "joint"),
-    [
-        (lambda: simple(4), None),
-        (mixture, None),
-        (lambda: simple(5, 2), "kart"),
-        (autoregressive, None),
-    ],
-    ids=["independent", "mixture", "kart", "autoregressive"],
-)
-def test_draws_take_a_fixed_number_of_steps(make, joint, key):
-    """Loops are bisections, and one over the four dimensions of the chain."""
-    assert max(loops(program_of_draws(make(), joint, key)), default=0) <= 10
-
-
-def test_loops_are_seen_where_there_are_some(key):
-    deep = DeepEnergyPrior.init(key, 4, width=4)
-    assert 60 in loops(program_of_draws(deep, None, key))
-    search = jax.jit(lambda x: jax.lax.while_loop(lambda y: y < 9, jnp.exp, x))
-    assert loops(jax.make_jaxpr(search)(1.0).jaxpr) == [np.inf]
-
-
 def program_of_draws(prior, joint, key):
     decoder = Decoder(prior.shape()[0], (3,))
     model = KAEM(prior, decoder, NormalLikelihood(), joint=joint)
     return jax.make_jaxpr(lambda key: model.sample(key, 10))(key).jaxpr
 
 
-def test_one_compiled_pass_for_all_draws(key):
-    num_runs = []
-
-    def decoder(z):
-        num_runs.append(z.shape)
-        return z
-
-    model = KAEM(simple(2), decoder, NormalLikelihood())
-    num_runs.clear()
-    for seed in range(3):
-        assert model.sample(jax.random.key(seed), 7).shape == (7, 2)
-    assert num_runs == [(7, 2)]
-
-
-@pytest.mark.parametrize("count", [0, 2.5])
-def test_bad_number_of_draws(linear, count, key):
-    for method in (linear.sample, linear.latents):
-        with pytest.raises((ValueError, TypeError), match="num_samples must be"):
-            method(key, count)
+def test_draws_take_a_fixed_number_of_steps(key):
+    """Loops are bisections, and one over the four dimensions of the chain."""
+    for prior, joint in (
+        (simple(4), None),
+        (mixture(), None),
+        (simple(5, 2), "kart"),
+        (autoregressive(), None),
+    ):
+        assert max(loops(program_of_draws(prior, joint, key)), default=0) <= 10
+    # Loops are seen where there are some.
+    deep = DeepEnergyPrior.init(key, 4, width=4)
+    assert 60 in loops(program_of_draws(deep, None, key))
+    search = jax.jit(lambda x: jax.lax.while_loop(lambda y: y < 9, jnp.exp, x))
+    assert loops(jax.make_jaxpr(search)(1.0).jaxpr) == [np.inf]
 
 
-def test_decode(key):
+def test_decode():
     z = jnp.ones((2, 3, 2))
     categorical = KAEM(simple(2), Decoder(2, (3, 4)), CategoricalLikelihood())
     probabilities = categorical.decode(z)
@@ -139,69 +125,67 @@ def test_decode(key):
 # --- errors --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("x", "error", "match"),
-    [
+def test_bad_data(linear):
+    for x, error, match in (
         (np.zeros((5, 1)), ValueError, r"x must have shape \(num_data,\).*\(5, 1\)"),
         (np.zeros(()), ValueError, r"x must have shape \(num_data,\).*got \(\)"),
         (np.zeros(0), ValueError, "x must have at least one datum"),
         ([0.0, np.nan], ValueError, r"x must be finite, got nan at index \(1,\)"),
         ([np.inf], ValueError, "x must be finite, got inf"),
         (["a"], TypeError, "x must be an array of numbers"),
-    ],
-)
-def test_bad_data(linear, x, error, match):
-    model = linear
-    with pytest.raises(error, match=match):
-        trace_of(model, x)
-    with pytest.raises(error, match=match):
-        model.check_data(x)
+    ):
+        with pytest.raises(error, match=match):
+            trace_of(linear, x)
+        with pytest.raises(error, match=match):
+            linear.check_data(x)
+    # Traced data have their shape checked.
+    check = jax.jit(lambda x: linear.check_data(x))
+    assert check(np.array([np.nan])).shape == (1,)
+    with pytest.raises(ValueError, match=r"got \(3, 1\)"):
+        check(np.zeros((3, 1)))
 
 
 def test_data_outside_of_the_support():
     binary = KAEM(simple(2), Decoder(2, (3,)), BernoulliLikelihood())
-    binary.check_data(np.array([[0, 1, 1]]))
-    binary.check_data(np.array([[True, False, True]]))
-    match = r"x must lie in the support of BernoulliLogits.*got 0.5 at index \(0, 1\)"
-    with pytest.raises(ValueError, match=match):
-        binary.check_data(np.array([[0, 0.5, 1]]))
     categorical = KAEM(simple(2), Decoder(2, (3, 4)), CategoricalLikelihood())
     assert categorical.event_shape == (3,)
+    binary.check_data(np.array([[0, 1, 1]]))
+    binary.check_data(np.array([[True, False, True]]))
     categorical.check_data(np.array([[0, 3, 1]]))
-    with pytest.raises(ValueError, match=r"CategoricalLogits.*got 4 at index \(0, 1\)"):
-        categorical.check_data(np.array([[0, 4, 1]]))
-    with pytest.raises(TypeError, match="x must be integers, the classes of Categ"):
-        categorical.check_data(np.array([[0.0, 1.0, 1.0]]))
-    with pytest.raises(ValueError, match=r"For a single datum pass x\[None\]"):
-        binary.check_data(np.array([0, 1, 1]))
+    outside = r"x must lie in the support of BernoulliLogits.*got 0.5 at index \(0, 1\)"
+    above = r"CategoricalLogits.*got 4 at index \(0, 1\)"
+    classes = "x must be integers, the classes of Categ"
+    for model, x, error, match in (
+        (binary, [[0, 0.5, 1]], ValueError, outside),
+        (binary, [0, 1, 1], ValueError, r"For a single datum pass x\[None\]"),
+        (categorical, [[0, 4, 1]], ValueError, above),
+        (categorical, [[0.0, 1.0, 1.0]], TypeError, classes),
+    ):
+        with pytest.raises(error, match=match):
+            model.check_data(np.array(x))
 
 
-def test_traced_data_have_their_shape_checked(linear):
-    model = linear
-    nan = jnp.array([jnp.nan])
-    assert jax.jit(lambda x: model.check_data(x))(nan).shape == (1,)
-    with pytest.raises(ValueError, match=r"got \(3, 1\)"):
-        jax.jit(lambda x: model.check_data(x))(jnp.zeros((3, 1)))
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "error", "match"),
-    [
+def test_bad_counts(linear, key):
+    for kwargs, error, match in (
         ({"num_data": 4}, ValueError, "num_data must be the number of data, 3, got 4"),
         ({"num_data": 0}, ValueError, "num_data must be a positive integer"),
         ({"num_data": 1.5}, TypeError, "num_data must be a positive integer"),
         ({"subsample_size": 4}, ValueError, "subsample_size must be at most.*3, got 4"),
         ({"subsample_size": 0}, ValueError, "subsample_size must be a positive"),
-    ],
-)
-def test_bad_counts(linear, kwargs, error, match):
-    with pytest.raises(error, match=match):
-        trace_of(linear, X, **kwargs)
+    ):
+        with pytest.raises(error, match=match):
+            trace_of(linear, X, **kwargs)
+    for count, error in ((0, ValueError), (2.5, TypeError)):
+        for method in (linear.sample, linear.latents):
+            with pytest.raises(error, match="num_samples must be"):
+                method(key, count)
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs", "error", "match"),
-    [
+def test_bad_parts():
+    law = lambda z: dist.Normal(z, 1.0)  # noqa: E731
+    table = dist.Normal(jnp.zeros((3, 1)), 1.0)
+    kart = {"joint": "kart"}
+    for args, kwargs, error, match in (
         ((3, jnp.tanh), {}, TypeError, "prior must be a continuous NumPyro"),
         ((dist.Poisson(1.0), jnp.tanh), {}, TypeError, "got Poisson"),
         ((simple(2), 3), {}, TypeError, "decoder must be an Equinox module"),
@@ -210,45 +194,22 @@ def test_bad_counts(linear, kwargs, error, match):
         ((simple(1, 1, 2), jnp.tanh), {}, ValueError, r"got \(1, 1, 2\)"),
         ((simple(2), jnp.tanh), {"joint": "a"}, ValueError, "None or 'kart', got 'a'"),
         (
-            (simple(5, 3), jnp.tanh),
-            {"joint": "kart"},
-            ValueError,
+            *((simple(5, 3), jnp.tanh), kart, ValueError),
             r"shape \(2 \* P \+ 1, P\), .*got \(5, 3\)",
         ),
-        (
-            (dist.Normal(jnp.zeros((3, 1)), 1.0), jnp.tanh),
-            {"joint": "kart"},
-            TypeError,
-            "with joint='kart', got Normal",
-        ),
+        ((table, jnp.tanh), kart, TypeError, "with joint='kart', got Normal"),
         ((simple(2), jnp.tanh), {}, TypeError, "decoder must return a NumPyro distrib"),
         (
-            (simple(2), lambda z: dist.Normal(z, 1.0).to_event(1), NormalLikelihood()),
-            {},
-            TypeError,
-            "likelihood must be None where the decoder",
+            (simple(2), lambda z: law(z).to_event(1), NormalLikelihood()),
+            *({}, TypeError, "likelihood must be None where the decoder"),
         ),
         ((simple(2), jnp.tanh, jnp.tanh), {}, TypeError, "likelihood must return"),
-        (
-            (simple(2), lambda z: dist.Normal(z, 1.0)),
-            {},
-            ValueError,
-            r"got batch shape \(3, 2\).*use to_event",
-        ),
-        (
-            (simple(2), jnp.sum, lambda total: dist.Normal(total, 1.0)),
-            {},
-            ValueError,
-            r"got batch shape \(\)",
-        ),
+        ((simple(2), law), {}, ValueError, r"got batch shape \(3, 2\).*use to_event"),
+        ((simple(2), jnp.sum, law), {}, ValueError, r"got batch shape \(\)"),
         (
             (simple(2), Decoder(3, (4,)), NormalLikelihood()),
-            {},
-            ValueError,
-            r"decoder must take latents of shape \(\*batch, 2\)",
+            *({}, ValueError, r"decoder must take latents of shape \(\*batch, 2\)"),
         ),
-    ],
-)
-def test_bad_parts(args, kwargs, error, match):
-    with pytest.raises(error, match=match):
-        KAEM(*args, **kwargs)
+    ):
+        with pytest.raises(error, match=match):
+            KAEM(*args, **kwargs)

@@ -74,24 +74,15 @@ def test_nuts_samples_the_coefficients(energy, key):
     assert bool(jnp.all((predictive["z"] > 1.0) & (predictive["z"] < 5.0)))
 
 
-def test_prior_of_unknown_name_is_refused(energy):
-    with pytest.raises(ValueError, match=r"'coefs', which matches no parameter"):
-        kaem.parameter_priors(energy, {"coefs": dist.Normal()})
-
-
-def test_distribution_in_place_of_energy_is_refused(energy):
+def test_bad_priors(energy):
+    shape = r"parameter's shape \(6,\), got \(5,\)"
+    for name, prior, error, match in (
+        ("coefs", dist.Normal(), ValueError, "'coefs', which matches no parameter"),
+        ("coefficients", 1.0, TypeError, r"priors\['coefficients'\] must be"),
+        ("coefficients", dist.Normal(jnp.zeros(5), 1.0), ValueError, shape),
+        ("coefficients", dist.GaussianRandomWalk(1.0, 5), ValueError, shape),
+    ):
+        with pytest.raises(error, match=match):
+            kaem.parameter_priors(energy, {name: prior})
     with pytest.raises(TypeError, match="got KAEMPrior; pass the energy"):
         kaem.parameter_priors(kaem.KAEMPrior(energy), {"coefficients": dist.Normal()})
-
-
-def test_prior_that_is_no_distribution_is_refused(energy):
-    with pytest.raises(TypeError, match=r"priors\['coefficients'\] must be"):
-        kaem.parameter_priors(energy, {"coefficients": 1.0})
-
-
-@pytest.mark.parametrize(
-    "prior", [dist.Normal(jnp.zeros(5), 1.0), dist.GaussianRandomWalk(1.0, 5)]
-)
-def test_prior_of_wrong_shape_is_refused(energy, prior):
-    with pytest.raises(ValueError, match=r"parameter's shape \(6,\), got \(5,\)"):
-        kaem.parameter_priors(energy, {"coefficients": prior})
