@@ -27,84 +27,71 @@ def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+@jax.jit
+def at_shared(placed, s):
+    """Values where columns share unit positions, and those of a call there."""
+    column = s.reshape((-1,) + (1,) * len(placed.batch_shape))
+    z = jnp.broadcast_to(placed.from_unit(column), (len(s), *placed.batch_shape))
+    return placed.at_shared(s), placed(z)
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_values(name):
+    """Within the grid, and beyond it as constants that have no slope."""
     case = BASES[name]
     coefficients = random(case.num_features)
-    energy = Energy(case.make(LOW, HIGH), coefficients)
+    energy = Energy(case.make(LOW, HIGH), coefficients, 0.7, "tanh")
     assert energy.batch_shape == ()
     assert energy.dtype == coefficients.dtype
+    outside = [LOW - 1e-3, -1e30, -np.inf, HIGH + 1e-3, 1e30, np.inf]
+    z = jnp.asarray([*Z, LOW, HIGH, *outside])
+    values = np.asarray(energy(z))
     expected = case.features(unit(Z)) @ np.asarray(coefficients, float)
-    assert_close(energy(Z), expected, atol=(3e-5, 1e-11))
-
-
-@pytest.mark.parametrize("name", BASE_ACTIVATIONS)
-def test_base_activations(name):
-    low, high = -3.0, 5.0
-    energy = Energy(BSpline(low, high, 5), jnp.zeros(5), -1.5, name)
-    z = np.array([-9.0, -3.0, -1.3, 0.2, 4.1, 5.0, 8.0])
-    expected = -1.5 * ACTIVATIONS[name](np.clip(z, low, high))
-    assert_close(energy(z), expected, atol=(1e-5, 1e-12))
-
-
-def test_every_base_activation_has_an_oracle():
-    assert set(BASE_ACTIVATIONS) == set(ACTIVATIONS)
-
-
-@pytest.mark.parametrize("name", FEW)
-def test_continues_as_a_constant(name):
-    case = BASES[name]
-    energy = Energy(case.make(LOW, HIGH), random(case.num_features), 0.7, "tanh")
-    ends = energy(jnp.asarray([LOW, HIGH]))
-    outside = energy(jnp.asarray([LOW - 1e-3, HIGH + 1e-3]))
-    assert_array_equal(outside, ends)
-    assert_array_equal(energy(jnp.asarray([-1e30, 1e30])), ends)
-    assert_array_equal(energy(jnp.asarray([-jnp.inf, jnp.inf])), ends)
-    slopes = jax.vmap(jax.grad(energy))(jnp.asarray([LOW - 1.0, HIGH + 1.0]))
+    expected += 0.7 * np.tanh(np.clip(Z, LOW, HIGH))
+    assert_close(values[: len(Z)], expected, atol=(3e-5, 1e-11))
+    low, high = values[len(Z) : len(Z) + 2]
+    assert_array_equal(values[len(Z) + 2 :], [low] * 3 + [high] * 3)
+    slopes = jax.jit(jax.vmap(jax.grad(energy)))(jnp.asarray([LOW - 1.0, HIGH + 1.0]))
     assert_array_equal(slopes, [0.0, 0.0])
 
 
-@pytest.mark.parametrize(
-    ("grid", "coefficients", "weight", "expected"),
-    [
+def test_base_activations():
+    assert set(BASE_ACTIVATIONS) == set(ACTIVATIONS)
+    low, high = -3.0, 5.0
+    z = np.array([-9.0, -3.0, -1.3, 0.2, 4.1, 5.0, 8.0])
+    for name in BASE_ACTIVATIONS:
+        energy = Energy(BSpline(low, high, 5), np.zeros(5), -1.5, name)
+        expected = -1.5 * ACTIVATIONS[name](np.clip(z, low, high))
+        assert_close(energy(z), expected, atol=(1e-5, 1e-12))
+
+
+def test_batch_shapes():
+    for grid, coefficients, weight, expected in [
         ((), (), (), ()),
         ((), (4,), None, (4,)),
         ((2,), (), None, (2,)),
         ((2,), (3, 1), (2,), (3, 2)),
         ((), (0,), (), (0,)),
-    ],
-    ids=str,
-)
-def test_batch_shape(grid, coefficients, weight, expected):
-    low = np.full(grid, LOW) - np.arange(np.prod(grid, dtype=int)).reshape(grid)
-    energy = Energy(
-        RBF(low, low + 3.0, 5),
-        random(*coefficients, 5),
-        None if weight is None else random(*weight),
-    )
-    assert energy.batch_shape == expected
-    for leading in ((), (6, 1)):
-        z = jnp.linspace(-1.0, 2.0, int(np.prod(leading)))
-        z = z.reshape(leading + (1,) * len(expected))
-        shape = np.broadcast_shapes(z.shape, expected)
-        assert energy(z).shape == shape
-        assert energy(jnp.broadcast_to(z, shape)).shape == shape
-    assert energy.placed.at_shared(jnp.linspace(0.0, 1.0, 7)).shape == (7, *expected)
-
-
-def test_columns_are_densities_of_their_own():
-    lows, highs = np.array([-0.75, 1.5]), np.array([2.5, 2.0])
-    coefficients, weight = random(2, 7), random(2, seed=1)
-    energy = Energy(RBF(lows, highs, 7), coefficients, weight, "gelu")
-    z = np.array([[0.3, 1.7], [1.9, 1.55]])
-    for i in range(2):
-        single = Energy(RBF(lows[i], highs[i], 7), coefficients[i], weight[i], "gelu")
-        assert_close(energy(z)[:, i], single(z[:, i]))
+    ]:
+        low = np.full(grid, LOW) - np.arange(np.prod(grid, dtype=int)).reshape(grid)
+        energy = Energy(
+            RBF(low, low + 3.0, 5),
+            random(*coefficients, 5),
+            None if weight is None else random(*weight),
+        )
+        assert energy.batch_shape == expected
+        for leading in ((), (6, 1)):
+            z = np.zeros(leading + (1,) * len(expected))
+            shape = np.broadcast_shapes(z.shape, expected)
+            assert jax.eval_shape(energy, z).shape == shape
+            assert jax.eval_shape(energy, np.broadcast_to(z, shape)).shape == shape
+        shared = jax.eval_shape(energy.placed.at_shared, np.linspace(0.0, 1.0, 7))
+        assert shared.shape == (7, *expected)
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_shared_positions(name):
-    """One matrix product gives what the call gives, for all columns."""
+def test_columns(name):
+    """Each is a density of its own, and one matrix product gives all of them."""
     case = BASES[name]
     # No position on a knot: rounding decides on which side of a jump it lies.
     s = jnp.asarray([0.0, 0.013, 0.31, 0.52, 0.67, 0.989, 1.0])
@@ -113,26 +100,35 @@ def test_shared_positions(name):
         (LOW, HIGH, (3, 2)),
         ([LOW, 1.5], [HIGH, 2.0], (2,)),
     ):
-        coefficients = random(*batch, case.num_features)
-        energy = Energy(case.make(low, high), coefficients, 0.5, "silu")
-        column = s.reshape((-1,) + (1,) * len(batch))
-        z = jnp.broadcast_to(energy.placed.from_unit(column), (7, *batch))
-        assert_close(energy.placed.at_shared(s), energy(z), atol=(5e-5, 1e-10))
+        energy = Energy(
+            case.make(low, high), random(*batch, case.num_features), 0.5, "silu"
+        )
+        shared, called = at_shared(energy.placed, s)
+        assert_close(shared, called, atol=(5e-5, 1e-10))
+    # The last of them, of two grids.
+    for i in range(2):
+        single = Energy(case.make(low[i], high[i]), energy.coefficients[i], 0.5, "silu")
+        expected = at_shared(single.placed, s)[1]
+        assert_close(called[:, i], expected, atol=(5e-5, 1e-10))
 
 
-def test_shared_positions_with_a_batch_of_bandwidths():
+def test_columns_with_weights_and_bandwidths_of_their_own():
     """As :func:`jax.vmap` over a basis, or a batch of trained ones, leaves them."""
-    coefficients = random(3, 5)
+    coefficients, weight = random(3, 5), random(3, seed=1)
     bandwidths = jnp.asarray([0.5, 1.0, 2.0])
-    stacked = jax.vmap(lambda c, b: Energy(RBF(LOW, HIGH, 5, bandwidth=b), c))(
-        coefficients, bandwidths
-    )
+
+    def make(c, w, b):
+        return Energy(RBF(LOW, HIGH, 5, bandwidth=b), c, w, "gelu")
+
+    stacked = jax.vmap(make)(coefficients, weight, bandwidths)
     assert stacked.batch_shape == (3,)
     s = jnp.linspace(0.0, 1.0, 6)
+    shared, called = at_shared(stacked.placed, s)
     for i in range(3):
-        single = Energy(RBF(LOW, HIGH, 5, bandwidth=bandwidths[i]), coefficients[i])
-        assert_close(stacked.placed.at_shared(s)[:, i], single.placed.at_shared(s))
-        assert_close(stacked(Z[:, None])[:, i], single(Z))
+        single = make(coefficients[i], weight[i], bandwidths[i])
+        expected = at_shared(single.placed, s)
+        assert_close(shared[:, i], expected[0])
+        assert_close(called[:, i], expected[1])
 
 
 def test_init(key):
@@ -157,13 +153,24 @@ def test_init(key):
     assert (named.base_activation, float(named.base_weight)) == ("tanh", 0.0)
 
 
-def test_refit_to_a_finer_grid():
-    """Splines of one cell are splines of half a cell: the transfer is exact."""
+def test_refit_is_exact_where_it_can_be():
+    """Splines of one cell are splines of half a cell."""
     coarse = Energy(BSpline(LOW, HIGH, 8), random(3, 8))
-    fine = coarse.refit(BSpline(LOW, HIGH, 13))
+    basis = BSpline(LOW, HIGH, 13)
+    fine = jax.jit(lambda energy: energy.refit(basis))(coarse)
+    assert fine.basis == basis
     assert fine.coefficients.shape == (3, 13)
     z = np.linspace(LOW - 1, HIGH + 1, 200)[:, None]
     assert_close(fine(z), coarse(z), atol=(2e-5, 1e-12), rtol=1e-6)
+    # From one grid to a grid a column, each fitted for itself.
+    energy = Energy(BSpline(0.0, 4.0, 7), random(2, 7))
+    basis = BSpline([0.0, 1.0], [4.0, 3.0], 11)
+    z = np.stack([np.linspace(0.0, 4.0, 50), np.linspace(1.0, 3.0, 50)], -1)
+    first = Energy(energy.basis, energy.coefficients[0])
+    for old in (energy, first):
+        moved = old.refit(basis)
+        assert moved.batch_shape == (2,)
+        assert_close(moved(z), old(z), atol=(2e-5, 1e-12), rtol=1e-6)
 
 
 @pytest.mark.long
@@ -196,27 +203,6 @@ def test_refit_to_a_wider_grid():
     assert np.max(np.abs(wider(z) - based(z))) < 0.05
 
 
-def test_refit_of_columns():
-    """From one grid to a grid a column, each fitted for itself."""
-    energy = Energy(BSpline(0.0, 4.0, 7), random(2, 7))
-    basis = BSpline([0.0, 1.0], [4.0, 3.0], 11)
-    moved = energy.refit(basis)
-    assert moved.batch_shape == (2,)
-    z = np.stack([np.linspace(0.0, 4.0, 50), np.linspace(1.0, 3.0, 50)], -1)
-    assert_close(moved(z), energy(z), atol=(2e-5, 1e-12), rtol=1e-6)
-    single = Energy(BSpline(0.0, 4.0, 7), energy.coefficients[0]).refit(basis)
-    assert single.batch_shape == (2,)
-    assert_close(single(z)[:, 1], single(z[:, 1:])[:, 1])
-
-
-def test_refit_under_jit():
-    basis = BSpline(LOW, HIGH, 13)
-    coarse = Energy(BSpline(LOW, HIGH, 8), random(8))
-    fine = jax.jit(lambda energy: energy.refit(basis))(coarse)
-    assert fine.basis == basis
-    assert_close(fine(Z), coarse(Z), atol=(2e-5, 1e-12), rtol=1e-6)
-
-
 def test_pytree():
     energy = Energy(RBF(LOW, HIGH, 5), random(2, 5), 0.5)
     paths = [
@@ -240,7 +226,7 @@ def test_pytree():
     assert jax.tree.map(lambda _: None, energy).coefficients is None
 
 
-def test_jit_vmap_grad():
+def test_jit_vmap_grad_and_formats(x64):
     energies = Energy(RBF(LOW, HIGH, 5), random(3, 5), random(3, seed=1))
     z = jnp.asarray(Z)[:, None]
     jitted = jax.jit(lambda energy, z: energy(z))
@@ -255,88 +241,59 @@ def test_jit_vmap_grad():
     assert_close(gradient.coefficients, features)
     assert_close(gradient.base_weight, ACTIVATIONS["silu"](0.4))
     assert np.isfinite(gradient.basis.bandwidth)
-
-
-def test_input_formats(x64):
-    energy = Energy(RBF(LOW, HIGH, 5), jnp.ones(5, jnp.float32))
-    assert energy.dtype == jnp.float32
+    single = Energy(RBF(LOW, HIGH, 5), np.ones(5, np.float32))
+    assert single.dtype == jnp.float32
     for z in (1, np.int32(1), jnp.asarray(1), np.float32(1.0)):
-        assert energy(z).dtype == jnp.float32
-    assert Energy(RBF(LOW, HIGH, 2), [1, 2]).dtype == (
-        jnp.float64 if x64 else jnp.float32
+        assert jax.eval_shape(single, z).dtype == jnp.float32
+    default = jnp.float64 if x64 else jnp.float32
+    assert Energy(RBF(LOW, HIGH, 2), [1, 2]).dtype == default
+    # Under jit the numbers are not known: NaN goes in and comes out.
+    value = jax.jit(lambda c: Energy(RBF(LOW, HIGH, 5), c)(0.5))(np.full(5, np.nan))
+    assert np.isnan(value)
+
+
+def test_errors(key):
+    basis, ones = RBF(0.0, 1.0, 3), np.ones(3)
+    grids = RBF([0.0, 1.0], 2.0, 3)
+    real, one = (
+        "must be real numbers, got dtype complex",
+        "broadcast to one batch_shape",
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
+    shape = (
+        r"shape \(\*batch_shape, 3\), one for each feature of RBF, got shape \(2, 4\)"
+    )
+    finite = "coefficients must be finite, got 2 entries that are not"
+    activation = "base_activation must be one of silu, gelu, .*got 'sin'"
+    for arguments, error, match in [
         ((3.0, [1.0]), TypeError, "basis must be a basis such as .*got float"),
-        ((RBF(0.0, 1.0, 3), "abc"), TypeError, "coefficients must be real numbers|JAX"),
+        ((basis, "abc"), TypeError, "coefficients must be real numbers"),
+        ((basis, ones * 1j), TypeError, f"coefficients {real}"),
+        ((basis, ones, np.array([1j])), TypeError, f"base_weight {real}"),
+        ((basis, np.ones((2, 4))), ValueError, shape),
+        ((basis, 1.0), ValueError, r"got shape \(\)"),
+        ((basis, [1.0, np.nan, np.inf]), ValueError, finite),
         (
-            (RBF(0.0, 1.0, 3), np.ones(3) * 1j),
-            TypeError,
-            "coefficients must be real numbers, got dtype complex",
-        ),
-        (
-            (RBF(0.0, 1.0, 3), np.ones(3), np.array([1j])),
-            TypeError,
-            "base_weight must be real numbers, got dtype complex",
-        ),
-        (
-            (RBF(0.0, 1.0, 3), np.ones((2, 4))),
-            ValueError,
-            r"shape \(\*batch_shape, 3\), one for each feature of RBF, got shape "
-            r"\(2, 4\)",
-        ),
-        ((RBF(0.0, 1.0, 3), 1.0), ValueError, r"got shape \(\)"),
-        (
-            (RBF(0.0, 1.0, 3), [1.0, np.nan, np.inf]),
-            ValueError,
-            "coefficients must be finite, got 2 entries that are not",
-        ),
-        (
-            (RBF(0.0, 1.0, 3), np.ones(3), np.inf),
+            (basis, ones, np.inf),
             ValueError,
             "base_weight must be finite, got 1 entries",
         ),
         (
-            (RBF(0.0, 1.0, 3), np.ones((2, 3)), np.ones(5)),
+            (basis, np.ones((2, 3)), np.ones(5)),
             ValueError,
-            r"must broadcast to one batch_shape, got grid shape \(\)",
+            rf"{one}, got grid shape \(\)",
         ),
-        (
-            (RBF([0.0, 1.0], 2.0, 3), np.ones((5, 3))),
-            ValueError,
-            r"must broadcast to one batch_shape, got grid shape \(2,\)",
-        ),
-        (
-            (RBF(0.0, 1.0, 3), np.ones(3), 1.0, "sin"),
-            ValueError,
-            "base_activation must be one of silu, gelu, .*got 'sin'",
-        ),
-    ],
-)
-def test_errors(arguments, error, match):
-    with pytest.raises(error, match=match):
-        Energy(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("scale", -1.0), ("scale", np.inf), ("base_scale", -0.5), ("base_scale", np.nan)],
-)
-def test_init_errors(key, name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a finite number >= 0, got"):
-        Energy.init(key, RBF(0.0, 1.0, 3), **{name: value})
-
-
-def test_refit_errors():
-    energy = Energy(RBF(0.0, 1.0, 3), np.ones(3))
+        ((grids, np.ones((5, 3))), ValueError, rf"{one}, got grid shape \(2,\)"),
+        ((basis, ones, 1.0, "sin"), ValueError, activation),
+    ]:
+        with pytest.raises(error, match=match):
+            Energy(*arguments)
+    for name, value in [
+        ("scale", -1.0),
+        ("scale", np.inf),
+        ("base_scale", -0.5),
+        ("base_scale", np.nan),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name} must be a finite number >= 0,"):
+            Energy.init(key, basis, **{name: value})
     with pytest.raises(TypeError, match="basis must be a basis, got int"):
-        energy.refit(5)
-
-
-def test_traced_values_are_not_checked():
-    """Under jit the numbers are not known: NaN goes in and comes out."""
-    value = jax.jit(lambda c: Energy(RBF(0.0, 1.0, 3), c)(0.5))(jnp.full(3, jnp.nan))
-    assert np.isnan(value)
+        Energy(basis, ones).refit(5)

@@ -9,12 +9,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.bases.cases import CASES, GRIDS, WEIGHTS
+from tests.helpers import with_long
 
 pytestmark = pytest.mark.numerics
 
 # Slopes of 6th-degree polynomials and narrow wavelets amplify the rounding of z.
 ATOL = (3e-5, 1e-12)
 FEW = ["rbf", "bspline-3", "fourier", "chebyshev"]
+# Centred bases share their sums; derivatives of the others are by the same rules.
+SUMS = [*FEW, "rbf-single", "bspline-0", "bspline-one-cell", "chebyshev-constant"]
+DERIVATIVES = [*FEW, "rswaf", "shannon", "bspline-0", "bspline-one-cell"]
 
 
 @pytest.fixture(params=CASES)
@@ -74,6 +78,7 @@ def test_values(case):
                 assert_array_equal(features[end + i], features[end])
 
 
+@pytest.mark.parametrize("case", with_long(CASES, *SUMS), indirect=True)
 def test_unit_combine(case):
     """And its gradients, of one basis for all the shapes that broadcast."""
     rng = np.random.default_rng(5)
@@ -117,17 +122,25 @@ def test_unit_combine(case):
         assert_allclose(a, e, rtol=1e-11, atol=1e-11)
 
 
-def test_vmap(case):
+@pytest.mark.parametrize("case", with_long(CASES, *FEW), indirect=True)
+def test_vmap_and_training(case):
+    """A basis is carried through a scan and differentiated as a pytree."""
     basis = case.make(*GRIDS["columns"])
     z = points(GRIDS["columns"])
     atol = ATOL[z.dtype == np.float64]
     coefficients = np.resize(WEIGHTS, (9, 2, case.num_features)).astype(z.dtype)
 
     @jax.jit
-    def mapped(basis, z, coefficients):
+    def mapped_and_trained(basis, z, coefficients):
         s = basis.to_unit(z)
         combine = basis.unit_combine
+
+        def step(basis, _):
+            gradient = jax.grad(lambda basis: jnp.sum(basis(z) ** 2))(basis)
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, basis, gradient), None
+
         return (
+            jax.lax.scan(step, basis, length=2)[0],
             basis.unit_features(s),
             jax.vmap(basis)(z),
             combine(s, coefficients),
@@ -136,16 +149,22 @@ def test_vmap(case):
             jax.vmap(combine, (None, 0))(s[0], coefficients),
         )
 
-    features, mapped_features, expected, first, second, partly = mapped(
-        basis, z, coefficients
+    trained, features, mapped_features, expected, first, second, partly = (
+        mapped_and_trained(basis, z, coefficients)
     )
     assert_allclose(mapped_features, features, atol=1e-6)
     assert_allclose(first, expected, atol=atol)
     assert_allclose(second, expected, atol=atol)
     assert_allclose(partly[0], expected[0], atol=atol)
+    assert (trained.low, trained.high) == (basis.low, basis.high)
+    for before, after in zip(*map(jax.tree.leaves, (basis, trained)), strict=True):
+        assert np.isfinite(after)
+        assert after != before
 
 
-def test_derivatives_are_finite_everywhere(case):
+@pytest.mark.parametrize("case", with_long(CASES, *DERIVATIVES), indirect=True)
+def test_derivatives(case):
+    """They are finite everywhere, and right where differences tell."""
     basis = case.make(*GRIDS["columns"])
     low, high = map(np.asarray, GRIDS["columns"])
     # Beyond the grid, its ends, and all centres and knots of the table.
@@ -153,7 +172,7 @@ def test_derivatives_are_finite_everywhere(case):
         [[-1.0, 2.0], *(np.linspace(0, 1, n) for n in (5, 6, 7))]
     )
     z = jnp.asarray(low + (high - low) * fractions[:, None], float)
-    weights = jnp.asarray(WEIGHTS[: case.num_features], z.dtype)
+    weights = WEIGHTS[: case.num_features].astype(z.dtype)
 
     def energy(z):
         return jnp.sum(jnp.einsum("...g,g->...", basis(z), weights))
@@ -166,8 +185,6 @@ def test_derivatives_are_finite_everywhere(case):
     assert np.all(np.isfinite(curvature))
     assert_array_equal(gradient[:2], 0.0)
 
-
-def test_derivatives_against_differences(case):
     weights, step = WEIGHTS[: case.num_features], 1e-4
     s = position(points(GRIDS["scalar"])[1:-1], GRIDS["scalar"])
     with jax.enable_x64(True):
@@ -204,26 +221,6 @@ def test_pytree(case):
         assert type(copy) is type(basis)
         assert copy == basis
         assert jax.tree.structure(copy) == structure
-
-
-def test_trains(case):
-    """A basis is carried through a scan and differentiated as a pytree."""
-    basis = case.make(*GRIDS["scalar"])
-    z = jnp.asarray(points(GRIDS["scalar"]))
-
-    @jax.jit
-    def train(basis):
-        def step(basis, _):
-            gradient = jax.grad(lambda basis: jnp.sum(basis(z) ** 2))(basis)
-            return jax.tree.map(lambda p, g: p - 1e-3 * g, basis, gradient), None
-
-        return jax.lax.scan(step, basis, length=2)[0]
-
-    trained = train(basis)
-    assert (trained.low, trained.high) == (basis.low, basis.high)
-    for before, after in zip(*map(jax.tree.leaves, (basis, trained)), strict=True):
-        assert np.isfinite(after)
-        assert after != before
 
 
 def test_panel_breaks(case):
@@ -269,7 +266,8 @@ def test_input_formats_and_shapes(name, x64):
             basis.unit_combine(np.full(3, 0.4), np.ones(shape))
 
 
-def test_grid_broadcasts_and_columns_differ():
+def test_grids():
+    """Python floats that broadcast, refused where the format is too coarse."""
     basis = CASES["rbf"].make([[0.5], [1.0]], [2.0, 3.0, 4.0])
     assert basis.grid_shape == (2, 3)
     assert basis.low == ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
@@ -277,9 +275,6 @@ def test_grid_broadcasts_and_columns_differ():
     expected = [[1 / 1.5, 1 / 2.5, 1 / 3.5], [0.5, 0.25, 0.5 / 3]]
     assert_allclose(basis.to_unit(1.5), expected, rtol=1e-6)
     assert basis(np.full((4, 1, 1), 1.5)).shape == (4, 2, 3, 7)
-
-
-def test_grid_is_stored_as_python_floats():
     for low, high in [
         (1, np.int64(3)),
         (np.float32(1.0), jnp.float32(3.0)),
@@ -291,9 +286,6 @@ def test_grid_is_stored_as_python_floats():
             entries = end if isinstance(end, tuple) else (end,)
             assert all(type(e) is float and e == value for e in entries)
         hash((basis.low, basis.high))
-
-
-def test_grid_too_narrow_or_too_wide_for_the_format():
     narrow, wide = CASES["rbf"].make(1e8, 1e8 + 1), CASES["rbf"].make(-1e300, 1e300)
     with jax.enable_x64(True):
         assert_allclose(narrow.to_unit(np.float64(1e8 + 0.25)), 0.25)

@@ -13,7 +13,7 @@ from numpyro_kaem import RBF, BSpline, Fourier
 from numpyro_kaem.decoders import KANDecoder, KANLayer
 from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import ACTIVATIONS
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 LOW, HIGH = -0.75, 2.5
 FEW = ["rbf", "bspline-3", "fourier", "chebyshev"]
@@ -21,6 +21,9 @@ FEW = ["rbf", "bspline-3", "fourier", "chebyshev"]
 
 def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+both = jax.jit(lambda first, second, z: (first(z), second(z)))
 
 
 def unit(z, low=LOW, high=HIGH):
@@ -58,18 +61,12 @@ def test_values(name, columns):
     assert_close(layer(x), expected, rtol=(1e-4, 1e-10), atol=(3e-5, 1e-11))
 
 
-def test_continues_with_its_base():
-    layer = KANLayer(RBF(LOW, HIGH, 5), random(1, 1, 5), [[0.5]], "identity")
-    ends = layer(jnp.array([[LOW], [HIGH]]))
-    assert_close(
-        layer(jnp.array([[LOW - 6.0], [HIGH + 8.0]])), ends + 0.5 * np.c_[-6, 8].T
-    )
-
-
-def test_layer_errors():
+def test_layer_errors(key):
     basis = RBF(LOW, HIGH, 5)
-    good = (np.ones((2, 3, 5)), np.ones((2, 3)))
-    for arguments, error, match in (
+    two, column = RBF([LOW, 0.0], HIGH, 5), RBF([[LOW], [0.0]], HIGH, 5)
+    good, narrow = (np.ones((2, 3, 5)), np.ones((2, 3))), np.ones((2, 1, 5))
+    one = "one grid, or one for each of the {} inputs, got grid shape {}"
+    for arguments, error, match in [
         ((3.0, *good), TypeError, "basis must be a basis such as .*got float"),
         ((basis, np.ones((3, 5)), np.ones(3)), ValueError, r"\(num_outputs, num_inp"),
         ((basis, np.ones((2, 3, 4)), good[1]), ValueError, r"\*batch_shape, 5"),
@@ -77,69 +74,46 @@ def test_layer_errors():
         ((basis, good[0] * np.nan, good[1]), ValueError, "coefficients must be finite"),
         ((basis, good[0], good[1] * 1j), TypeError, "base_weight must be real"),
         ((basis, *good, "sin"), ValueError, "base_activation must be one of silu"),
-        (
-            (RBF([LOW, 0.0], HIGH, 5), np.ones((2, 1, 5)), np.ones((2, 1))),
-            ValueError,
-            r"one grid, or one for each of the 1 inputs, got grid shape \(2,\)|broadc",
-        ),
-        (
-            (RBF([[LOW], [0.0]], HIGH, 5), *good),
-            ValueError,
-            r"one grid, or one for each of the 3 inputs, got grid shape \(2, 1\)",
-        ),
-    ):
+        ((two, narrow, narrow[..., 0]), ValueError, one.format(1, r"\(2,\)|broadc")),
+        ((column, *good), ValueError, one.format(3, r"\(2, 1\)")),
+    ]:
         with pytest.raises(error, match=match):
             KANLayer(*arguments)
     layer = KANLayer(basis, *good)
-    with pytest.raises(ValueError, match=r"z must have shape \(\*batch, 3\)"):
-        layer(jnp.zeros(2))
-    with pytest.raises(TypeError, match="basis must be a basis, got int"):
-        layer.refit(3)
-    with pytest.raises(
-        ValueError, match=r"each of the 3 inputs, got grid shape \(2,\)"
-    ):
-        layer.refit(RBF([LOW, 0.0], HIGH, 5))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
+    for call, error, match in [
+        (lambda: layer(np.zeros(2)), ValueError, r"z must have shape \(\*batch, 3\)"),
+        (lambda: layer.refit(3), TypeError, "basis must be a basis, got int"),
+        (lambda: layer.refit(two), ValueError, r"the 3 inputs, got grid shape \(2,\)"),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
+    good = {"basis": basis, "num_inputs": 3, "num_outputs": 2}
+    for options, error, match in [
         ({"basis": None}, TypeError, "basis must be a basis such as .*got NoneType"),
         ({"num_inputs": 0}, ValueError, "num_inputs must be a positive integer"),
         ({"num_outputs": 2.0}, TypeError, "num_outputs must be a positive integer"),
         ({"base_activation": "sin"}, ValueError, "base_activation must be one of"),
-        (
-            {"basis": RBF([0.0, 1.0], 2.0, 3)},
-            ValueError,
-            "one for each of the 3 inputs",
-        ),
-    ],
-)
-def test_init_errors(key, options, error, match):
-    good = {"basis": RBF(0.0, 1.0, 3), "num_inputs": 3, "num_outputs": 2}
-    with pytest.raises(error, match=match):
-        KANLayer.init(key, **{**good, **options})
+        ({"basis": two}, ValueError, "one for each of the 3 inputs"),
+    ]:
+        with pytest.raises(error, match=match):
+            KANLayer.init(key, **{**good, **options})
 
 
-@pytest.mark.parametrize(
-    ("basis", "activation"),
-    [
-        (RBF(-3.0, 3.0, 8), "silu"),
-        pytest.param(BSpline(-1.0, 4.0, 9), "tanh", marks=pytest.mark.long),
-        pytest.param(
-            Fourier([-2.0, -5.0, -1.0], [2.0, 1.0, 3.0], 3),
-            "relu",
-            marks=pytest.mark.long,
-        ),
-    ],
-    ids=["rbf", "bspline", "fourier"],
-)
-def test_start_keeps_the_variance(key, basis, activation):
+STARTS = {
+    "silu": RBF(-3.0, 3.0, 8),
+    "tanh": BSpline(-1.0, 4.0, 9),
+    "relu": Fourier([-2.0, -5.0, -1.0], [2.0, 1.0, 3.0], 3),
+}
+
+
+@pytest.mark.parametrize("activation", with_long(STARTS, "silu"))
+def test_start_keeps_the_variance(key, activation):
+    basis = STARTS[activation]
     layer = KANLayer.init(key, basis, 3, 2000, activation)
     x = random(3000, 3)
     expansion = KANLayer(basis, layer.coefficients, jnp.zeros((2000, 3)))
     total = KANLayer(basis, layer.coefficients, layer.base_weight, activation)
-    expansion, total = jax.jit(lambda: (expansion(x), total(x)))()
+    expansion, total = both(expansion, total, x)
     # Half from either part; the mean of 6000 random edges has an error of 2 per cent.
     np.testing.assert_allclose(np.mean(expansion**2), 0.5, rtol=0.08)
     np.testing.assert_allclose(np.mean(total**2), 1.0, rtol=0.08)
@@ -147,44 +121,36 @@ def test_start_keeps_the_variance(key, basis, activation):
     assert np.std(np.mean(expansion, axis=0)) < 0.03
 
 
-@pytest.mark.parametrize(
-    "basis",
-    [RBF(60.0, 90.0, 4), BSpline(0.0, 1.0, 1, degree=0)],
-    ids=["far", "constant"],
-)
-def test_start_of_features_that_do_not_vary(key, basis):
-    layer = KANLayer.init(key, basis, 2, 3)
-    assert_array_equal(layer.coefficients, np.zeros((3, 2, basis.num_features)))
-    assert np.all(np.isfinite(layer.base_weight))
-    assert np.all(layer.base_weight != 0)
+def test_start_of_features_that_do_not_vary(key):
+    for basis in (RBF(60.0, 90.0, 4), BSpline(0.0, 1.0, 1, degree=0)):
+        layer = KANLayer.init(key, basis, 2, 3)
+        assert_array_equal(layer.coefficients, np.zeros((3, 2, basis.num_features)))
+        assert np.all(np.isfinite(layer.base_weight))
+        assert np.all(layer.base_weight != 0)
 
 
 def largest_array(function, *arguments):
     """Number of entries of the largest array in the lowered code."""
-    shapes = re.findall(
-        r"tensor<([\dx]+)xf", jax.jit(function).lower(*arguments).as_text()
-    )
+    code = jax.jit(function).lower(*arguments).as_text()
+    shapes = re.findall(r"tensor<([\dx]+)xf", code)
     return max(np.prod([int(size) for size in shape.split("x")]) for shape in shapes)
 
 
 @pytest.mark.parametrize("basis", [RBF(-3.0, 3.0, 8), BSpline(-3.0, 3.0, 8)])
 def test_memory(basis):
     """Neither values nor gradients hold points x inputs x outputs x features."""
-    batch, inputs, outputs, features = 23, 5, 11, 8
-    layer = KANLayer(
-        basis, random(outputs, inputs, features), random(outputs, inputs, seed=1)
-    )
-    x = jnp.zeros((batch, inputs))
-    assert (
-        largest_array(lambda layer, x: layer(x), layer, x) == batch * inputs * features
-    )
+    batch, inputs, outputs = 23, 5, 11
+    layer = KANLayer(basis, random(outputs, inputs, 8), random(outputs, inputs, seed=1))
+    x = np.zeros((batch, inputs))
+    assert largest_array(lambda layer, x: layer(x), layer, x) == batch * inputs * 8
     gradient = jax.grad(lambda layer, x: jnp.sum(layer(x) ** 2), argnums=(0, 1))
-    assert largest_array(gradient, layer, x) == batch * inputs * features
+    assert largest_array(gradient, layer, x) == batch * inputs * 8
+
     # The search does see such an array where there is one.
-    dense = lambda layer, x: jnp.sum(  # noqa: E731
-        layer.basis(x)[:, None] * layer.coefficients, axis=(-2, -1)
-    )
-    assert largest_array(dense, layer, x) == batch * inputs * outputs * features
+    def dense(layer, x):
+        return jnp.sum(layer.basis(x)[:, None] * layer.coefficients, axis=(-2, -1))
+
+    assert largest_array(dense, layer, x) == batch * inputs * outputs * 8
 
 
 # --- the decoder ---------------------------------------------------------------------
@@ -196,55 +162,43 @@ def small():
     return KANDecoder(jax.random.key(0), 2, 3, hidden=(4,), basis=basis)
 
 
-def test_outer_sum(key):
-    """With no hidden layer: one layer, reshaped."""
-    decoder = KANDecoder(key, 3, (2, 4), hidden=(), basis=BSpline(-2.0, 2.0, 6))
-    (layer,) = decoder.layers
+def test_layers_in_a_row(key):
+    bases = (BSpline(-2.0, 2.0, 6), RBF(-3.0, 3.0, 5), Fourier(-3.0, 3.0, 2))
+    options = dict(hidden=(7, 4), basis=bases, base_activation="tanh")
     z = random(5, 3)
+    for layer_norm in (False, True):
+        decoder = KANDecoder(key, 3, 2, layer_norm=layer_norm, **options)
+        assert tuple(layer.basis for layer in decoder.layers)[2] == bases[2]
+        assert [layer.num_outputs for layer in decoder.layers] == [7, 4, 2]
+        assert decoder.layers[0].base_activation == "tanh"
+        x = z
+        for i, layer in enumerate(decoder.layers):
+            if i > 0 and layer_norm:
+                x = np.asarray(x, float)
+                mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+                x = jnp.asarray((x - mean) / np.sqrt(variance + 1e-5))
+            x = layer(x)
+        assert_close(decoder(z), x, rtol=(1e-4, 1e-9), atol=(1e-4, 1e-9))
+    # With no hidden layer: one layer, reshaped.
+    decoder = KANDecoder(key, 3, (2, 4), hidden=(), basis=bases[0])
+    (layer,) = decoder.layers
     assert_close(decoder(z), np.asarray(layer(z)).reshape(5, 2, 4))
     for shape, expected in (((), (5,)), (4, (5, 4))):
-        make = lambda shape=shape: KANDecoder(key, 3, shape, hidden=())(z)  # noqa: E731
-        assert jax.eval_shape(make).shape == expected
+        made = jax.eval_shape(lambda s=shape: KANDecoder(key, 3, s, hidden=())(z))
+        assert made.shape == expected
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_layers_in_a_row(key, layer_norm):
-    bases = (BSpline(-2.0, 2.0, 6), RBF(-3.0, 3.0, 5), Fourier(-3.0, 3.0, 2))
-    decoder = KANDecoder(
-        key,
-        3,
-        2,
-        hidden=(7, 4),
-        basis=bases,
-        layer_norm=layer_norm,
-        base_activation="tanh",
-    )
-    assert tuple(layer.basis for layer in decoder.layers)[2] == bases[2]
-    assert [layer.num_outputs for layer in decoder.layers] == [7, 4, 2]
-    z = x = random(5, 3)
-    for i, layer in enumerate(decoder.layers):
-        if i > 0 and layer_norm:
-            x = np.asarray(x, float)
-            mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-            x = jnp.asarray((x - mean) / np.sqrt(variance + 1e-5))
-        x = layer(x)
-    assert decoder.layers[0].base_activation == "tanh"
-    assert_close(decoder(z), x, rtol=(1e-4, 1e-9), atol=(1e-4, 1e-9))
-
-
-def test_refit_keeps_the_function(small):
+def test_refit(key, small):
     """Splines of one cell are splines of half a cell: the transfer is exact."""
     decoder = small
     fine = decoder.refit(BSpline(-3.0, 3.0, 7))
     assert [layer.basis.num_features for layer in fine.layers] == [7, 7]
     z = 2 * random(40, 2)
-    fine_values, values = jax.jit(lambda: (fine(z), decoder(z)))()
+    fine_values, values = both(fine, decoder, z)
     assert_close(fine_values, values, rtol=(1e-3, 1e-9), atol=(3e-4, 1e-9))
     for old, new in zip(decoder.layers, fine.layers, strict=True):
         assert_array_equal(new.base_weight, old.base_weight)
-
-
-def test_refit_of_each_layer(key):
+    # Each layer to a basis of its own.
     decoder = KANDecoder(
         key, 2, 3, hidden=(4,), basis=BSpline(-3.0, 3.0, 5), output_activation="tanh"
     )
@@ -254,47 +208,34 @@ def test_refit_of_each_layer(key):
     assert moved.layers[0].basis == own
     assert moved.layers[1].basis.num_features == 40
     z = random(40, 2)
-    moved_values, values = jax.jit(lambda: (moved(z), decoder(z)))()
+    moved_values, values = both(moved, decoder, z)
     assert moved_values.shape == (40, 3)
     # The old functions have corners at the ends of the old grid.
     assert np.max(np.abs(moved_values - values)) < 0.05
 
 
-@pytest.mark.parametrize(
-    ("basis", "error", "match"),
-    [
+def test_errors(key, small):
+    for basis, error, match in [
         (3.0, TypeError, "basis must be a basis such as .*got float"),
         ("rbf", TypeError, "basis must be a basis such as .*got str"),
         ((RBF(0.0, 1.0, 3), None), TypeError, "got NoneType"),
         ((RBF(0.0, 1.0, 3),) * 3, ValueError, "one for each of the 2 layers, got 3"),
         (RBF([0.0, 0.5], 1.0, 3), ValueError, r"each of the 4 inputs, got grid shape"),
-    ],
-)
-def test_bases(key, small, basis, error, match):
-    with pytest.raises(error, match=match):
-        KANDecoder(key, 2, 3, hidden=(4,), basis=basis)
-    with pytest.raises(error, match=match):
-        small.refit(basis)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
+    ]:
+        with pytest.raises(error, match=match):
+            KANDecoder(key, 2, 3, hidden=(4,), basis=basis)
+        with pytest.raises(error, match=match):
+            small.refit(basis)
+    for options, error, match in [
         ({"output_shape": (2, 0)}, ValueError, r"output_shape\[1\] must be a positive"),
         ({"output_shape": 2.5}, TypeError, "output_shape must be a positive integer"),
         ({"output_shape": "ab"}, TypeError, "output_shape must be a positive integer"),
         ({"hidden": (4, -1)}, ValueError, r"hidden\[1\] must be a positive integer"),
-        (
-            {"hidden": 1, "layer_norm": True},
-            ValueError,
-            "layer_norm needs hidden layers",
-        ),
+        (dict(hidden=1, layer_norm=True), ValueError, "layer_norm needs hidden layers"),
         ({"base_activation": "sin"}, ValueError, "base_activation must be one of"),
-    ],
-)
-def test_errors(key, options, error, match):
-    with pytest.raises(error, match=match):
-        KANDecoder(key, 2, **{"output_shape": 3, **options})
+    ]:
+        with pytest.raises(error, match=match):
+            KANDecoder(key, 2, **{"output_shape": 3, **options})
 
 
 def test_compilation_does_not_grow_with_width(key):

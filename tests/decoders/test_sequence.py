@@ -69,10 +69,24 @@ def by_numpy(decoder, z, tokens):
 
 
 def test_logits(decoder):
+    assert (decoder.num_latents, decoder.num_tokens, decoder.length) == (2, 5, 6)
+    assert len(decoder.blocks) == 2
     logits = decoder.logits(Z, TOKENS)
     assert logits.shape == (6, 5)
     expected = by_numpy(decoder, Z, TOKENS)
     assert_close(logits, expected, rtol=(1e-3, 1e-9), atol=(1e-4, 1e-10))
+    # Latents and tokens broadcast.
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 2)))
+    tokens = np.random.default_rng(1).integers(0, 5, (4, 6))
+    logits = decoder.logits(z, tokens)
+    assert logits.shape == (3, 4, 6, 5)
+    single = decoder.logits(z[2, 0], tokens[1])
+    assert_close(logits[2, 1], single, rtol=(1e-4, 1e-10), atol=(1e-5, 1e-12))
+    short = random_leaves(
+        lambda key: SequenceDecoder(key, 1, 2, length=1, width=4, num_heads=1)
+    )
+    shape = jax.eval_shape(short.logits, np.zeros((3, 1)), np.array([1])).shape
+    assert shape == (3, 1, 2)
 
 
 def test_causality(decoder):
@@ -106,27 +120,8 @@ def test_short_context():
     assert_array_equal(changed, [False, False, True, True, True, False])
 
 
-def test_broadcasting(decoder):
-    z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 2)))
-    tokens = np.random.default_rng(1).integers(0, 5, (4, 6))
-    logits = decoder.logits(z, tokens)
-    assert logits.shape == (3, 4, 6, 5)
-    single = decoder.logits(z[2, 0], tokens[1])
-    assert_close(logits[2, 1], single, rtol=(1e-4, 1e-10), atol=(1e-5, 1e-12))
-
-
-def test_sizes(decoder):
-    assert (decoder.num_latents, decoder.num_tokens, decoder.length) == (2, 5, 6)
-    assert len(decoder.blocks) == 2
-    short = random_leaves(
-        lambda key: SequenceDecoder(key, 1, 2, length=1, width=4, num_heads=1)
-    )
-    assert short.logits(jnp.zeros((3, 1)), np.array([1])).shape == (3, 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
+def test_errors(key, decoder):
+    for options, error, match in [
         ({"num_tokens": 1}, ValueError, "num_tokens must be an integer >= 2"),
         ({"length": 0}, ValueError, "length must be a positive integer"),
         ({"width": 8.0}, TypeError, "width must be a positive integer"),
@@ -134,14 +129,9 @@ def test_sizes(decoder):
         ({"num_blocks": 0}, ValueError, "num_blocks must be a positive integer"),
         ({"context": 0}, ValueError, "context must be a positive integer"),
         ({"width": 10}, ValueError, "num_heads must divide width, got num_heads=4 and"),
-    ],
-)
-def test_errors(key, options, error, match):
-    with pytest.raises(error, match=match):
-        SequenceDecoder(key, 2, **{"num_tokens": 3, "length": 4, **options})
-
-
-def test_token_errors(decoder):
+    ]:
+        with pytest.raises(error, match=match):
+            SequenceDecoder(key, 2, **{"num_tokens": 3, "length": 4, **options})
     with pytest.raises(TypeError, match="tokens must be integers, got dtype float"):
         decoder.logits(Z, TOKENS * 1.0)
     with pytest.raises(ValueError, match=r"tokens must have shape \(\.\.\., 6\), got"):
