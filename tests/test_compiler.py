@@ -82,10 +82,10 @@ for n in (6, 7, 9):
     basis = kaem.Fourier(0.0, 1.0, n)
     summed = jax.jit(lambda s, c: jnp.sum(basis.unit_features(s) * c, -1))
     assert np.abs(summed(s, c) - (features * c).sum(-1)).max() < 1e-4
-    prior = kaem.KAEMPrior(kaem.Energy(kaem.RSWAF(-1.0, 1.0, n), c[:, :n]))
-    z = np.linspace(-1, 1, 4001)
-    density = np.exp(np.asarray(prior.log_prob(z[:, None]), float))
-    assert np.abs(np.trapezoid(density, z, axis=0) - 1).max() < 1e-4
+prior = kaem.KAEMPrior(kaem.Energy(kaem.RSWAF(-1.0, 1.0, n), c[:, :n]))
+z = np.linspace(-1, 1, 4001)
+density = np.exp(np.asarray(prior.log_prob(z[:, None]), float))
+assert np.abs(np.trapezoid(density, z, axis=0) - 1).max() < 1e-4
 chosen = systematic(jax.random.key(0), jnp.zeros(7), 7)
 assert chosen.tolist() == list(range(7)), chosen
 """
@@ -125,15 +125,6 @@ def test_the_list_of_wrong_releases_is_kept():
     assert (wrong != "") == backend.needs_flag(jaxlib.__version__)
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [("0.7.2", False), ("0.10.1", False), ("0.10.2", True), ("0.12.0.1", True)],
-)
-def test_releases_that_need_the_flag(version, expected):
-    """0.7.2 ends the process at the flag."""
-    assert backend.needs_flag(version) == expected
-
-
 def flags_after(monkeypatch, *, flags=None, keep=None, version="0.12.0"):
     """``XLA_FLAGS`` after an import with these, in a process that has the flag."""
     for name, value in (
@@ -151,7 +142,15 @@ def flags_after(monkeypatch, *, flags=None, keep=None, version="0.12.0"):
     return os.environ.get("XLA_FLAGS")
 
 
-def test_flags_are_added_to_and_never_overwritten(monkeypatch):
+def test_flags_are_added_to_and_never_overwritten(monkeypatch, tmp_path):
+    for version, expected in [
+        # 0.7.2 ends the process at the flag.
+        ("0.7.2", False),
+        ("0.10.1", False),
+        ("0.10.2", True),
+        ("0.12.0.1", True),
+    ]:
+        assert backend.needs_flag(version) == expected
     monkeypatch.setattr(backend, "_has_faulty_fusions", lambda: False)
     others = "--xla_force_host_platform_device_count=2"
     own = f"{FLAG}LIBRARY_FUSION_TYPE_DOT"
@@ -160,9 +159,7 @@ def test_flags_are_added_to_and_never_overwritten(monkeypatch):
     assert flags_after(monkeypatch, flags=own) == own
     assert flags_after(monkeypatch, flags=others, keep="1") == others
     assert flags_after(monkeypatch, flags=others, version="0.10.1") == others
-
-
-def test_a_file_of_flags_is_left_as_it_is(monkeypatch, tmp_path):
+    # A file of flags is left as it is.
     monkeypatch.setattr(backend, "_has_started", lambda: False)
     file = tmp_path / "flags"
     file.write_text(f"{FLAG}\n")
@@ -170,9 +167,7 @@ def test_a_file_of_flags_is_left_as_it_is(monkeypatch, tmp_path):
     file.write_text("--xla_force_host_platform_device_count=2\n")
     with pytest.raises(RuntimeWarning, match=f"names the file .*XLA_FLAGS={FLAG}"):
         flags_after(monkeypatch, flags=str(file))
-
-
-def test_nothing_is_added_for_an_accelerator_alone(monkeypatch):
+    # Nothing is added for an accelerator alone.
     config = type(backend.jax.config)
     monkeypatch.setattr(config, "jax_platforms", "cuda", raising=False)
     assert flags_after(monkeypatch, flags="") == ""

@@ -35,8 +35,10 @@ def test_galaxies_agree_with_published_statistics():
             check_velocities(wrong)
 
 
-def test_baseball_agrees_with_published_statistics():
+def test_other_data_agree_with_published_statistics():
     from _baseball import HITS, PLAYERS, REST_OF_SEASON, check_baseball
+    from _claims import POLICIES, check_claims
+    from _pines import ADJUSTED_DENSITY, DENSITY, STRENGTH, check_pines
 
     check_baseball()
     assert len(PLAYERS) == len(HITS) == len(REST_OF_SEASON) == 18
@@ -45,12 +47,6 @@ def test_baseball_agrees_with_published_statistics():
     wrong[PLAYERS.index("Williams")] = 0.330
     with pytest.raises(ValueError, match="error of"):
         check_baseball(wrong)
-
-
-def test_claims_and_pines_agree_with_published_statistics():
-    from _claims import POLICIES, check_claims
-    from _pines import ADJUSTED_DENSITY, DENSITY, STRENGTH, check_pines
-
     check_claims()
     wrong = POLICIES.copy()
     wrong[3] = 41

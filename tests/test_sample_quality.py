@@ -43,9 +43,7 @@ def test_frechet_distance_of_gaussians():
     ]
     expected = 3 * 2.0**2 + np.sum((scales[0] - scales[1]) ** 2)
     assert_allclose(sample_quality(*sets).frechet_distance, expected, rtol=1e-7)
-
-
-def test_only_the_first_components_of_the_reference_count():
+    # Only the first components of the reference count.
     scales = np.array([3.0, 2.0, 1.0, 0.5])
     rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
     reference = rows_with_moments(np.ones(4), np.diag(scales**2), 50, 1)
@@ -130,42 +128,20 @@ def test_missing_kinds_lower_recall_and_noise_lowers_precision():
 
 def test_arguments():
     good = np.random.default_rng(0).normal(size=(10, 3))
+    real, positive = "must be real numbers, got dtype", "must be a positive integer"
+    infinite = "reference must be finite, got 30 of 30"
     for arguments, error, message in [
-        ({"samples": good * 1j}, TypeError, "samples must be real numbers, got dtype"),
-        (
-            {"reference": [["a"]]},
-            TypeError,
-            "reference must be real numbers, got dtype",
-        ),
+        ({"samples": good * 1j}, TypeError, f"samples {real}"),
+        ({"reference": [["a"]]}, TypeError, f"reference {real}"),
         ({"samples": good[:5]}, ValueError, r"samples .* = 5, got shape \(5, 3\)"),
         ({"reference": good[:, 0]}, ValueError, r"reference .* got shape \(10,\)"),
         ({"samples": good[:, :0]}, ValueError, r"samples .* got shape \(10, 0\)"),
         ({"samples": good[:, :2]}, ValueError, r"one shape, got shapes \(10, 2\) and"),
-        (
-            {"reference": good * np.inf},
-            ValueError,
-            "reference must be finite, got 30 of 30",
-        ),
-        (
-            {"num_components": 0},
-            ValueError,
-            "num_components must be a positive integer",
-        ),
-        (
-            {"num_components": 2.0},
-            TypeError,
-            "num_components must be a positive integer",
-        ),
-        (
-            {"num_neighbours": 0},
-            ValueError,
-            "num_neighbours must be a positive integer",
-        ),
-        (
-            {"num_neighbours": 1.5},
-            TypeError,
-            "num_neighbours must be a positive integer",
-        ),
+        ({"reference": good * np.inf}, ValueError, infinite),
+        ({"num_components": 0}, ValueError, f"num_components {positive}"),
+        ({"num_components": 2.0}, TypeError, f"num_components {positive}"),
+        ({"num_neighbours": 0}, ValueError, f"num_neighbours {positive}"),
+        ({"num_neighbours": 1.5}, TypeError, f"num_neighbours {positive}"),
     ]:
         with pytest.raises(error, match=message):
             sample_quality(**{"samples": good, "reference": good} | arguments)

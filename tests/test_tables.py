@@ -77,14 +77,16 @@ def test_one_draw_in_a_trace_is_the_draw_outside():
     energy = kaem.Energy.init(jax.random.key(0), kaem.RBF(-2.0, 2.0, 9), (300,))
     reference, key = dist.Normal(0.0, 1.0), jax.random.key(2)
     prior = kaem.KAEMPrior(energy, reference)
-    for sample_shape in ((), (1, 1)):
-        expected = prior.sample(key, sample_shape)
-        found = jax.jit(
-            lambda energy, shape=sample_shape: kaem.KAEMPrior(energy, reference).sample(
-                key, shape
-            )
-        )(energy)
-        assert found.shape == expected.shape == (*sample_shape, 300)
+    shapes = (), (1, 1)
+
+    @jax.jit
+    def draw(energy):
+        prior = kaem.KAEMPrior(energy, reference)
+        return [prior.sample(key, shape) for shape in shapes]
+
+    for shape, found in zip(shapes, draw(energy), strict=True):
+        expected = prior.sample(key, shape)
+        assert found.shape == expected.shape == (*shape, 300)
         assert_close(found, expected, atol=(1e-5, 1e-11))
 
 

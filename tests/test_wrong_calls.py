@@ -49,8 +49,16 @@ def of_site(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
+elbo_of = partial(infer.AmortisedELBO, abs)
+deep_of = partial(kaem.DeepEnergyPrior, lambda z: z.sum(), 2)
+random_of = partial(kaem.Energy.init, KEY, BASIS)
+of_data = partial(infer.log_marginal_likelihood, model, rng_key=KEY)
 A_KEY = r"must be one random key such as jax.random.key\(0\), got "
+TARGET = r"target_accept_prob must be within \(0, 1\), got"
+STEP = "step_size must be a finite number > 0, got"
 A_NUMBER = "must be a finite number > 0, got 'a' of type str"
+PARAMS = "params must be values by name, got int"
+FLAG = "must be True or False, got"
 NUMBERS = "must be real numbers, got "
 MODELS = "model must be a NumPyro model, a callable, got "
 
@@ -58,6 +66,13 @@ MODELS = "model must be a NumPyro model, a callable, got "
 def row(message, function, *args, _error=TypeError, **kwargs):
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return pytest.param(partial(function, *args, **kwargs), _error, message, id=name)
+
+
+value_row = partial(row, _error=ValueError)
+
+
+def with_traced_step():
+    return jax.eval_shape(lambda h: infer.MALA(model, step_size=h), 0.1)
 
 
 CALLS = [
@@ -86,26 +101,10 @@ CALLS = [
         for law in LAWS.values()
     ],
     row(r"sample_shape\[0\] must be an integer", PRIOR.sample, KEY, (2.0,)),
-    row(
-        r"sample_shape\[0\] must be .*got -1",
-        PRIOR.sample,
-        KEY,
-        (-1,),
-        _error=ValueError,
-    ),
+    value_row(r"sample_shape\[0\] must be .*got -1", PRIOR.sample, KEY, (-1,)),
     row("batch_shape must be .* got 2 of", kaem.Energy.init, KEY, BASIS, 2),
-    row(
-        r"value must have shape \(..., 2\), got \(\)",
-        DEEP.log_prob,
-        0.5,
-        _error=ValueError,
-    ),
-    row(
-        r"must have shape \(..., 2\), got \(3,\)",
-        DEEP.energy,
-        np.zeros(3),
-        _error=ValueError,
-    ),
+    value_row(r"value must have shape \(..., 2\), got \(\)", DEEP.log_prob, 0.5),
+    value_row(r"must have shape \(..., 2\), got \(3,\)", DEEP.energy, np.zeros(3)),
     # --- arrays of numbers
     row(f"coefficients {NUMBERS}None", kaem.Energy, BASIS, None),
     row(f"coefficients {NUMBERS}'a'", kaem.Energy, BASIS, "a"),
@@ -143,74 +142,33 @@ CALLS = [
     row("got None of type None", infer.MALA, model, step_size=None),
     row("object of type list", infer.MALA, model, step_size=[0.1]),
     row("> 0, got True of type", infer.MALA, model, step_size=True),
-    row(
-        r"step_size must be a finite number > 0, got array\(\[1",
-        infer.MALA,
-        model,
-        step_size=np.ones(2),
-    ),
-    row("> 0, got nan", infer.MALA, model, step_size=np.nan, _error=ValueError),
-    row(
-        "step_size must be a finite number > 0, got an object of type .*Tracer",
-        jax.eval_shape,
-        lambda h: infer.MALA(model, step_size=h),
-        0.1,
-    ),
-    row(
-        r"target_accept_prob must be within \(0, 1\), got 'a'",
-        infer.MALA,
-        model,
-        target_accept_prob="a",
-    ),
+    row(rf"{STEP} array\(\[1", infer.MALA, model, step_size=np.ones(2)),
+    value_row("> 0, got nan", infer.MALA, model, step_size=np.nan),
+    row(f"{STEP} an object of type .*Tracer", with_traced_step),
+    row(rf"{TARGET} 'a'", infer.MALA, model, target_accept_prob="a"),
     row(f"step_size {A_NUMBER}", infer.AnnealedLangevin, model, step_size="a"),
     row(
-        r"within \(0, 1\), got an object of type Normal",
-        infer.AnnealedLangevin,
-        model,
-        target_accept_prob=dist.Normal(),
+        rf"{TARGET} an object of type Normal",
+        partial(infer.AnnealedLangevin, model, target_accept_prob=NORMAL),
     ),
     row(f"power {A_NUMBER}", infer.AnnealedLangevin, model, power="a"),
     row(
         "power must be a number or a schedule, got an object of type Normal",
-        infer.ThermodynamicMLE,
-        power=NORMAL,
+        partial(infer.ThermodynamicMLE, power=NORMAL),
     ),
     row(
         r"ess_threshold must be in \(0, 1\], got 'a'",
-        infer.ImportanceMLE,
-        ess_threshold="a",
+        partial(infer.ImportanceMLE, ess_threshold="a"),
     ),
-    row(
-        "kl_weight must be >= 0, got 'a'",
-        infer.AmortisedELBO,
-        lambda x: x,
-        kl_weight="a",
-    ),
-    row(
-        "observed must be the name of a site, got 3",
-        infer.AmortisedELBO,
-        lambda x: x,
-        observed=3,
-    ),
+    row("kl_weight must be >= 0, got 'a'", elbo_of, kl_weight="a"),
+    row("observed must be the name of a site, got 3", elbo_of, observed=3),
     row("low must be finite, g", kaem.cyclical_schedule, 5, low="a"),
     row(r"in \(0, 1\], got 'a'", kaem.cyclical_schedule, 5, ramp="a"),
     row("margin must be a finite", kaem.GridUpdate, 1, 1, margin="a"),
     row(r"tail must be in \[0, 0", kaem.GridUpdate, 1, 1, tail=None),
     row("scale must be positive and finite, got", kaem.NormalLikelihood, "a"),
-    row(
-        "step_size must be positive and finite, got 'a'",
-        kaem.DeepEnergyPrior,
-        lambda z: z.sum(),
-        2,
-        step_size="a",
-    ),
-    row(
-        "scale must be a finite number >= 0, got 'a'",
-        kaem.Energy.init,
-        KEY,
-        BASIS,
-        scale="a",
-    ),
+    row("step_size must be positive and finite, got 'a'", deep_of, step_size="a"),
+    row("scale must be a finite number >= 0, got 'a'", random_of, scale="a"),
     row(f"init_scale {A_NUMBER}", kaem.AutoKAEM, model, init_scale="a"),
     # --- functions, of which a distribution is none
     *[
@@ -221,34 +179,14 @@ CALLS = [
     row(f"{MODELS}an object of type Nor", infer.sample_posterior, NORMAL, KEY),
     row(f"{MODELS}None", kaem.simulation_based_calibration, None, KEY),
     row(MODELS, infer.log_marginal_likelihood, NORMAL, np.zeros(3), rng_key=KEY),
-    row(
-        "data must be an array of numbers of shape",
-        infer.log_marginal_likelihood,
-        model,
-        "a",
-        rng_key=KEY,
-    ),
-    row(
-        "params must be values by name, got int",
-        infer.log_marginal_likelihood,
-        model,
-        [1.0],
-        rng_key=KEY,
-        params=3,
-    ),
+    row("data must be an array of numbers of shape", of_data, "a"),
+    row(PARAMS, of_data, [1.0], params=3),
     row("model must be a function with Nu", infer.ImportanceSampling, NORMAL),
     row("guide must be a function w", infer.ImportanceSampling, model, NORMAL),
-    row(
-        "params must be values by name, got int",
-        infer.ImportanceSampling,
-        model,
-        params=3,
-    ),
+    row(PARAMS, infer.ImportanceSampling, model, params=3),
     row(
         "init_strategy must be such as init_to_uniform, got 3",
-        infer.MALA,
-        model,
-        init_strategy=3,
+        partial(infer.MALA, model, init_strategy=3),
     ),
     row("encoder must be an Equinox module", infer.AmortisedELBO, NORMAL),
     row("decoder must be an Equinox module", kaem.KAEM, TWO, NORMAL),
@@ -256,35 +194,20 @@ CALLS = [
     row("network must be an Equinox module", kaem.DeepEnergyPrior, NORMAL, 2),
     row(
         "band must be a KAEMPrior .*, got an object of type Normal",
-        kaem.plot_prior,
-        PRIOR,
-        band=NORMAL,
-        num_points=8,
+        partial(kaem.plot_prior, PRIOR, band=NORMAL, num_points=8),
     ),
     # --- names, flags and paths
     row("name must be the name of a si", of_site, kaem.kart, 3, TWO),
     row("name of a site, got N", of_site, kaem.learn_prior, None, TWO),
     row(
-        "learn_reference must be True or False, got 'no'",
-        of_site,
-        kaem.learn_prior,
-        "p",
-        TWO,
-        learn_reference="no",
+        f"learn_reference {FLAG} 'no'",
+        partial(of_site, kaem.learn_prior, "p", TWO, learn_reference="no"),
     ),
-    row(
-        "adapt_scale must be True or False, got 'no'",
-        infer.MALA,
-        model,
-        adapt_scale="no",
-    ),
-    row("persistent must be True or False, got 1", infer.LangevinMLE, persistent=1),
+    row(f"adapt_scale {FLAG} 'no'", infer.MALA, model, adapt_scale="no"),
+    row(f"persistent {FLAG} 1", infer.LangevinMLE, persistent=1),
     row(
         "options must be arguments by name for the function that fits, got 'a'",
-        kaem.PriorRefit,
-        1,
-        1,
-        options="a",
+        partial(kaem.PriorRefit, 1, 1, options="a"),
     ),
     *[
         row("path must be a path, got 3", read, 3)

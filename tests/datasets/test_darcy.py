@@ -86,34 +86,9 @@ def test_islands_of_high_permeability_are_accurate():
     a[3:6, 2:5] = span
     island = solve_darcy(a)[3:6, 2:5]
     assert_allclose(island, island[1, 1], rtol=1e-9)
-    # The limit of no resistance: one unknown for all nine cells.
-    cells = np.arange(size**2).reshape(size, size)
-    cells[3:6, 2:5] = cells[3, 2]
-    merge = sparse.coo_array(
-        (
-            np.ones(size**2),
-            (np.unique(cells, return_inverse=True)[1].ravel(), np.arange(size**2)),
-        )
-    ).toarray()
-    matrix = np.zeros((size**2, size**2))
-    for i, j in np.ndindex(size, size):
-        row = i * size + j
-        for u, v in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
-            inside = 0 <= u < size and 0 <= v < size
-            both = inside and a[i, j] > 0 and a[u, v] > 0
-            if both:
-                continue
-            high = a[i, j] > 0 or (inside and a[u, v] > 0)
-            flow = 2.0 if high or not inside else 1.0
-            matrix[row, row] += flow
-            if inside:
-                matrix[row, u * size + v] -= flow
-    merged = np.linalg.solve(
-        merge @ matrix @ merge.T, merge @ np.full(size**2, 1 / size**2)
-    )
-    assert_allclose(
-        island[1, 1], (merge.T @ merged).reshape(size, size)[3, 2], rtol=1e-3
-    )
+    # Sparse algebra has an error of 3e-5 here.
+    expected = by_cells(a, np.ones((size, size)))[3:6, 2:5]
+    assert_allclose(island, expected, rtol=1e-3)
 
 
 def test_generator(capsys):

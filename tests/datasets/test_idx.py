@@ -37,7 +37,7 @@ def write(tmp_path):
     return write
 
 
-def test_types(write):
+def test_reads(write):
     for name, (code, letter, values) in TYPES.items():
         for shape in [(6,), (2, 3), (3, 1, 2)]:
             path = write(idx(code, letter, shape, values))
@@ -46,9 +46,7 @@ def test_types(write):
             assert array.dtype.isnative
             assert array.flags.writeable
             assert_array_equal(array, np.array(values, name).reshape(shape))
-
-
-def test_images_are_scaled_and_labels_are_not(write):
+    # Images are scaled, and labels and numbers are not.
     images = read_idx(write(IMAGES))
     assert images.dtype == np.float32
     assert images.shape == (2, 2, 3)

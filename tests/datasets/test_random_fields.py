@@ -54,7 +54,7 @@ def test_length_scale_is_that_of_the_matern_covariance(smoothness):
     assert_allclose(found, matern * kv(smoothness, r), atol=0.06)
 
 
-def test_seeds_and_generators():
+def test_seeds_and_extreme_length_scales():
     many = gaussian_random_field(np.int64(3), 5, 6)
     assert many.shape == (5, 6, 6)
     assert many.dtype == np.float64
@@ -63,9 +63,6 @@ def test_seeds_and_generators():
     first, second = (gaussian_random_field(rng, 1, 6) for _ in range(2))
     assert_array_equal(first, many[:1])
     assert np.all(first != second)
-
-
-def test_extreme_length_scales_are_finite():
     white = gaussian_random_field(0, 200, 16, length_scale=1e-200)
     assert_allclose(white.var(), 1.0, rtol=0.05)
     flat = gaussian_random_field(0, 3, 16, length_scale=1e200)
