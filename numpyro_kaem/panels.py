@@ -150,11 +150,12 @@ def _points(
     # beside a fixed one would leave an empty panel, which has no derivative.
     reference = jax.lax.stop_gradient(parameters).build()
     scale = finest_scale(reference)
-    far = [] if closed else far_breaks(reference, low, high)
+    breaks = density_breaks(reference)
+    far = [] if closed else far_breaks(reference, breaks, low, high)
     return _Points(
         tuple(jnp.asarray(bound, low.dtype) for bound in bounds),
         [kink[None] for kink in kinks(reference)],
-        density_breaks(reference),
+        breaks,
         far,
         # Not known is 0: no panel is that fine.
         jnp.asarray(0.0 if scale is None else scale, low.dtype),

@@ -321,14 +321,18 @@ def tail_nodes(
 
 
 def far_breaks(
-    reference: dist.Distribution, low: jax.Array, high: jax.Array
+    reference: dist.Distribution,
+    breaks: list[jax.Array],
+    low: jax.Array,
+    high: jax.Array,
 ) -> list[jax.Array]:
     """Points that double their distance from a grid, into infinite tails.
 
-    They end where the density has no mass that the precision can tell from none. For
-    laws whose tails are not inverted in closed form; each ``(count, *shape)``.
+    They end where the density, of which the breaks are, has no mass that the precision
+    can tell from none. For laws whose tails are not inverted in closed form; each
+    ``(count, *shape)``.
     """
-    breaks = []
+    far = []
     for bound, edge, sign in zip(
         support_bounds(reference), (low, high), (-1.0, 1.0), strict=True
     ):
@@ -336,21 +340,25 @@ def far_breaks(
             continue
         length = local_length(reference, edge)
         # Where the bulk lies far beyond the grid, over and beyond it too.
-        bulk = _distance_of_bulk(reference, edge, length, sign)
+        bulk = _distance_of_bulk(reference, breaks, edge, length, sign)
         length = jnp.maximum(length, 2.0**-12 * bulk)
         powers = 2.0 ** np.arange(-2.0, 39.0).reshape((-1,) + (1,) * length.ndim)
         distance = jnp.asarray(powers, length.dtype) * length
         points = jnp.clip(edge + sign * distance, -1e30, 1e30)
-        breaks.append(_while_massive(reference, points, distance, sign))
-    return breaks
+        far.append(_while_massive(reference, breaks, points, distance, sign))
+    return far
 
 
 def _distance_of_bulk(
-    reference: dist.Distribution, edge: jax.Array, length: jax.Array, sign: float
+    reference: dist.Distribution,
+    breaks: list[jax.Array],
+    edge: jax.Array,
+    length: jax.Array,
+    sign: float,
 ) -> jax.Array:
     """Distance to the break beyond an edge with most mass about it, if not the edge."""
     bulk, most = jnp.zeros_like(length), log_density(reference, edge) + jnp.log(length)
-    for rows in density_breaks(reference):
+    for rows in breaks:
         rows = with_rank(rows, length.ndim)
         distance = sign * (rows - edge)
         beyond = jnp.isfinite(rows) & (distance > 0)
@@ -364,10 +372,10 @@ def _distance_of_bulk(
     return bulk
 
 
-def _furthest_break(reference: dist.Distribution, sign: float, rank: int) -> jax.Array:
+def _furthest_break(breaks: list[jax.Array], sign: float, rank: int) -> jax.Array:
     """Furthest break of a density on one side, times the sign of the side."""
     furthest = jnp.asarray(-jnp.inf)
-    for rows in density_breaks(reference):
+    for rows in breaks:
         rows = sign * with_rank(rows, rank)
         rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
         furthest = jnp.maximum(furthest, jnp.max(rows, axis=0))
@@ -375,13 +383,17 @@ def _furthest_break(reference: dist.Distribution, sign: float, rank: int) -> jax
 
 
 def _while_massive(
-    reference: dist.Distribution, points: jax.Array, distance: jax.Array, sign: float
+    reference: dist.Distribution,
+    breaks: list[jax.Array],
+    points: jax.Array,
+    distance: jax.Array,
+    sign: float,
 ) -> jax.Array:
     """Points up to the first with no mass beyond it; the rest repeat that one."""
     log_mass = log_density(reference, points) + jnp.log(distance)
     massive = log_mass > jnp.log(jnp.finfo(points.dtype).tiny)
     # The mass may lie between two points, but not beyond where the density has breaks.
-    massive |= sign * points < _furthest_break(reference, sign, points.ndim - 1)
+    massive |= sign * points < _furthest_break(breaks, sign, points.ndim - 1)
     beyond = jnp.flip(jax.lax.cummax(jnp.flip(massive, 0).astype(jnp.int32)), 0)
     # The first without mass is the end.
     end = jnp.minimum(jnp.sum(beyond, axis=0), len(points) - 1)
