@@ -278,7 +278,7 @@ FAULTS = [
         "estimation_checks.py",
         "np.broadcast_to(1 / np.square(shares).sum(0), batch_shape)",
         "np.broadcast_to(float(len(data)), batch_shape)",
-        "test_estimation.py::test_samples_without_weight_do_not_count",
+        "test_estimation.py::test_weights_count_by_their_ratios",
     ),
     Fault(
         "cells twice as wide below",
@@ -466,7 +466,7 @@ FAULTS = [
         "decoders/sequence.py",
         "jnp.triu(seen, 1 - self.context)",
         "jnp.triu(seen, -self.context)",
-        "decoders/test_sequence.py::test_short_context",
+        "decoders/test_sequence.py::test_causality",
     ),
     Fault(
         "variance of a new KAN layer",

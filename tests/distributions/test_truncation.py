@@ -260,25 +260,8 @@ def test_bounds_and_supports():
 
 
 @pytest.mark.long
-def test_nuts():
-    """The posterior's mean, by quadrature on the interval."""
-    law = kaem.truncated(CASES["normal"][0](), 0.5, 2.0)
-
-    def model(x):
-        z = numpyro.sample("z", law)
-        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-    mcmc = MCMC(NUTS(model), num_warmup=300, num_samples=2000, progress_bar=False)
-    mcmc.run(jax.random.key(0), 1.75)
-    nodes = 1.25 + 0.75 * GAUSS[0]
-    density = GAUSS[1] * np.exp(law.prior.log_prob(nodes))
-    density *= stats.norm(nodes, 0.5).pdf(1.75)
-    mean = np.sum(density * nodes) / np.sum(density)
-    assert_within_mcse(mcmc.get_samples()["z"], mean)
-
-
-@pytest.mark.long
 def test_in_models_batches_and_vmap():
+    """With the posterior's mean by NUTS."""
     law = kaem.truncated(CASES["normal"][0](), 0.5)
 
     def model(x):
@@ -303,35 +286,43 @@ def test_in_models_batches_and_vmap():
         kaem.truncated(law.prior, 0.5, validate_args=True).log_prob(0.25)
     assert law.has_rsample
     assert not kaem.truncated(CASES["mixture"][0](), 0.5).has_rsample
+    law = kaem.truncated(law.prior, 0.5, 2.0)
+
+    def one(x):
+        z = numpyro.sample("z", law)
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    mcmc = MCMC(NUTS(one), num_warmup=300, num_samples=2000, progress_bar=False)
+    mcmc.run(jax.random.key(0), 1.75)
+    # The posterior's mean, by quadrature on the interval.
+    nodes = 1.25 + 0.75 * GAUSS[0]
+    density = GAUSS[1] * np.exp(law.prior.log_prob(nodes))
+    density *= stats.norm(nodes, 0.5).pdf(1.75)
+    mean = np.sum(density * nodes) / np.sum(density)
+    assert_within_mcse(mcmc.get_samples()["z"], mean)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        ((1.0, 0.5), ValueError, "low must be below high, got 1.0 and 0.5"),
-        ((jnp.zeros(2), 0.0), ValueError, "low must be below high"),
-        ((2.5, None), ValueError, "must leave a part of the support of prior"),
-        ((None, -3.0), ValueError, "must leave a part of the support of prior"),
-        ((), ValueError, "low or high must be given"),
-        ((np.nan, 1.0), ValueError, "low must not be NaN"),
-        ((True, 2.0), TypeError, "low must be real numbers, got dtype bool"),
-        ((jnp.zeros(2), jnp.ones(3)), ValueError, "must have shapes that broadcast"),
-    ],
-)
-def test_errors(arguments, error, match):
-    with pytest.raises(error, match=match):
-        kaem.truncated(kaem.KAEMPrior(energy()), *arguments)
-
-
-def test_other_laws_are_refused():
-    with pytest.raises(TypeError, match="got Normal; truncate a prior before expand"):
-        kaem.truncated(dist.Normal(0.0, 1.0), 0.0)
-    far = kaem.KAEMPrior(energy(), dist.Normal(1.25, 0.75))
-    with pytest.raises(ValueError, match="must leave some mass"):
-        kaem.truncated(far, 2000.0, 2001.0)
-
-
-def test_unresolved_interval_is_warned_of():
+def test_errors():
+    prior = kaem.KAEMPrior(energy())
+    normal = kaem.KAEMPrior(energy(), dist.Normal(1.25, 0.75))
+    other = "got Normal; truncate a prior before expand"
+    none_left = "must leave a part of the support of prior"
+    shapes = "must have shapes that broadcast"
+    for law, bounds, error, match in (
+        (prior, (1.0, 0.5), ValueError, "low must be below high, got 1.0 and 0.5"),
+        (prior, (np.zeros(2), 0.0), ValueError, "low must be below high"),
+        (prior, (2.5, None), ValueError, none_left),
+        (prior, (None, -3.0), ValueError, none_left),
+        (prior, (), ValueError, "low or high must be given"),
+        (prior, (np.nan, 1.0), ValueError, "low must not be NaN"),
+        (prior, (True, 2.0), TypeError, "low must be real numbers, got dtype bool"),
+        (prior, (np.zeros(2), np.ones(3)), ValueError, shapes),
+        (normal, (2000.0, 2001.0), ValueError, "must leave some mass"),
+        (dist.Normal(0.0, 1.0), (0.0,), TypeError, other),
+    ):
+        with pytest.raises(error, match=match):
+            kaem.truncated(law, *bounds)
+    # An interval that is not resolved is warned of.
     basis = kaem.BSpline(-1.0, 1.0, 9)
     coefficients = jnp.asarray([60.0, 0, 0, 0, -8e3, 9e3, -9e3, 9e3, -9e3])
     with pytest.warns(UserWarning, match="estimated relative error"):
@@ -354,8 +345,8 @@ def of(name):
     return lambda z: density(name, z) * np.exp(-200)
 
 
-def test_divergence_of_a_pair():
-    """Of a truncated law from one whose panels end elsewhere, and the reverse."""
+def test_divergence_from_laws_that_break_within_a_panel():
+    """A truncated law from one whose panels end elsewhere, the reverse, and a kink."""
     prior = CASES["normal"][0]()
     low, high = 0.3125, 1.75
     nodes, weights = rule(low, high)
@@ -367,10 +358,18 @@ def test_divergence_of_a_pair():
     below, above = kaem.truncated(prior, high=high), kaem.truncated(prior, low=low)
     for p, q in ((prior, cut), (prior, below), (prior, above), (above, below)):
         assert float(kl_divergence(p, q)) == np.inf
+    flat = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), np.zeros(6))
+    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
+    place, scale = 0.37, 0.02
+    # The mean distance from the kink is that of a folded Normal law.
+    distance = 2 * stats.norm.pdf(place) + place * (1 - 2 * stats.norm.cdf(-place))
+    expected = distance / scale + np.log(2 * scale) - stats.norm.entropy()
+    found = kl_divergence(prior, dist.Laplace(place, scale))
+    assert_close(found, expected, rtol=(2e-5, 1e-9))
 
 
 @pytest.mark.long
-def test_divergences_of_pairs():
+def test_divergences_of_pairs_batches_and_events():
     """Each within the panels of the other, whose kinks lie elsewhere."""
     laws = {
         name: CASES[name][0]() for name in ("normal", "student", "mixture", "default")
@@ -392,21 +391,6 @@ def test_divergences_of_pairs():
         expected = by_rule(p_by, q_by, start, stop)
         assert_close(kl_divergence(p, q), expected, rtol=0, atol=(1e-5, 1e-11))
     assert float(kl_divergence(laws["normal"], laws["default"])) == np.inf
-
-
-def test_divergence_from_a_law_with_a_kink_within_a_panel():
-    flat = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), np.zeros(6))
-    prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
-    place, scale = 0.37, 0.02
-    # The mean distance from the kink is that of a folded Normal law.
-    distance = 2 * stats.norm.pdf(place) + place * (1 - 2 * stats.norm.cdf(-place))
-    expected = distance / scale + np.log(2 * scale) - stats.norm.entropy()
-    found = kl_divergence(prior, dist.Laplace(place, scale))
-    assert_close(found, expected, rtol=(2e-5, 1e-9))
-
-
-@pytest.mark.long
-def test_divergences_of_batches_and_events():
     prior = kaem.KAEMPrior(energy(slice(2)), dist.Normal(jnp.asarray([1.0, 1.5]), 0.75))
     other = dist.Normal(jnp.zeros((3, 1)), 2.0)
     both = kl_divergence(prior, other)
