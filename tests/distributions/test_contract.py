@@ -115,6 +115,7 @@ jitted_sample = jax.jit(lambda d, key: d.sample(key, (4, 2)))
 
 
 def test_shapes_and_formats(name, key):
+    """Also when expanded, masked and taken as an event."""
     case, d = CASES[name], built(name)
     assert d.batch_shape == case.batch_shape
     assert d.event_shape == ()
@@ -127,41 +128,54 @@ def test_shapes_and_formats(name, key):
         assert np.all(np.isfinite(draws))
         assert np.all((draws > case.low) & (draws < case.high))
         assert np.all(d.support(draws))
-    for value in (points(case), points(case)[0]):
-        assert d.log_prob(value).shape == value.shape
-        assert d.log_prob(value).dtype == float_dtype()
-    assert d.cdf(points(case)).shape == (3, *case.batch_shape)
+    z = points(case)
+    log_prob = d.log_prob(z)
+    for value, result in ((z, log_prob), (z[0], d.log_prob(z[0]))):
+        assert result.shape == value.shape
+        assert result.dtype == float_dtype()
+    assert d.cdf(z).shape == (3, *case.batch_shape)
     assert d.icdf(0.5).shape == case.batch_shape
     for moment in (d.mean, d.variance, d.entropy()):
         assert moment.shape == case.batch_shape
     assert repr(d).startswith(type(d).__name__)
+    expanded = d.expand((3, *case.batch_shape))
+    assert expanded.batch_shape == (3, *case.batch_shape)
+    assert expanded.sample(key).shape == (3, *case.batch_shape)
+    assert_close(expanded.log_prob(z), log_prob, atol=1e-5)
+    masked = d.mask(False)
+    assert_array_equal(masked.log_prob(z), np.zeros(z.shape))
+    if case.batch_shape:
+        independent = d.to_event(1)
+        assert independent.event_shape == case.batch_shape[-1:]
+        total = np.asarray(log_prob).sum(-1)
+        assert_close(independent.log_prob(z), total, rtol=1e-4, atol=1e-5)
+        assert independent.sample(key).shape == case.batch_shape
+    bijection = biject_to(d.support)
+    unconstrained = np.array([-3.0, 0.5, 3.0], z.dtype)
+    unconstrained = unconstrained.reshape((-1,) + (1,) * len(case.batch_shape))
+    unconstrained = np.broadcast_to(unconstrained, z.shape)
+    inside = bijection(unconstrained)
+    assert np.all(d.support(inside))
+    assert np.all(np.isfinite(d.log_prob(inside)))
+    assert_close(bijection.inv(inside), unconstrained, atol=1e-4, rtol=1e-4)
+    outside = [e for e in (case.low - 1.0, case.high + 1.0) if np.isfinite(e)]
+    for z in outside:
+        value = np.full(case.batch_shape, z, log_prob.dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert np.all(np.asarray(d.log_prob(value)) == -np.inf)
+        assert not np.any(d.support(value))
+        assert np.all(np.asarray(d.cdf(value)) == (0.0 if z < case.high else 1.0))
 
 
-def test_jit_with_the_distribution_as_an_argument(name, key):
+def test_jit_and_gradients(name, key):
+    """With the distribution as an argument."""
     case, d = CASES[name], built(name)
     z = points(case)
     assert_close(jitted_log_prob(d, z), d.log_prob(z), rtol=(1e-4, 1e-10), atol=1e-5)
     draws, again = jitted_sample(d, key), d.sample(key, (4, 2))
     # Draws follow the distribution function to rounding: compared in masses.
     assert_close(d.cdf(draws), d.cdf(again), rtol=0, atol=(5e-6, 1e-11))
-
-
-def test_cached_values_do_not_leak(name):
-    """First under jit as a constant, then eagerly, then under jit again."""
-    case = CASES[name]
-    d, z = case.make(), points(case)
-    with jax.checking_leaks():
-        inner = jax.jit(lambda z: d.log_prob(z) + d.cdf(z) + d.icdf(0.3))(z)
-    outer = d.log_prob(z) + d.cdf(z) + d.icdf(0.3)
-    assert_close(inner, outer, rtol=(1e-4, 1e-10), atol=(1e-5, 1e-10))
-    assert not any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(vars(d))
-    )
-
-
-def test_gradients(name, key):
-    case, d = CASES[name], built(name)
-    z = points(case)
     flat, unravel = ravel_pytree(d)
 
     @jax.jit
@@ -180,6 +194,34 @@ def test_gradients(name, key):
     up, down = d.log_prob(z + step), d.log_prob(z - step)
     expected = (np.asarray(up, float) - np.asarray(down, float)) / (2 * step)
     assert_allclose(by_point, expected, atol=0.05, rtol=0.02)
+
+
+def test_pytree_and_pickle(name):
+    """And what is cached is no leaf and leaks from no trace."""
+    case = CASES[name]
+    d, z = case.make(), points(case)
+    # First under jit as a constant, then eagerly.
+    with jax.checking_leaks():
+        inner = jax.jit(lambda z: d.log_prob(z) + d.cdf(z) + d.icdf(0.3))(z)
+    outer = d.log_prob(z) + d.cdf(z) + d.icdf(0.3)
+    assert_close(inner, outer, rtol=(1e-4, 1e-10), atol=(1e-5, 1e-10))
+    assert not any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(vars(d))
+    )
+    leaves, structure = jax.tree.flatten(d)
+    again = jax.tree.unflatten(structure, leaves)
+    mapped = jax.tree.map(lambda leaf: leaf * 1, d)
+    copy = pickle.loads(pickle.dumps(d))
+    for other in (again, mapped, copy):
+        assert other.batch_shape == case.batch_shape
+        assert jax.tree.structure(other) == structure
+        assert_array_equal(other.log_prob(z), d.log_prob(z))
+    assert hash(jax.tree.structure(case.make())) == hash(structure)
+    # A changed leaf makes new tables.
+    if 0 not in case.batch_shape:
+        changed = jax.tree.map(lambda leaf: leaf * 0.5, d)
+        assert not np.allclose(changed.log_prob(z), d.log_prob(z))
+        assert not np.allclose(changed.icdf(0.3), d.icdf(0.3))
 
 
 @pytest.mark.parametrize("name", ["default", "table", "columns"])
@@ -209,20 +251,17 @@ def test_samples_are_reparametrised(name, key):
     assert np.max(np.abs(actual)) > 0.1
 
 
-def test_cdf_and_icdf_are_inverse(name):
+def test_moments_against_samples_and_scipy(name, key):
+    """And quantiles against the distribution function."""
     case, d = CASES[name], built(name)
-    u = jnp.asarray([0.0, 0.01, 0.3, 0.5, 0.9, 1.0])
+    u = np.array([0.0, 0.01, 0.5, 0.9, 1.0])
     u = u.reshape((-1,) + (1,) * len(case.batch_shape))
     z = d.icdf(u)
-    assert z.shape == (6, *case.batch_shape)
+    assert z.shape == (5, *case.batch_shape)
     assert np.all(np.asarray(z[0]) == case.low)
     assert np.all(np.asarray(z[-1]) == case.high)
     inner = d.cdf(z[1:-1])
     assert_close(inner, np.broadcast_to(u[1:-1], inner.shape), atol=(3e-6, 1e-11))
-
-
-def test_moments_against_samples_and_scipy(name, key):
-    case, d = CASES[name], built(name)
     draws = np.asarray(d.sample(key, (20_000,)), float)
     if draws.size == 0:
         return
@@ -237,7 +276,7 @@ def test_moments_against_samples_and_scipy(name, key):
     assert np.all(np.abs(log_probs.mean(0) - np.asarray(d.entropy())) < 4.5 * error)
     # By the trapezoidal rule on the density, dense and wide.
     ends = max(case.low, -25.0) + 1e-6, min(case.high, 45.0) - 1e-6
-    grid = np.linspace(*ends, 400_001)
+    grid = np.linspace(*ends, 100_001)
     column = grid.reshape((-1,) + (1,) * len(case.batch_shape))
     density = np.exp(np.asarray(d.log_prob(jnp.asarray(column)), float))
     total = integrate.trapezoid(density, column, axis=0)
@@ -248,86 +287,27 @@ def test_moments_against_samples_and_scipy(name, key):
     assert_allclose(variance, second, atol=5e-4, rtol=1e-3)
 
 
-def test_support(name):
-    case, d = CASES[name], built(name)
-    bijection = biject_to(d.support)
-    unconstrained = jnp.linspace(-3.0, 3.0, 5).reshape(
-        (-1,) + (1,) * len(case.batch_shape)
-    )
-    unconstrained = jnp.broadcast_to(unconstrained, (5, *case.batch_shape))
-    inside = bijection(unconstrained)
-    assert np.all(d.support(inside))
-    assert np.all(np.isfinite(d.log_prob(inside)))
-    assert_close(bijection.inv(inside), unconstrained, atol=1e-4, rtol=1e-4)
-    outside = [e for e in (case.low - 1.0, case.high + 1.0) if np.isfinite(e)]
-    for z in outside:
-        value = jnp.full(case.batch_shape, z)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            assert np.all(np.asarray(d.log_prob(value)) == -np.inf)
-        assert not np.any(d.support(value))
-        assert np.all(np.asarray(d.cdf(value)) == (0.0 if z < case.high else 1.0))
+@jax.jit
+def carried(d, z):
+    def step(d, z):
+        return jax.tree.map(lambda leaf: leaf * 1, d), d.log_prob(z)
+
+    return jax.lax.scan(step, d, z)[1]
 
 
-def test_expand_to_event_and_mask(name, key):
-    case, d = CASES[name], built(name)
-    z = points(case)
-    log_prob = d.log_prob(z)
-    expanded = d.expand((3, *case.batch_shape))
-    assert expanded.batch_shape == (3, *case.batch_shape)
-    assert expanded.sample(key).shape == (3, *case.batch_shape)
-    assert_close(expanded.log_prob(z), log_prob, atol=1e-5)
-    masked = d.mask(False)
-    assert_array_equal(masked.log_prob(z), np.zeros(z.shape))
-    if case.batch_shape:
-        independent = d.to_event(1)
-        assert independent.event_shape == case.batch_shape[-1:]
-        assert_close(independent.log_prob(z), log_prob.sum(-1), rtol=1e-4, atol=1e-5)
-        assert independent.sample(key).shape == case.batch_shape
+def test_scan_and_vmap():
+    """As the carry of a scan and as a constant; mapped, made and returned."""
+    for name in ("default", "row", "mixture"):
+        d, z = built(name), points(CASES[name])
 
+        def step(carry, z, d=d):
+            return carry + jnp.sum(d.log_prob(z)), d.icdf(0.5)
 
-def test_pytree_and_pickle(name, key):
-    case, d = CASES[name], built(name)
-    z = points(case)
-    leaves, structure = jax.tree.flatten(d)
-    again = jax.tree.unflatten(structure, leaves)
-    mapped = jax.tree.map(lambda leaf: leaf * 1, d)
-    copy = pickle.loads(pickle.dumps(d))
-    for other in (again, mapped, copy):
-        assert other.batch_shape == case.batch_shape
-        assert jax.tree.structure(other) == structure
-        assert_array_equal(other.log_prob(z), d.log_prob(z))
-    # The cached tables are no leaves, and a changed leaf makes new ones.
-    assert hash(jax.tree.structure(CASES[name].make())) == hash(structure)
-    if 0 not in case.batch_shape:
-        changed = jax.tree.map(lambda leaf: leaf * 0.5, d)
-        assert not np.allclose(changed.log_prob(z), d.log_prob(z))
-        assert not np.allclose(changed.icdf(0.3), d.icdf(0.3))
-
-
-@pytest.mark.parametrize("name", ["default", "row", "mixture"])
-def test_scan(name, key):
-    """As a carry, and as a constant."""
-    case, d = CASES[name], built(name)
-    z = points(case)
-
-    @jax.jit
-    def carried(d):
-        def step(d, z):
-            return jax.tree.map(lambda leaf: leaf * 1, d), d.log_prob(z)
-
-        return jax.lax.scan(step, d, z)[1]
-
-    def step(carry, z):
-        return carry + jnp.sum(d.log_prob(z)), d.icdf(0.5)
-
-    assert_close(carried(d), d.log_prob(z), rtol=(1e-4, 1e-10), atol=1e-5)
-    total, medians = jax.lax.scan(step, jnp.zeros(()), z)
-    assert_close(total, jnp.sum(d.log_prob(z)), rtol=(1e-4, 1e-10))
-    assert_close(medians[0], d.icdf(0.5), rtol=(1e-4, 1e-10))
-
-
-def test_vmap_over_a_batch_of_priors(key):
+        expected = d.log_prob(z)
+        assert_close(carried(d, z), expected, rtol=(1e-4, 1e-10), atol=1e-5)
+        total, medians = jax.lax.scan(step, jnp.zeros(()), z)
+        assert_close(total, np.sum(expected), rtol=(1e-4, 1e-10))
+        assert_close(medians[0], d.icdf(0.5), rtol=(1e-4, 1e-10))
     basis = RBF(-0.75, 2.5, 5, bandwidth=1.25)
     coefficients, locs = random(3, 5), jnp.asarray([0.5, 1.0, 1.5])
     z = jnp.asarray([0.1, 0.7, 1.9])
@@ -354,7 +334,7 @@ def test_vmap_over_a_batch_of_priors(key):
     assert_close(mapped, one.log_prob(z), rtol=(1e-4, 1e-10), atol=(1e-5, 1e-11))
 
 
-def test_in_a_plate_of_a_model(key):
+def test_in_a_plate_and_as_a_component(key):
     prior = built("default")
 
     def model(x):
@@ -369,10 +349,7 @@ def test_in_a_plate_of_a_model(key):
     joint, _ = log_density(model, (x,), {}, {"z": z})
     expected = prior.log_prob(z).sum() + stats.norm(np.asarray(z), 0.5).logpdf(x).sum()
     assert_close(joint, expected, rtol=(1e-4, 1e-8))
-
-
-def test_component_of_numpyros_mixture(key):
-    """Mixtures of products, which keep dependence, form a joint law."""
+    # Mixtures of products, which keep dependence, form a joint law.
     prior = KAEMPrior(Energy(RBF(-0.75, 2.5, 5), random(3, 2, 5)))
     logits = jnp.asarray([0.5, -0.5, 0.0])
     joint = dist.MixtureSameFamily(dist.Categorical(logits=logits), prior.to_event(1))
@@ -387,23 +364,10 @@ def test_component_of_numpyros_mixture(key):
     assert np.all(joint.support(draws))
 
 
-def test_infer_shapes():
+def test_supports_and_validation():
     assert KAEMPrior.infer_shapes((3, 1), (2,)) == ((3, 2), ())
     assert KAEMPrior.infer_shapes((4,)) == ((4,), ())
-
-
-def test_validate_args():
-    d = row(validate_args=True)
-    energy = Energy(BSpline(-0.75, 2.5, 6), random(1, 6))
-    bounded = KAEMPrior(energy, validate_args=True)
-    with pytest.warns(UserWarning, match="Out-of-support values"):
-        bounded.log_prob(jnp.asarray([3.0]))
-    assert np.isfinite(d.log_prob(jnp.asarray([3.0])))
-    quiet = KAEMPrior(energy, validate_args=False)
-    assert quiet.log_prob(jnp.asarray([3.0])) == -np.inf
-
-
-def test_support_is_static_and_hashable():
+    # A support is static and hashable.
     first, second = (built("default").support for _ in range(2))
     assert isinstance(first, constraints.ParameterFreeConstraint)
     assert first == second
@@ -412,6 +376,14 @@ def test_support_is_static_and_hashable():
     other = KAEMPrior(Energy(RBF(0.0, 1.0, 2), random(2))).support
     assert first != other
     assert built("row").support is constraints.real
+    # What is outside is warned of where validation is asked for.
+    z = np.array([3.0])
+    energy = built("row").energy
+    bounded = KAEMPrior(energy, validate_args=True)
+    with pytest.warns(UserWarning, match="Out-of-support values"):
+        bounded.log_prob(z)
+    assert np.isfinite(row(validate_args=True).log_prob(z))
+    assert KAEMPrior(energy, validate_args=False).log_prob(z) == -np.inf
 
 
 @pytest.mark.parametrize("base", ["uniform", "normal"])
@@ -444,124 +416,92 @@ def test_transformed(base, key):
     leaves, structure = jax.tree.flatten(transform)
     again = jax.tree.unflatten(structure, leaves)
     assert_array_equal(again(jnp.full((2,), 0.3)), transform(jnp.full((2,), 0.3)))
+    # Points beyond all precision stay at a far quantile, whatever the energy.
+    if base == "normal":
+        energy = Energy(RBF(-1.0, 1.0, 2), jnp.asarray([12.0, -12.0]))
+        transform = KAEMPrior(energy, dist.Normal(0.0, 1.0)).as_transformed(base)
+        z = transform.transforms[0](jnp.asarray([-1e3, -20.0, 20.0, 1e3]))
+        assert np.all(np.isfinite(z))
+        assert z[0] == z[1] < z[2] == z[3]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("base", ["uniform", "normal"])
-def test_nuts_through_transform_reparam(base):
-    """A Normal posterior: the tilted prior is Normal and so is the likelihood."""
+def test_nuts():
+    """A Normal posterior through each transform, and a prior by NumPyro's bijection."""
+
+    def draws(model, seed, *arguments):
+        kernel = NUTS(model)
+        mcmc = MCMC(kernel, num_warmup=500, num_samples=2000, progress_bar=False)
+        mcmc.run(jax.random.key(seed), *arguments)
+        return mcmc.get_samples()["z"]
+
+    # The tilted prior is Normal and so is the likelihood.
     loc, scale, curvature, noise, x = 1.25, 0.75, -0.25, 0.5, 0.25
     basis = BSpline(loc - 12 * scale, loc + 12 * scale, 27)
     prior = KAEMPrior(
         Energy(basis, jnp.zeros(27), curvature, "square"), dist.Normal(loc, scale)
     )
-
-    def model(x):
-        z = numpyro.sample("z", prior.as_transformed(base))
-        numpyro.sample("x", dist.Normal(z, noise), obs=x)
-
-    reparametrised = handlers.reparam(model, config={"z": TransformReparam()})
-    mcmc = MCMC(
-        NUTS(reparametrised), num_warmup=500, num_samples=2000, progress_bar=False
-    )
-    mcmc.run(jax.random.key(5), x)
     precision = 1 / scale**2 - 2 * curvature + 1 / noise**2
     mean = (loc / scale**2 + x / noise**2) / precision
-    draws = mcmc.get_samples()["z"]
-    assert_within_mcse(draws, mean)
-    assert_within_mcse((draws - mean) ** 2, 1 / precision)
+    for base in ("uniform", "normal"):
 
+        def model(x, base=base):
+            z = numpyro.sample("z", prior.as_transformed(base))
+            numpyro.sample("x", dist.Normal(z, noise), obs=x)
 
-@pytest.mark.long
-def test_nuts_on_the_prior_itself():
-    """With a bounded support, whose ends NumPyro's own bijection handles."""
+        z = draws(handlers.reparam(model, config={"z": TransformReparam()}), 5, x)
+        assert_within_mcse(z, mean, err_msg=base)
+        assert_within_mcse((z - mean) ** 2, 1 / precision, err_msg=base)
+    # A bounded support: the mirror image of an exponential that falls from its end.
     rate = 1.5
-    energy = Energy(RBF(-0.75, 2.5, 3), jnp.zeros(3), rate, "identity")
-    prior = KAEMPrior(energy)
-    mcmc = MCMC(
-        NUTS(lambda: numpyro.sample("z", prior)),
-        num_warmup=500,
-        num_samples=2000,
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(6))
-    law = stats.truncexpon(b=3.25 * rate, loc=0.75 - 2.5, scale=1 / rate)
-    # The mirror image of an exponential that falls from the upper end.
-    assert_within_mcse(mcmc.get_samples()["z"], -(law.mean() - (0.75 - 2.5)) + 2.5)
+    prior = KAEMPrior(Energy(RBF(-0.75, 2.5, 3), jnp.zeros(3), rate, "identity"))
+    law = stats.truncexpon(b=3.25 * rate, scale=1 / rate)
+    assert_within_mcse(draws(lambda: numpyro.sample("z", prior), 6), 2.5 - law.mean())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "match"),
-    [
-        ((3.0,), {}, TypeError, "energy must be a numpyro_kaem.Energy, got float"),
+def test_errors():
+    energy = Energy(RBF(-0.75, 2.5, 3), np.ones((2, 3)))
+    normal = dist.Normal(0.0, 1.0)
+    rows = [
+        (1.0, TypeError, "reference must be a NumPyro distribution or None"),
         (
-            (None, 1.0),
-            {},
-            TypeError,
-            "reference must be a NumPyro distribution or None",
-        ),
-        (
-            (None, dist.Normal(jnp.zeros(2), 1.0).to_event(1)),
-            {},
+            dist.Normal(np.zeros(2), 1.0).to_event(1),
             TypeError,
             "reference must be univariate, got Independent with event_shape",
         ),
+        (dist.Poisson(2.0), TypeError, "must be continuous, got the discrete"),
         (
-            (None, dist.Poisson(2.0)),
-            {},
-            TypeError,
-            "must be continuous, got the discrete",
-        ),
-        (
-            (None, dist.VonMises(0.0, 1.0)),
-            {},
+            dist.VonMises(0.0, 1.0),
             TypeError,
             "reference must have a cdf, which VonMises does not",
         ),
+        (normal.expand((2,)), TypeError, "batch shape in its parameters"),
         (
-            (None, dist.Normal(0.0, 1.0).expand((2,))),
-            {},
-            TypeError,
-            "batch shape in its parameters",
-        ),
-        (
-            (None, dist.Normal(jnp.zeros(7), 1.0)),
-            {},
+            dist.Normal(np.zeros(7), 1.0),
             ValueError,
             r"batch shapes that broadcast, got \(2,\) and \(7,\)",
         ),
         (
-            (None, dist.Uniform(3.0, 4.0)),
-            {},
+            dist.Uniform(3.0, 4.0),
             ValueError,
             "reference must have a support that meets the grid",
         ),
-        (
-            (None,),
-            {"refinement": 0},
-            ValueError,
-            "refinement must be a positive integer",
-        ),
-        ((None,), {"refinement": 1.5}, ValueError, "positive integer or None, got 1.5"),
-        (
-            (None,),
-            {"refinement": True},
-            ValueError,
-            "positive integer or None, got True",
-        ),
-    ],
-)
-def test_errors(arguments, options, error, match):
-    energy = Energy(RBF(-0.75, 2.5, 3), jnp.ones((2, 3)))
-    first, *rest = arguments
-    with pytest.raises(error, match=match):
-        KAEMPrior(energy if first is None else first, *rest, **options)
-
-
-def test_transform_errors():
+    ]
+    for reference, error, match in rows:
+        with pytest.raises(error, match=match):
+            KAEMPrior(energy, reference)
+    message = r"energy must be a numpyro_kaem\.Energy, got float"
+    with pytest.raises(TypeError, match=message):
+        KAEMPrior(3.0)
+    with pytest.raises(ValueError, match="refinement must be a positive integer"):
+        KAEMPrior(energy, refinement=0)
+    for value in (1.5, True):
+        message = f"positive integer or None, got {value}"
+        with pytest.raises(ValueError, match=message):
+            KAEMPrior(energy, refinement=value)
     prior = built("table")
     with pytest.raises(TypeError, match="prior must be a KAEMPrior, got Normal"):
-        InverseCDFTransform(dist.Normal(0.0, 1.0))
+        InverseCDFTransform(normal)
     for make in (
         lambda: InverseCDFTransform(prior, "beta"),
         lambda: prior.as_transformed("beta"),
@@ -572,12 +512,3 @@ def test_transform_errors():
     for x in (0.5, jnp.full((2,), 0.5), jnp.full((3, 2, 1), 0.5)):
         with pytest.raises(ValueError, match=r"must end in the prior's batch_shape"):
             transform(x)
-
-
-def test_far_on_a_normal_base():
-    """Points beyond all precision stay at a far quantile, whatever the energy."""
-    energy = Energy(RBF(-1.0, 1.0, 2), jnp.asarray([12.0, -12.0]))
-    transform = KAEMPrior(energy, dist.Normal(0.0, 1.0)).as_transformed("normal")
-    z = transform.transforms[0](jnp.asarray([-1e3, -20.0, 20.0, 1e3]))
-    assert np.all(np.isfinite(z))
-    assert z[0] == z[1] < z[2] == z[3]
