@@ -56,88 +56,57 @@ def test_equal_to_the_installed_arviz(name, num_draws):
 
 
 @pytest.mark.arviz
-def test_tail_shape_is_that_of_the_law():
+def test_tails_of_units_have_the_shape_of_their_laws():
+    """Each unit alone, by its own tail."""
     # A Pareto law of shape k: weights u ** -k.
-    rng = np.random.default_rng(0)
-    for true in (0.2, 0.9):
-        log_weights = -true * np.log(rng.random(20_000))
-        assert abs(pareto_smooth(log_weights).pareto_k - true) < 0.12
-
-
-@pytest.mark.arviz
-def test_units_are_smoothed_alone():
-    columns = [log_weights_of(name, 100) for name in ("light", "heavy")]
-    together = pareto_smooth(np.stack(columns, axis=1))
-    assert together.log_weights.shape == (100, 2)
-    for unit, column in enumerate(columns):
+    shapes = np.array([0.2, 0.9])
+    log_weights = -shapes * np.log(np.random.default_rng(0).random((20_000, 2)))
+    together = pareto_smooth(log_weights)
+    assert together.log_weights.shape == (20_000, 2)
+    assert np.all(np.abs(together.pareto_k - shapes) < 0.12)
+    for unit, column in enumerate(log_weights.T):
         alone = pareto_smooth(column)
         np.testing.assert_array_equal(together.log_weights[:, unit], alone.log_weights)
         assert together.pareto_k[unit] == alone.pareto_k
 
 
-def test_equal_weights_have_no_tail():
-    smoothed = pareto_smooth(np.full(100, -3.0))
-    assert smoothed.pareto_k == -np.inf
-    np.testing.assert_allclose(smoothed.log_weights, -np.log(100))
-
-
-def test_weights_at_their_bound_have_no_tail():
-    # As from a likelihood that is 0 or a constant.
-    log_weights = np.where(np.arange(200) % 2 == 0, -np.inf, 4.0)
-    smoothed = pareto_smooth(log_weights)
-    assert smoothed.pareto_k == -np.inf
-    assert "no tail" in smoothed.notes[0]
-    np.testing.assert_allclose(smoothed.log_weights[1::2], -np.log(100))
-    assert np.all(smoothed.log_weights[::2] == -np.inf)
-
-
-def test_too_few_draws():
-    log_weights = log_weights_of("light", 24)
-    smoothed = pareto_smooth(log_weights)
-    assert np.isnan(smoothed.pareto_k)
-    assert "24 draws are too few" in smoothed.notes[0]
-    expected = log_weights - logsumexp(log_weights)
-    np.testing.assert_allclose(smoothed.log_weights, expected, atol=1e-12)
-
-
-def test_none_finite():
-    smoothed = pareto_smooth(np.full(100, -np.inf))
-    assert np.isnan(smoothed.pareto_k)
-    assert smoothed.notes == ("no particle carries weight",)
-    assert np.all(smoothed.log_weights == -np.inf)
-
-
-@pytest.mark.parametrize("num_finite", [1, 4, 20])
-def test_too_few_with_weight(num_finite):
-    log_weights = np.full(100, -np.inf)
-    log_weights[:num_finite] = np.arange(num_finite)
-    smoothed = pareto_smooth(log_weights)
-    assert smoothed.pareto_k == np.inf
-    assert f"only {num_finite} of 100" in smoothed.notes[0]
-    expected = np.arange(num_finite) - logsumexp(np.arange(num_finite))
-    np.testing.assert_allclose(smoothed.log_weights[:num_finite], expected)
+def test_weights_without_a_tail_to_fit():
+    """Normalised, not smoothed; what is said of them, and the shape in its place."""
+    half = np.arange(200) % 2 == 0
+    few = np.where(np.arange(100) < np.array([[1], [4], [20]]), np.arange(100), -np.inf)
+    none = np.full(100, -np.inf)
+    for log_weights, pareto_k, note in (
+        (np.full(100, -3.0), -np.inf, "no tail"),
+        # As from a likelihood that is 0 or a constant.
+        (np.where(half, -np.inf, 4.0), -np.inf, "no tail"),
+        (log_weights_of("light", 24), np.nan, "24 draws are too few"),
+        *zip(few, [np.inf] * 3, [f"only {n} of 100" for n in (1, 4, 20)], strict=True),
+        (none, np.nan, "no particle carries weight"),
+    ):
+        smoothed = pareto_smooth(log_weights)
+        np.testing.assert_array_equal(smoothed.pareto_k, pareto_k)
+        assert note in smoothed.notes[0]
+        total = 0.0 if log_weights is none else logsumexp(log_weights)
+        expected = log_weights - total
+        np.testing.assert_allclose(smoothed.log_weights, expected, atol=1e-12)
 
 
 @pytest.mark.arviz
-@pytest.mark.parametrize("scale", [1e-9, 30.0, 100.0, 300.0, 1e5])
-def test_extreme_weights_give_no_error(scale):
-    log_weights = scale * np.random.default_rng(1).normal(size=1000)
-    smoothed = pareto_smooth(log_weights)
-    assert abs(logsumexp(smoothed.log_weights)) < 1e-8
-    assert smoothed.pareto_k.shape == ()
-    if scale > 1:
-        assert not smoothed.pareto_k <= 0.7
+def test_extreme_weights_give_no_error():
+    for scale in (1e-9, 30.0, 100.0, 300.0, 1e5):
+        log_weights = scale * np.random.default_rng(1).normal(size=1000)
+        smoothed = pareto_smooth(log_weights)
+        assert abs(logsumexp(smoothed.log_weights)) < 1e-8
+        assert smoothed.pareto_k.shape == ()
+        assert scale < 1 or not smoothed.pareto_k <= 0.7
 
 
-@pytest.mark.parametrize(
-    ("log_weights", "message"),
-    [
+def test_bad_input():
+    for log_weights, message in (
         (np.zeros((2, 3, 4)), "must have shape"),
         (np.array(0.0), "must have shape"),
         (np.array([0.0, np.nan]), "got NaN or inf"),
         (np.array([0.0, np.inf]), "got NaN or inf"),
-    ],
-)
-def test_bad_input(log_weights, message):
-    with pytest.raises(ValueError, match=message):
-        pareto_smooth(log_weights)
+    ):
+        with pytest.raises(ValueError, match=message):
+            pareto_smooth(log_weights)
