@@ -26,7 +26,8 @@ def advance(step, position, step_size, keys, log_density=log_gamma):
     def one(key, state, step_size):
         return step(key, log_density, state, step_size, preconditioner)
 
-    many = jax.jit(jax.vmap(one, (0, 0, None)))
+    many = jax.jit(jax.vmap(one))
+    step_size = np.broadcast_to(step_size, len(position))
     for key in keys:
         state, info = many(jax.random.split(key, len(position)), state, step_size)
     return state, info
@@ -65,13 +66,14 @@ def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
     assert_close(info.acceptance[moved], expected, rtol=(1e-3, 1e-9), atol=(1e-4, 1e-9))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("step", STEPS)
 def test_exact_draws_keep_their_law(step):
     """Each chain starts in the target: its law is exact after any number of steps."""
     draws = np.random.default_rng(1).gamma(3.0, size=(100_000, 2))
     keys = jax.random.split(jax.random.key(0), 12)
     start = jnp.asarray(np.log(draws))
-    state, info = advance(step, start, jnp.array(0.8), keys)
+    state, info = advance(step, start, 0.8, keys)
     position = np.asarray(state.position, float)
     assert np.mean(position != np.asarray(start, float)) > 0.9
     assert 0.05 < np.mean(info.acceptance) < 0.95
@@ -83,16 +85,15 @@ def test_exact_draws_keep_their_law(step):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("power", [-20, -3, 0, 20, 37, 38])
-def test_crank_nicolson_is_exact_on_its_reference_at_any_step_size(power):
+def test_crank_nicolson_is_exact_on_its_reference_at_any_step_size():
     def normal(z):
         return -0.5 * jnp.sum(((z - 1.0) / SCALE) ** 2)
 
     # 3e38 is next to the largest number in float32.
-    step_size = jnp.array(3.0 * 10.0**power)
-    start = jnp.ones((4, 2)) + 0.3
+    step_size = np.repeat(3.0 * 10.0 ** np.array([-20, -3, 0, 20, 37, 38]), 4)
+    start = jnp.full((24, 2), 1.3)
     _, info = advance(pcnl.step, start, step_size, [jax.random.key(0)], normal)
-    assert_close(info.acceptance, np.ones(4), rtol=(1e-4, 1e-9))
+    assert_close(info.acceptance, np.ones(24), rtol=(1e-4, 1e-9))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -101,6 +102,6 @@ def test_points_without_a_density_are_refused(step):
         return jnp.where(jnp.all(z > 0), -jnp.sum(z), jnp.nan)
 
     start = jnp.full((500, 2), 0.3)
-    state, _ = advance(step, start, jnp.array(1.0), [jax.random.key(0)], half)
+    state, _ = advance(step, start, 1.0, [jax.random.key(0)], half)
     assert np.all(np.asarray(state.position) > 0)
     assert np.all(np.isfinite(np.asarray(state.gradient)))
