@@ -9,22 +9,27 @@ import pytest
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
-from numpyro_kaem.infer import ImportanceSampling, target
+from numpyro_kaem.infer import ImportanceSampling
 from tests.helpers import assert_close
+from tests.infer.test_importance import (
+    LOCS,
+    UNITS,
+    X,
+    grouped,
+    hierarchical,
+    improper,
+    normal,
+    normal_posterior,
+    scaled,
+)
 
-X = jnp.array([0.4, 1.9, -0.3])
-
-
-def model(x):
-    z = numpyro.sample("z", dist.Normal(0.5, 1.3))
-    with numpyro.plate("data", len(x)):
-        numpyro.sample("x", dist.Normal(z, 0.8), obs=x)
+# --- what is refused -----------------------------------------------------------------
 
 
 def two_sites(x):
     with handlers.scale(scale=2.0):
         numpyro.sample("w", dist.Normal(0.0, 1.0))
-    model(x)
+    normal(x)
 
 
 def learned(x):
@@ -33,7 +38,32 @@ def learned(x):
     numpyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
 
 
-# --- guides --------------------------------------------------------------------------
+def unobserved(x):
+    numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def broadcasting(x):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(z, 1.0).expand([3]), obs=x[:, None])
+
+
+def factor_of(value):
+    def model(x):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("x", jnp.where(z > 0, value, 0.0))
+
+    return model
+
+
+NORMAL = dist.Normal(0.0, 1.0)
+
+
+def guide_of(name="z", law=NORMAL, scale=1.0):
+    def guide(x):
+        with handlers.scale(scale=scale):
+            numpyro.sample(name, law)
+
+    return guide
 
 
 def learned_guide(x):
@@ -41,70 +71,111 @@ def learned_guide(x):
     numpyro.sample("z", dist.Normal(loc, scale))
 
 
-def scaled_guide(x):
-    with handlers.scale(scale=2.0):
+def guide_of_units(x):
+    with numpyro.plate("units", len(x)):
         numpyro.sample("z", dist.Normal(0.0, 1.0))
 
 
-def masked_guide(x):
-    numpyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+def dependent(mean):
+    def model(x):
+        with numpyro.plate("units", len(x)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(mean(z), 1.0), obs=x)
+
+    return model
 
 
-def point_guide(x):
-    numpyro.sample("z", dist.Delta(0.3))
+def summed(x):
+    with numpyro.plate("units", len(x)):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x[0])
 
 
-def partial_guide(x):
-    numpyro.sample("z", dist.Normal(0.0, 1.0))
+NO_DRAWS, NO_DENSITY = "whose prior can be drawn from", "the density that it states"
+GROUPED = {"model": grouped, "unit_plate": "units"}
+SHARED = {**GROUPED, "share_proposals": True}
 
 
-@pytest.mark.parametrize(
-    ("model", "guide", "params", "message"),
-    [
-        (model, learned_guide, {"loc": 0.1}, "of the guide, and misses 'scale'"),
-        (learned, None, None, "of the model, and misses 'loc'"),
-        (model, scaled_guide, None, "the density that it states"),
-        (model, masked_guide, None, "the density that it states"),
-        (model, point_guide, None, "got a Delta at 'z'"),
-        (two_sites, partial_guide, None, r"guide that draws them; got \['w'\]"),
-    ],
-)
-def test_refused(key, model, guide, params, message):
-    sampler = ImportanceSampling(model, guide, params=params, num_samples=10)
-    with pytest.raises(ValueError, match=message):
-        sampler.run(key, X)
-
-
-def test_guide_at_points_is_refused(key):
-    guide = AutoDelta(model)
-    handlers.seed(guide, key)(X)
-    params = {"z_auto_loc": jnp.array(0.3)}
-    with pytest.raises(ValueError, match="got a Delta at 'z'"):
-        ImportanceSampling(model, guide, params=params).run(key, X)
+def test_bad_input(key):
+    """Models, guides and plates when run, options at once."""
+    fitted = AutoDelta(normal)
+    handlers.seed(fitted, key)(X)
+    at_point = {"guide": fitted, "params": {"z_auto_loc": jnp.array(0.3)}}
+    for options, args, message in (
+        ({"unit_plate": "groups"}, (X,), "got 'groups'; its plates are 'data'"),
+        ({"model": unobserved}, (X,), "observed site"),
+        ({"model": improper}, (X,), NO_DRAWS),
+        ({"model": scaled}, (X,), NO_DRAWS),
+        ({"model": broadcasting}, (X,), "which would broadcast"),
+        ({"model": factor_of(jnp.nan)}, (X,), "finite or -inf, got nan"),
+        ({"model": factor_of(jnp.inf)}, (X,), "finite or -inf, got inf"),
+        ({"model": learned}, (X,), "of the model, and misses 'loc'"),
+        ({"guide": guide_of("w")}, (X,), r"which are \['z'\], got 'w'"),
+        (
+            {"guide": guide_of(law=dist.Normal(np.zeros(2), 1.0))},
+            (X,),
+            r"in the shape \(\) that the model gives it, got \(2,\)",
+        ),
+        ({"guide": AutoNormal(normal)}, (X,), "must have been fitted"),
+        (
+            {"guide": learned_guide, "params": {"loc": 0.1}},
+            (X,),
+            "of the guide, and misses 'scale'",
+        ),
+        ({"guide": guide_of(scale=2.0)}, (X,), NO_DENSITY),
+        ({"guide": guide_of(law=dist.Normal().mask(False))}, (X,), NO_DENSITY),
+        ({"guide": guide_of(law=dist.Delta(0.3))}, (X,), "got a Delta at 'z'"),
+        (at_point, (X,), "got a Delta at 'z'"),
+        (
+            {"model": two_sites, "guide": guide_of()},
+            (X,),
+            r"guide that draws them; got \['w'\]",
+        ),
+        (SHARED, (UNITS, LOCS), "a prior with parameters for each unit"),
+        ({**SHARED, "guide": guide_of_units}, (UNITS,), "got a guide"),
+        (
+            {**GROUPED, "guide": guide_of(law=dist.Normal(LOCS, 1.0).to_event(1))},
+            (UNITS,),
+            "guide must draw within the plate",
+        ),
+        ({**GROUPED, "model": hierarchical}, (UNITS,), "got outside it: 'loc'"),
+        (
+            {**GROUPED, "model": dependent(lambda z: z - z.mean())},
+            (UNITS[:, 0],),
+            "must make units independent",
+        ),
+        ({**GROUPED, "model": summed}, (UNITS[:, 0],), "must make units independent"),
+    ):
+        options = {"model": normal, "num_samples": 10, **options}
+        with pytest.raises(ValueError, match=message):
+            ImportanceSampling(**options).run(key, *args)
+    for options, error, message in (
+        ({"num_samples": 0}, ValueError, "num_samples must be a positive"),
+        ({"num_samples": 10.0}, ValueError, "num_samples must be a positive"),
+        ({"chunk_size": -1}, ValueError, "chunk_size must be a positive"),
+        ({"share_proposals": True}, ValueError, "share_proposals=True needs"),
+        ({"unit_plate": 3}, TypeError, "unit_plate must be the name"),
+        ({"guide": 3}, TypeError, "guide must be a function"),
+        ({"model": None}, TypeError, "model must be a function"),
+    ):
+        with pytest.raises(error, match=message):
+            ImportanceSampling(**{"model": normal, **options})
+    with pytest.raises(TypeError, match="rng_key must be one random key"):
+        ImportanceSampling(normal).run(0, X)
 
 
 def test_params_are_those_of_the_fit_and_never_stale(key):
-    guide = AutoNormal(model)
+    """Of a guide, and of a model."""
+    guide = AutoNormal(normal)
     handlers.seed(guide, key)(X)
-    # The posterior in closed form.
-    precision = 3 / 0.8**2 + 1 / 1.3**2
-    mean = (float(X.sum()) / 0.8**2 + 0.5 / 1.3**2) / precision
-    params = {
-        "z_auto_loc": jnp.array(mean),
-        "z_auto_scale": jnp.array(precision**-0.5),
-    }
-    sampler = ImportanceSampling(model, guide, params=params, num_samples=400)
+    mean, scale = normal_posterior(X, 3)
+    params = {"z_auto_loc": jnp.array(mean), "z_auto_scale": jnp.array(scale)}
+    sampler = ImportanceSampling(normal, guide, params=params, num_samples=400)
     np.testing.assert_allclose(sampler.run(key, X).ess, 400, rtol=1e-4)
     sampler.params = {**params, "z_auto_loc": jnp.array(mean + 1.0)}
     assert sampler.run(key, X).ess < 200
-
-
-def test_parameters_of_the_model(key):
     sampler = ImportanceSampling(learned, params={"loc": 40.0}, num_samples=50)
     assert np.all(sampler.run(key, X).samples["z"] > 30)
-
-
-# --- draws at the ends of supports ---------------------------------------------------
 
 
 def test_draws_at_an_end_of_the_support_are_moved_within(key):
@@ -117,18 +188,6 @@ def test_draws_at_an_end_of_the_support_are_moved_within(key):
     z = np.asarray(result.samples["z"])
     assert np.all((z > 0) & (z < 1))
     assert np.all(np.isfinite(result.log_weights))
-
-
-@pytest.mark.parametrize("end", [0.0, -0.0])
-def test_zero_is_moved_to_a_number_that_is_not_flushed(end):
-    # XLA takes numbers below the smallest normal one for zero.
-    for support, sign in (
-        (dist.constraints.positive, 1),
-        (dist.constraints.interval(-1.0, 0.0), -1),
-    ):
-        value = jax.jit(lambda x, s=support: jnp.log(jnp.abs(target.inside(s, x))))
-        assert np.isfinite(value(jnp.array(end)))
-        assert np.sign(target.inside(support, jnp.array(end))) == sign
 
 
 # --- independence of units -----------------------------------------------------------
@@ -157,14 +216,17 @@ def test_independence_is_looked_for_once(key):
     assert_close(second.log_weights, np.asarray(expected), rtol=(1e-5, 1e-12))
 
 
-def test_dependence_is_found_with_another_number_of_units(key):
-    def paired(x):
-        with numpyro.plate("units", len(x)):
-            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-            mean = z[::-1] if len(x) == 4 else z
-            numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
-
+def test_models_that_do_not_treat_units_alone(key):
+    """With another number of them than at first, or with one value for all."""
+    paired = dependent(lambda z: z[::-1] if len(z) == 4 else z)
     sampler = ImportanceSampling(paired, num_samples=10, unit_plate="units")
     sampler.run(key, X)
     with pytest.raises(ValueError, match="must make units independent"):
-        sampler.run(key, jnp.zeros(4))
+        sampler.run(key, np.zeros(4))
+    of_three = {"model": dependent(lambda z: z.reshape(3)), "unit_plate": "units"}
+    with pytest.raises(TypeError) as error:
+        ImportanceSampling(**of_three, num_samples=10).run(key, X)
+    assert "share_proposals=False" in error.value.__notes__[0]
+    sampler = ImportanceSampling(**of_three, num_samples=10, share_proposals=False)
+    result = sampler.run(key, X)
+    assert result.log_weights.shape == result.samples["z"].shape == (10, 3)
