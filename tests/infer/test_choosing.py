@@ -75,13 +75,8 @@ def test_chains_are_taken_where_the_weights_fail(capsys):
     assert result.report[1].startswith("4 chains of NUTS: largest R-hat 1.0")
     assert "check_modes=True" in result.report[2]
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.long
-def test_the_kernel_may_be_mala():
-    y = jnp.linspace(-1.0, 1.0, 15)
-    options = {"num_samples": 8000, "num_warmup": 500, "progress_bar": False}
-    result = sample_posterior(many, jax.random.key(0), y, kernel=MALA, **options)
+    options |= {"num_samples": 8000, "num_warmup": 500, "kernel": MALA}
+    result = sample_posterior(many, jax.random.key(0), y, **options)
     assert result.sampler == "MALA"
     assert result.samples["mean"].shape == (8000, 15)
 
@@ -131,32 +126,28 @@ def test_chains_that_agree_are_checked_for_a_missed_mode():
 
 
 @pytest.mark.long
-def test_without_draws_of_the_prior():
+def test_without_draws_of_the_prior_and_without_a_reliable_sampler():
     y = jnp.array([1.0, 2.0])
     result = sample_posterior(improper, jax.random.key(0), y, progress_bar=False)
     assert result.sampler == "NUTS"
     assert result.importance is None
     assert "no proposals" in result.report[0]
 
-
-@pytest.mark.long
-def test_a_last_sampler_that_fails_warns():
     def flat(y):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         # One direction in a thousand times narrower than the other, along a curve.
         numpyro.sample("y", dist.Normal(z[0] - 30 * z[1] ** 2, 1e-3), obs=y)
 
+    options = {"num_warmup": 20, "progress_bar": False}
     with pytest.warns(UserWarning, match="not reliable either"):
-        result = sample_posterior(
-            flat, jax.random.key(0), 0.5, num_warmup=20, progress_bar=False
-        )
+        result = sample_posterior(flat, jax.random.key(0), 0.5, **options)
     assert not result.reliable
 
 
 # --- missed modes --------------------------------------------------------------------
 
 
-def runner(kernel, num_chains=1, num_samples=1000):
+def runner(kernel, num_chains=4, num_samples=1000):
     return MCMC(
         kernel,
         num_warmup=500,
@@ -167,14 +158,16 @@ def runner(kernel, num_chains=1, num_samples=1000):
     )
 
 
-def run(kernel, y, num_chains=1, num_samples=1000):
-    mcmc = runner(kernel, num_chains, num_samples)
-    mcmc.run(jax.random.key(0), y)
+@pytest.fixture(scope="module")
+def finished():
+    """A run of few draws."""
+    mcmc = runner(MALA(conjugate), 1, 10)
+    mcmc.run(jax.random.key(0), jnp.array([1.0]))
     return mcmc
 
 
 @pytest.mark.long
-def test_runs_of_the_same_law_agree():
+def test_runs_agree_unless_one_has_missed_a_mode():
     y = jnp.linspace(-1.0, 1.0, 3)
     found = []
     # The same two objects for all keys: each is compiled once.
@@ -187,16 +180,15 @@ def test_runs_of_the_same_law_agree():
         assert comparison.mass < 0.15
     assert not any(found)
     assert "No sign of a missed mode" in str(comparison)
-
-
-@pytest.mark.long
-def test_a_missed_mode_is_found_where_r_hat_is_near_one():
+    # A run that misses a mode, though its R-hat is near one.
     y = jnp.full(3, 4.0)
     start = init_to_value(values={"z": jnp.array([2.0, 2.0, 2.0])})
-    nuts = run(NUTS(two_modes, init_strategy=start), y, 4)
-    draws = np.asarray(nuts.get_samples()["z"])
-    assert np.all(draws > 0)
-    comparison = check_missed_modes(nuts, run(AnnealedLangevin(two_modes), y, 4))
+    nuts = runner(NUTS(two_modes, init_strategy=start))
+    annealed = runner(AnnealedLangevin(two_modes))
+    nuts.run(jax.random.key(0), y)
+    annealed.run(jax.random.key(0), y)
+    assert np.all(np.asarray(nuts.get_samples()["z"]) > 0)
+    comparison = check_missed_modes(nuts, annealed)
     assert comparison.found
     # The other mode of a component has the mass 1 / (1 + exp(1.2)).
     assert abs(comparison.mass - 0.23) < 0.15 or "principal" in comparison.where
@@ -205,17 +197,8 @@ def test_a_missed_mode_is_found_where_r_hat_is_near_one():
     assert comparison.where in str(comparison)
 
 
-@pytest.mark.long
-def test_modes_that_no_single_axis_tells_apart_are_found():
+def test_modes_that_no_single_axis_tells_apart_are_found(finished):
     """Both runs have the same marginal laws."""
-
-    def model(sign):
-        side = numpyro.sample("side", dist.Uniform(-1.0, 1.0))
-        along = jnp.where(side > 0, 1.0, -1.0)
-        noise = numpyro.sample("noise", dist.Normal(0.0, 0.1).expand([2]).to_event(1))
-        numpyro.deterministic("z", noise + along * jnp.array([1.0, sign]))
-
-    finished = run(MALA(model), 1.0, 2, 10)
 
     def chains(sign):
         mcmc = copy.copy(finished)
@@ -232,23 +215,24 @@ def test_modes_that_no_single_axis_tells_apart_are_found():
     assert not same.found
 
 
-def test_bad_input():
-    y = jnp.array([1.0])
-    finished = run(MALA(conjugate), y, 1, 10)
-    unfinished = MCMC(MALA(conjugate), num_warmup=1, num_samples=1)
-    with pytest.raises(TypeError, match=r"annealed must be a numpyro.infer.MCMC"):
-        check_missed_modes(finished, finished.get_samples())
-    with pytest.raises(ValueError, match="mcmc must be a finished run"):
-        check_missed_modes(unfinished, finished)
-    with pytest.raises(ValueError, match="must share sites"):
-        check_missed_modes(finished, run(MALA(improper), y, 1, 10))
-    with pytest.raises(TypeError, match="kernel must be what makes an MCMCKernel"):
-        sample_posterior(conjugate, jax.random.key(0), y, kernel="nuts")
-    with pytest.raises(ValueError, match="num_samples"):
-        sample_posterior(conjugate, jax.random.key(0), y, num_samples=0)
-
+def test_bad_input(finished):
     def discrete(y):
         numpyro.sample("k", dist.Poisson(2.0))
 
-    with pytest.raises(ValueError, match="discrete 'k'"):
-        sample_posterior(discrete, jax.random.key(0), y)
+    y = jnp.array([1.0])
+    unfinished, other = runner(MALA(conjugate)), copy.copy(finished)
+    other.get_samples = lambda group_by_chain: {"z": np.zeros((1, 10))}
+    for pair, error, message in (
+        ((finished, {}), TypeError, r"annealed must be a numpyro.infer.MCMC"),
+        ((unfinished, finished), ValueError, "mcmc must be a finished run"),
+        ((finished, other), ValueError, "must share sites"),
+    ):
+        with pytest.raises(error, match=message):
+            check_missed_modes(*pair)
+    for model, options, error, message in (
+        (conjugate, {"kernel": "nuts"}, TypeError, "kernel must be what makes an MCMC"),
+        (conjugate, {"num_samples": 0}, ValueError, "num_samples"),
+        (discrete, {}, ValueError, "discrete 'k'"),
+    ):
+        with pytest.raises(error, match=message):
+            sample_posterior(model, jax.random.key(0), y, **options)

@@ -1,5 +1,7 @@
 """The two estimators of the evidence, their errors, and what they refuse."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,23 +18,20 @@ from numpyro_kaem.infer.evidence import (
     thermodynamic_integral,
 )
 from numpyro_kaem.infer.ladder import power_ladder
-from tests.helpers import assert_close
+from tests.helpers import assert_close, with_long
 
 
-def annealed(model, *args, seed=0, num_chains=2, kernel=None, **kwargs):
+def annealed(model, *args, num_chains=2, num_warmup=300, num_samples=500, **options):
     """Run a population quietly."""
-    sizes = {"num_warmup": 300, "num_samples": 500}
-    sizes |= {name: kwargs.pop(name) for name in sizes if name in kwargs}
-    if kernel is None:
-        kernel = AnnealedLangevin(model, **{"num_temperatures": 6, **kwargs})
     mcmc = MCMC(
-        kernel,
+        AnnealedLangevin(model, **{"num_temperatures": 6, **options}),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
         num_chains=num_chains,
         chain_method="vectorized",
         progress_bar=False,
-        **sizes,
     )
-    mcmc.run(jax.random.key(seed), *args)
+    mcmc.run(jax.random.key(0), *args)
     return mcmc
 
 
@@ -53,81 +52,65 @@ def normal_log_likelihood(ladder, num_draws, dim, seed=0):
     return -0.5 * precision * squares, truth
 
 
-@pytest.mark.parametrize("estimator", [thermodynamic_integral, steppingstone])
+ESTIMATORS = [thermodynamic_integral, steppingstone]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_errors_are_those_of_many_repeats(estimator):
     ladder = power_ladder(12, 3.0)
     runs = [normal_log_likelihood(ladder, 400, 3, seed) for seed in range(200)]
     estimates = [combine([estimator(ladder, draws)]) for draws, _ in runs]
-    truth = runs[0][1]
-    value = np.array([estimate.value for estimate in estimates])
-    reported = np.array([estimate.standard_error for estimate in estimates])
+    value, reported, discretisation = np.array(estimates).T
     actual = value.std(ddof=1)
     np.testing.assert_allclose(np.sqrt((reported**2).mean()), actual, rtol=0.2)
-    discretisation = np.mean([e.discretisation_error for e in estimates])
     # The mean of 200, within its error and what is said of the discretisation.
-    assert abs(value.mean() - truth) < 4 * actual / 200**0.5 + 2 * discretisation
+    bound = 4 * actual / 200**0.5 + 2 * discretisation.mean()
+    assert abs(value.mean() - runs[0][1]) < bound
 
 
-@pytest.mark.parametrize("num_temperatures", [3, 4, 5, 8])
-def test_integral_of_fourth_order_knows_its_error(num_temperatures):
+def test_integral_of_fourth_order_knows_its_error():
     """Exact means and variances, from quantiles instead of draws."""
-    ladder = np.linspace(0.0, 1.0, num_temperatures)
-    precision = 3.0
     quantiles = stats.chi2(4).ppf((np.arange(200_000) + 0.5) / 200_000)
-    variance = 1 / (1 + ladder * precision)
-    log_likelihood = -0.5 * precision * variance * quantiles[:, None]
-    series = thermodynamic_integral(ladder, log_likelihood)
+    precision = 3.0
     truth = -0.5 * 4 * np.log1p(precision)
-    trapezoid = integrate.trapezoid(log_likelihood.mean(0), ladder)
-    error = series.value - truth
-    assert abs(error) < 0.2 * abs(trapezoid - truth)
-    assert 0.3 * abs(error) < abs(series.discretisation) < 3 * abs(error)
-
-
-def test_two_rungs_are_enough_to_integrate():
-    ladder = np.array([0.0, 1.0])
-    draws, _ = normal_log_likelihood(ladder, 100, 1)
+    for num_temperatures in (3, 4, 5, 8):
+        ladder = np.linspace(0.0, 1.0, num_temperatures)
+        variance = 1 / (1 + ladder * precision)
+        log_likelihood = -0.5 * precision * variance * quantiles[:, None]
+        series = thermodynamic_integral(ladder, log_likelihood)
+        trapezoid = integrate.trapezoid(log_likelihood.mean(0), ladder)
+        error = series.value - truth
+        assert abs(error) < 0.2 * abs(trapezoid - truth)
+        assert 0.3 * abs(error) < abs(series.discretisation) < 3 * abs(error)
+    # Two rungs are enough to integrate: the correction bounds the error.
+    draws, _ = normal_log_likelihood(np.array([0.0, 1.0]), 100, 1)
     mean, variance = draws.mean(0), draws.var(0)
-    series = thermodynamic_integral(ladder, draws)
-    expected = mean.mean() - (variance[1] - variance[0]) / 12
-    assert_close(series.value, expected, rtol=1e-10)
-    assert abs(series.discretisation) == pytest.approx(
-        abs(variance[1] - variance[0]) / 12
-    )
+    series = thermodynamic_integral(np.array([0.0, 1.0]), draws)
+    correction = (variance[1] - variance[0]) / 12
+    assert_close(series.value, mean.mean() - correction, rtol=1e-10)
+    assert abs(series.discretisation) == pytest.approx(abs(correction))
 
 
-def test_autocorrelation_widens_the_error():
-    """Each draw ten times: ten times the draws, and no smaller an error."""
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_error_counts_autocorrelation_and_differences_of_chains(estimator):
     ladder = power_ladder(6, 3.0)
+    # Each draw ten times: ten times the draws, and no smaller an error.
     draws, _ = normal_log_likelihood(ladder, 500, 2)
-    repeated = np.repeat(draws, 10, axis=0)
-    for estimator in (thermodynamic_integral, steppingstone):
-        once = combine([estimator(ladder, draws)])
-        again = combine([estimator(ladder, repeated)])
-        assert_close(again.value, once.value, rtol=1e-9)
-        ratio = again.standard_error / once.standard_error
-        assert 0.8 < ratio < 1.25
-
-
-def test_chains_that_differ_widen_the_error():
-    ladder = power_ladder(6, 3.0)
+    once = combine([estimator(ladder, draws)])
+    again = combine([estimator(ladder, np.repeat(draws, 10, axis=0))])
+    assert_close(again.value, once.value, rtol=1e-9)
+    assert 0.8 < again.standard_error / once.standard_error < 1.25
     chains = [normal_log_likelihood(ladder, 400, 2, seed)[0] for seed in (0, 1)]
-    for estimator in (thermodynamic_integral, steppingstone):
-        one, other = (estimator(ladder, draws) for draws in chains)
-        both = combine([one, other])
-        single = combine([one])
-        assert_close(both.value, (one.value + other.value) / 2, rtol=1e-12)
-        assert 0.5 < both.standard_error / single.standard_error < 0.95
-        apart = combine([one, other._replace(value=other.value + 10.0)])
-        assert apart.standard_error > 3.0
-
-
-def test_constant_likelihood_has_no_error():
-    draws = np.full((50, 4), -1.25)
-    for estimator in (thermodynamic_integral, steppingstone):
-        estimate = combine([estimator(power_ladder(4, 2.0), draws)])
-        assert_close(estimate.value, -1.25, rtol=1e-12)
-        assert estimate.standard_error == 0.0
+    one, other = (estimator(ladder, draws) for draws in chains)
+    both, single = combine([one, other]), combine([one])
+    assert_close(both.value, (one.value + other.value) / 2, rtol=1e-12)
+    assert 0.5 < both.standard_error / single.standard_error < 0.95
+    apart = combine([one, other._replace(value=other.value + 10.0)])
+    assert apart.standard_error > 3.0
+    # A constant likelihood is known exactly.
+    estimate = combine([estimator(power_ladder(4, 2.0), np.full((50, 4), -1.25))])
+    assert_close(estimate.value, -1.25, rtol=1e-12)
+    assert estimate.standard_error == 0.0
 
 
 # --- against closed forms -------------------------------------------------------------
@@ -191,20 +174,13 @@ CASES = {
 def test_evidence_over_a_hundred_seeds(case):
     """Each of a hundred populations has its own key, ladder and estimate."""
     model, exact, y = CASES[case]
-    mcmc = annealed(
-        model,
-        y,
-        num_chains=100,
-        num_temperatures=12,
-        num_local_steps=3,
-        num_warmup=300,
-        num_samples=400,
-    )
+    options = {"num_temperatures": 12, "num_local_steps": 3}
+    mcmc = annealed(model, y, num_chains=100, num_samples=400, **options)
     truth = exact(y)
     ladders = np.asarray(mcmc.last_state.temperatures, dtype=float)
     fields = mcmc.get_extra_fields(group_by_chain=True)
     draws = np.asarray(fields["rung_log_likelihood"], dtype=float)
-    for estimator in (thermodynamic_integral, steppingstone):
+    for estimator in ESTIMATORS:
         estimates = [combine([estimator(*c)]) for c in zip(ladders, draws, strict=True)]
         value, reported, _ = map(np.array, zip(*estimates, strict=True))
         error = value - truth
@@ -217,11 +193,14 @@ def test_evidence_over_a_hundred_seeds(case):
         assert abs(estimate.value - truth) < bound
 
 
-def test_evidence_of_two_chains():
-    y = np.array([[1.5], [0.3]])
-    mcmc = annealed(normal, y, num_temperatures=8)
-    evidence = log_evidence(mcmc)
-    truth = normal_evidence(y)
+@pytest.fixture(scope="module")
+def two_chains():
+    return annealed(normal, np.array([[1.5], [0.3]]), num_temperatures=8)
+
+
+def test_evidence_of_two_chains(two_chains):
+    evidence = log_evidence(two_chains)
+    truth = normal_evidence(np.array([[1.5], [0.3]]))
     for estimate in (evidence.thermodynamic, evidence.steppingstone):
         assert abs(estimate.value - truth) < 4 * estimate.standard_error
         assert 0.0 < estimate.standard_error < 0.1
@@ -237,8 +216,8 @@ def test_evidence_of_two_chains():
 
 def test_disagreement_is_told():
     """Three rungs, kept where they are, cannot carry this integral."""
-    kernel = AnnealedLangevin(normal, temperatures=[0.0, 0.5, 1.0], adapt_ladder=False)
-    mcmc = annealed(normal, normal_data(3), kernel=kernel)
+    options = {"temperatures": [0.0, 0.5, 1.0], "adapt_ladder": False}
+    mcmc = annealed(normal, normal_data(3), num_temperatures=3, **options)
     with pytest.warns(UserWarning, match="two estimates of the log evidence disagree"):
         log_evidence(mcmc)
 
@@ -261,16 +240,17 @@ def test_likelihood_that_is_zero_somewhere():
     assert evidence.temperatures.shape == (1, 3)
 
 
-@pytest.mark.parametrize(
-    "prior",
-    [
-        pytest.param(dist.HalfNormal(1.0), marks=pytest.mark.long),
-        dist.Exponential(1.0),
-        pytest.param(dist.Gamma(2.0, 2.0), marks=pytest.mark.long),
-    ],
-)
-def test_mean_log_likelihood_that_the_prior_has_not(prior):
+PRIORS = {
+    "half-normal": dist.HalfNormal(1.0),
+    "exponential": dist.Exponential(1.0),
+    "gamma": dist.Gamma(2.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", with_long(PRIORS, "exponential"))
+def test_mean_log_likelihood_that_the_prior_has_not(name):
     """A scale near zero makes it minus infinity, or nearly so."""
+    prior = PRIORS[name]
     y = np.random.default_rng(0).normal(0.3, 1.2, 40).round(2)
 
     def noise(y):
@@ -293,50 +273,44 @@ def test_mean_log_likelihood_that_the_prior_has_not(prior):
     assert estimate.standard_error < 0.2
 
 
-def test_what_is_not_a_run_of_a_population():
-    with pytest.raises(
-        TypeError, match=r"mcmc must be a numpyro.infer.MCMC .* got dict"
-    ):
-        log_evidence({})
+def test_what_is_not_a_run_of_a_population(two_chains):
     nuts = MCMC(NUTS(normal), num_warmup=1, num_samples=1)
-    with pytest.raises(TypeError, match=r"AnnealedLangevin kernel.* got NUTS"):
-        log_evidence(nuts)
     kernel = AnnealedLangevin(normal, num_temperatures=3)
-    mcmc = MCMC(kernel, num_warmup=1, num_samples=4, progress_bar=False)
-    with pytest.raises(ValueError, match="mcmc must have been run"):
-        log_evidence(mcmc)
-    mcmc.run(jax.random.key(0), np.ones((1, 1)))
-    with pytest.raises(ValueError, match="at least 8 draws of each chain, got 4"):
-        log_evidence(mcmc)
+    fields = two_chains.get_extra_fields(group_by_chain=True)
+    few = copy.copy(two_chains)
+    few.get_extra_fields = lambda group_by_chain: {
+        k: v[:, :4] for k, v in fields.items()
+    }
+    for mcmc, error, message in (
+        ({}, TypeError, r"mcmc must be a numpyro.infer.MCMC .* got dict"),
+        (nuts, TypeError, r"AnnealedLangevin kernel.* got NUTS"),
+        (MCMC(kernel, num_warmup=1, num_samples=9), ValueError, "must have been run"),
+        (few, ValueError, "at least 8 draws of each chain, got 4"),
+    ):
+        with pytest.raises(error, match=message):
+            log_evidence(mcmc)
 
 
-def improper(y):
-    z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
-    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+def with_prior(prior, **options):
+    def model(y):
+        with numpyro.handlers.scale(**options):
+            z = numpyro.sample("z", prior)
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    return model
 
 
-def scaled(y):
-    with numpyro.handlers.scale(scale=0.5):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
-def masked(y):
-    with numpyro.handlers.mask(mask=False):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
-def test_improper_prior_has_no_evidence():
+def test_prior_of_unknown_integral_has_no_evidence():
+    improper = with_prior(dist.ImproperUniform(dist.constraints.real, (), ()), scale=1)
     mcmc = annealed(improper, 0.7, num_temperatures=3, num_warmup=20, num_samples=10)
     assert np.all(np.isfinite(mcmc.get_samples()["z"]))
     with pytest.raises(ValueError, match=r"normalised prior .* is improper"):
         log_evidence(mcmc)
-
-
-@pytest.mark.parametrize("model", [scaled, masked])
-def test_prior_of_unknown_integral_has_no_evidence(model):
-    kernel = AnnealedLangevin(model, num_temperatures=3)
-    kernel.init(jax.random.key(0), 0, None, (0.7,), {})
-    with pytest.raises(ValueError, match=r"normalised prior .* is scaled or masked"):
-        kernel.check_evidence()
+    for model in (
+        with_prior(dist.Normal(0.0, 1.0), scale=0.5),
+        with_prior(dist.Normal(0.0, 1.0).mask(False), scale=1),
+    ):
+        kernel = AnnealedLangevin(model, num_temperatures=3)
+        kernel.init(jax.random.key(0), 0, None, (0.7,), {})
+        with pytest.raises(ValueError, match=r"normalised prior .* scaled or masked"):
+            kernel.check_evidence()
