@@ -1,10 +1,11 @@
-"""Files that are damaged, from elsewhere, or only half written."""
+"""Files that are damaged, from elsewhere, only half written, or made to deceive."""
 
 import json
 import os
 import stat
 import threading
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import numpyro_kaem as kaem
 from numpyro_kaem import array_file
-from tests.io.cases import DECODERS, header_of, prior, same
+from tests.io.cases import DECODERS, header_of, prior, rewrite, same
 
 pytestmark = pytest.mark.float64
 
@@ -202,3 +203,190 @@ def test_permissions_and_links_are_as_of_any_file(path, tmp_path):
         assert chain.is_symlink()
         assert kaem.load(tmp_path / "runs/7/saved.npz") == number
     assert names(tmp_path) == ["current.npz", "latest.npz", "runs", "saved.npz"]
+
+
+# --- sound by their checksum, and made to deceive -------------------------------------
+
+
+class Bomb:
+    """Something that runs code when it is read from a pickle."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def pack(path, entries, compression=zipfile.ZIP_STORED):
+    """Write an archive with a checksum of its own."""
+    with path.open("w+b") as file:
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            for name, contents in entries:
+                archive.writestr(name, contents)
+            archive.comment = bytes(64)
+        checksum = array_file._checksum(file)
+        file.seek(-64, os.SEEK_END)
+        file.write(checksum)
+
+
+def npy(array, **change):
+    """Bytes of an array, with another header."""
+    header = np.lib.format.header_data_from_array_1_0(array) | change
+    text = repr(header).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(array)
+
+
+def entries_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_are_made_to_deceive(path):
+    """No room is made for what a file does not hold, and no pickle is opened."""
+    kaem.save(path, np.ones(3))
+    header, (name, array) = entries_of(path)
+    pack(path, [header, (name, array)])
+    np.testing.assert_array_equal(kaem.load(path), np.ones(3))
+    huge = npy(np.ones(3), shape=(10**13,))
+    pickled = npy(np.ones(3), descr="|O")
+    cases = [
+        ([header, (name, huge)], "an array has another size than it says"),
+        ([header, (name, pickled)], "it holds pickled objects"),
+        ([header, (name, array), (name, array)], "two arrays have one name"),
+        ([header, (name, b"\x93NUMPY\x09\x00")], "cannot be read"),
+    ]
+    headers = ["[" * 100_000, "[]", '"format"', '{"format": "1"}']
+    cases += [
+        ([("header.npy", npy(np.array(text)))], "its header cannot be read")
+        for text in [*headers, '{"format": 1, "format": 1}']
+    ]
+    for entries, message in cases:
+        pack(path, entries)
+        with pytest.raises(ValueError, match=rf"is damaged, .*{message}"):
+            kaem.load(path)
+    pack(path, [header, (name, npy(np.zeros(10**6)))], zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"is damaged, .*its arrays are compressed"):
+        kaem.load(path)
+    with path.open("wb") as file:
+        np.savez(file, header=np.array([Bomb()], object))
+    with pytest.raises(ValueError, match="holds pickled objects"):
+        kaem.load(path)
+
+
+def basis_of(header):
+    return header["tree"]["parts"]["energy"]["parts"]["basis"]
+
+
+def nested(depth):
+    node = None
+    for _ in range(depth):
+        node = {"kind": "list", "parts": [node]}
+    return node
+
+
+def set_parts(*names, **parts):
+    """Change of parts of an object inside of a saved prior."""
+
+    def change(header, arrays):
+        node = header["tree"]
+        for name in names:
+            node = node["parts"][name]
+        node["parts"].update(parts)
+
+    return change
+
+
+def set_array(**changes):
+    def change(header, arrays):
+        header["arrays"]["tree.energy.coefficients"].update(changes)
+
+    return change
+
+
+def set_tree(tree):
+    return lambda header, arrays: header.update(tree=tree)
+
+
+def set_kind(kind):
+    return lambda header, arrays: basis_of(header).update(kind=kind)
+
+
+def resize(header, arrays):
+    arrays["tree.energy.coefficients"] = np.zeros((2, 4), np.float32)
+    header["arrays"]["tree.energy.coefficients"].update(shape=[2, 4], dtype="float32")
+
+
+def add_array(header, arrays):
+    arrays["more"] = np.ones(1)
+    header["arrays"]["more"] = {
+        "dtype": "float64",
+        "shape": [1],
+        "weak_type": False,
+        "container": "array",
+    }
+
+
+REFERENCE_SCALE = {"kind": "array", "parts": "tree.energy.coefficients"}
+CHANGES = [
+    (set_kind("os.system"), r"tree.energy.basis .* cannot load, 'os.system'"),
+    (set_kind("numpyro_kaem.io.saving"), "cannot load, 'numpyro_kaem.io"),
+    (set_kind("optax.adam"), "cannot load, 'optax.adam'"),
+    (set_kind(["list"]), "basis is not a description"),
+    (set_tree({"kind": "list"}), "tree is not a description of a value"),
+    (set_tree([1]), "tree is not a description of a value"),
+    (set_tree(float("inf")), "tree is not a description of a value"),
+    (set_tree({"kind": "float", "parts": "1e5"}), "cannot load, 'float'"),
+    (set_tree({"kind": "constant", "parts": "os.system"}), "cannot load, 'constant'"),
+    (set_tree(nested(101)), "nested more than 100 deep"),
+    (set_parts("energy", "basis", num_basis=6), "coefficients must have shape"),
+    (
+        set_parts("energy", "basis", num_basis="5"),
+        "expected num_basis of type .*int.*, got '5'",
+    ),
+    (set_parts("energy", "basis", degree=True), "degree of type"),
+    (set_parts("energy", "basis", low=3.0), "low must be less than high"),
+    (set_parts("energy", base_activation="eval"), "base_activation must be one of"),
+    (set_parts("energy", extra=1), r"tree.energy .* expected the parts"),
+    (set_parts(refinement=0), "expected a positive refinement, got 0"),
+    (set_parts(validate_args="no"), "expected validate_args, got 'no'"),
+    (set_parts(energy=None), "expected an energy, got NoneType"),
+    (set_parts(reference=[]), "tree.reference is not a description"),
+    (
+        set_parts("reference", **{"(law)": "Gamma"}),
+        r"tree.reference .* unexpected keyword",
+    ),
+    (set_parts("reference", **{"(law)": "os"}), "expected the name of a law"),
+    (set_array(shape=[2, 4]), r"expected .* of shape \(2, 4\), got .*\(2, 5\)"),
+    (set_array(dtype="float16"), "expected float16 of shape"),
+    (set_array(dtype="O"), "tree.energy.coefficients: expected object"),
+    (set_array(container="bytes"), "expected an array, got 'bytes'"),
+    (set_array(key="threefry2x32"), "tree.energy.coefficients: "),
+    (resize, "coefficients must have shape"),
+    (add_array, r"\['more'\] are not used"),
+    (
+        set_parts("reference", scale=REFERENCE_SCALE),
+        "expected the name of an array, got 'tree.energy.coefficients'",
+    ),
+    (lambda _, arrays: arrays.clear(), "its arrays are not those of its header"),
+    (lambda header, _: header.pop("arrays"), "its arrays are not those of its header"),
+]
+
+
+def test_headers_that_contradict_themselves(path):
+    kaem.save(path, prior(2, reference=dist.Normal(0.0, 1.0)))
+    sound = path.read_bytes()
+    for change, message in CHANGES:
+        path.write_bytes(sound)
+        rewrite(path, change)
+        message = f"the file {path} cannot be loaded: .*{message}"
+        with pytest.raises(ValueError, match=message):
+            kaem.load(path)
+    kaem.save(path, DECODERS["kan"]())
+    rewrite(path, lambda h, _: h["tree"]["parts"]["output_shape"].update(parts=[5]))
+    with pytest.raises(ValueError, match=r"tree has parts that do not fit: .* reshape"):
+        kaem.load(path)
+    conditioner = kaem.MaskedConditioner(jax.random.key(0), 3, 5, width=4, depth=1)
+    kaem.save(path, conditioner)
+    # Masks of this size would fill any memory.
+    rewrite(path, lambda h, _: h["tree"]["parts"].update(dim=10**9))
+    with pytest.raises(ValueError, match="expected weights of shapes"):
+        kaem.load(path)
