@@ -337,7 +337,8 @@ FAULTS = [
         "empirical_bayes/results.py",
         "half = ndtri(0.5 + 0.5 * level) * deviation",
         "half = ndtri(level) * deviation",
-        "empirical_bayes/test_estimation.py::test_bands_widen_with_their_level",
+        "empirical_bayes/test_estimation.py"
+        "::test_bands_contain_their_estimate_and_widen_with_their_level",
     ),
     # --- samplers --------------------------------------------------------------------
     Fault(
@@ -416,7 +417,7 @@ FAULTS = [
         "objectives/base.py",
         "loss = -unit_model.num_data * ",
         "loss = -unit_model.num_units * ",
-        "objectives/test_gradients.py::test_a_subsample_counts_for_all_units",
+        "objectives/test_gradients.py::test_objectives_climb_the_likelihood",
     ),
     Fault(
         "annealed weights that are shares",
@@ -444,7 +445,7 @@ FAULTS = [
         "objectives/checkpoints.py",
         "self._files()[self.keep :]",
         "self._files()[self.keep + 1 :]",
-        "objectives/test_checkpoint_files.py::test_the_newest_are_kept",
+        "objectives/test_checkpoints.py::test_the_newest_are_kept",
     ),
     # --- files and decoders ----------------------------------------------------------
     Fault(

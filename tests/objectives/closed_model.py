@@ -47,9 +47,10 @@ def model(x, subsample_size=None):
         numpyro.sample("x", law, obs=x[index])
 
 
+@jax.jit
 def initial_params():
-    seeded = handlers.seed(model, jax.random.key(0))
-    trace = handlers.trace(seeded).get_trace(X)
+    with handlers.seed(rng_seed=0), handlers.trace() as trace:
+        parts()
     params = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
     return jax.tree.map(jnp.asarray, params)
 

@@ -154,10 +154,10 @@ def test_wrong_arguments():
     for penalty in (l1, entropy, coefficient_differences):
         for c, error, message in (
             (np.array([1j, 2.0]), TypeError, "must be real numbers, got dtype"),
-            (1.0, ValueError, r"at least one feature, got shape \(\)"),
-            (np.zeros((3, 0)), ValueError, r"one feature, got shape \(3, 0\)"),
+            (1.0, ValueError, r"must .* at least one feature, got shape \(\)"),
+            (np.zeros((3, 0)), ValueError, r"must .* one feature, got shape \(3, 0\)"),
         ):
-            with pytest.raises(error, match=f"coefficients must .*{message}"):
+            with pytest.raises(error, match=f"coefficients {message}"):
                 penalty(c)
     one = {"coefficients": np.ones((2, 3))}
     for name in WEIGHTS:
