@@ -65,7 +65,7 @@ def test_base_activations():
         assert_close(energy(z), expected, atol=(1e-5, 1e-12))
 
 
-def test_batch_shapes():
+def test_batches():
     for grid, coefficients, weight, expected in [
         ((), (), (), ()),
         ((), (4,), None, (4,)),
@@ -87,6 +87,22 @@ def test_batch_shapes():
             assert jax.eval_shape(energy, np.broadcast_to(z, shape)).shape == shape
         shared = jax.eval_shape(energy.placed.at_shared, np.linspace(0.0, 1.0, 7))
         assert shared.shape == (7, *expected)
+    # Weights and bandwidths of their own, as :func:`jax.vmap` over a basis leaves them.
+    coefficients, weight = random(3, 5), random(3, seed=1)
+    bandwidths = jnp.asarray([0.5, 1.0, 2.0])
+
+    def make(c, w, b):
+        return Energy(RBF(LOW, HIGH, 5, bandwidth=b), c, w, "gelu")
+
+    stacked = jax.vmap(make)(coefficients, weight, bandwidths)
+    assert stacked.batch_shape == (3,)
+    s = jnp.linspace(0.0, 1.0, 6)
+    shared, called = at_shared(stacked.placed, s)
+    for i in range(3):
+        single = make(coefficients[i], weight[i], bandwidths[i])
+        expected = at_shared(single.placed, s)
+        assert_close(shared[:, i], expected[0])
+        assert_close(called[:, i], expected[1])
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -110,25 +126,6 @@ def test_columns(name):
         single = Energy(case.make(low[i], high[i]), energy.coefficients[i], 0.5, "silu")
         expected = at_shared(single.placed, s)[1]
         assert_close(called[:, i], expected, atol=(5e-5, 1e-10))
-
-
-def test_columns_with_weights_and_bandwidths_of_their_own():
-    """As :func:`jax.vmap` over a basis, or a batch of trained ones, leaves them."""
-    coefficients, weight = random(3, 5), random(3, seed=1)
-    bandwidths = jnp.asarray([0.5, 1.0, 2.0])
-
-    def make(c, w, b):
-        return Energy(RBF(LOW, HIGH, 5, bandwidth=b), c, w, "gelu")
-
-    stacked = jax.vmap(make)(coefficients, weight, bandwidths)
-    assert stacked.batch_shape == (3,)
-    s = jnp.linspace(0.0, 1.0, 6)
-    shared, called = at_shared(stacked.placed, s)
-    for i in range(3):
-        single = make(coefficients[i], weight[i], bandwidths[i])
-        expected = at_shared(single.placed, s)
-        assert_close(shared[:, i], expected[0])
-        assert_close(called[:, i], expected[1])
 
 
 def test_init(key):

@@ -104,28 +104,6 @@ def test_precision_and_recall_by_brute_force(k, monkeypatch):
     assert 0.1 < quality.precision != quality.recall < 1
 
 
-def groups(rng, n, missing=None):
-    centers = 8.0 * np.arange(4)[:, None] * np.ones(5)
-    kept = [i for i in range(4) if i != missing]
-    return centers[rng.choice(kept, n)] + rng.normal(size=(n, 5))
-
-
-def test_missing_kinds_lower_recall_and_noise_lowers_precision():
-    rng = np.random.default_rng(1)
-    reference = groups(rng, 300)
-    good = sample_quality(groups(rng, 300), reference)
-    assert good.precision > 0.85
-    assert good.recall > 0.85
-    missing = sample_quality(groups(rng, 300, missing=3), reference)
-    assert missing.precision > 0.85
-    assert abs(missing.recall - 0.75 * good.recall) < 0.08
-    noisy = sample_quality(groups(rng, 300) + rng.normal(0, 3, (300, 5)), reference)
-    assert noisy.precision < 0.4
-    assert noisy.recall > 0.85
-    for worse in (missing, noisy):
-        assert worse.frechet_distance > 3 * good.frechet_distance
-
-
 def test_arguments():
     good = np.random.default_rng(0).normal(size=(10, 3))
     real, positive = "must be real numbers, got dtype", "must be a positive integer"

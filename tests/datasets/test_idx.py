@@ -65,7 +65,8 @@ def test_reads(write):
         assert_array_equal(read_idx(str(path)), images)
 
 
-def test_every_truncation_is_found(write):
+def test_errors(write, tmp_path):
+    # Every truncation is found.
     for stop in range(len(IMAGES)):
         with pytest.raises(ValueError, match=r"is truncated|is not an IDX file"):
             read_idx(write(IMAGES[:stop]))
@@ -73,9 +74,6 @@ def test_every_truncation_is_found(write):
     for stop in range(2, len(packed)):
         with pytest.raises(ValueError, match=r"idx3-ubyte (is truncated|has damaged)"):
             read_idx(write(packed[:stop]))
-
-
-def test_errors(write, tmp_path):
     for content, message in [
         (b"", "file-idx3-ubyte is not an IDX file: .* got nothing"),
         (b"\x89PNG\r\n", "is not an IDX file: .* got 89 50 4e 47"),

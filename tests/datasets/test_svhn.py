@@ -51,7 +51,7 @@ def assert_refused(path, content, message):
         read_svhn(path)
 
 
-def test_truncated(path, file):
+def test_truncated_and_other_files(path, file):
     """By what the header of the file and of its first variable say of the length."""
     savemat(path, file, do_compression=True)
     content = path.read_bytes()
@@ -69,9 +69,7 @@ def test_truncated(path, file):
     header = b"MATLAB 5.0".ljust(124) + b"\x01\x00MI"
     content = header + struct.pack(">II", 14, 1000) + bytes(64)
     assert_refused(path, content, "expected at least 1136 bytes, found 200")
-
-
-def test_damaged_and_other_files(path, file):
+    # Damaged, and other files.
     savemat(path, file, do_compression=True)
     content = bytearray(path.read_bytes())
     content[500:520] = bytes(20)

@@ -57,26 +57,15 @@ NAMES = {
     "conv": [f"{kind}[{i}]" for kind in ("weights", "biases") for i in range(3)],
     "sequence": [
         f"decoder.{name}"
-        for name in (
-            "token_embedding",
-            "position_embedding",
-            "latent_embedding.weight",
-            "blocks[0].attention_norm.weight",
-            "blocks[0].attention_norm.bias",
-            "blocks[0].query_key_value.weight",
-            "blocks[0].attention_output.weight",
-            "blocks[0].attention_output.bias",
-            "blocks[0].perceptron_norm.weight",
-            "blocks[0].perceptron_norm.bias",
-            "blocks[0].perceptron_input.weight",
-            "blocks[0].perceptron_input.bias",
-            "blocks[0].perceptron_output.weight",
-            "blocks[0].perceptron_output.bias",
-            "norm.weight",
-            "norm.bias",
-            "head.weight",
-            "head.bias",
-        )
+        for name in """
+            token_embedding position_embedding latent_embedding.weight
+            blocks[0].attention_norm.weight blocks[0].attention_norm.bias
+            blocks[0].query_key_value.weight blocks[0].attention_output.weight
+            blocks[0].attention_output.bias blocks[0].perceptron_norm.weight
+            blocks[0].perceptron_norm.bias blocks[0].perceptron_input.weight
+            blocks[0].perceptron_input.bias blocks[0].perceptron_output.weight
+            blocks[0].perceptron_output.bias norm.weight norm.bias head.weight head.bias
+        """.split()
     ],
 }
 

@@ -102,10 +102,7 @@ def test_causality(decoder):
     # The latents are seen everywhere.
     other = np.asarray(decoder.logits(Z + 0.5, TOKENS))
     assert np.all(np.max(np.abs(other - logits), axis=-1) > 1e-4)
-
-
-def test_short_context():
-    """Two blocks that look back on two positions: the three tokens before."""
+    # Two blocks that look back on two positions: the three tokens before.
     decoder = random_leaves(
         lambda key: SequenceDecoder(
             key, 2, 5, 6, width=4, num_heads=2, num_blocks=2, context=2
