@@ -221,26 +221,6 @@ class Oracle:
         below = np.where(z < edges[0], low * self.law.cdf(z), np.stack(columns, -1))
         return np.where(z > edges[-1], 1 - high * self.law.sf(z), below)
 
-    def expectation(self, function):
-        """Mean of a function whose tail integrals SciPy's law can do."""
-        weights = np.diff(self.edges)[:, None] * GAUSS[1] / 2
-        density = np.exp(self.log_prob(self.nodes[..., None]))
-        inner = np.einsum(
-            "pjn,pj->n", density * function(self.nodes)[..., None], weights
-        )
-        low, high = self.edges[0], self.edges[-1]
-        ends = self.law.support()
-        for scale, start, stop in (
-            (self.tail_scales[0], ends[0], low),
-            (self.tail_scales[1], high, ends[1]),
-        ):
-            if start < stop:
-                part = self.law.expect(
-                    lambda z: function(np.asarray(z)), lb=start, ub=stop
-                )
-                inner = inner + scale / self.total * part
-        return inner
-
 
 def unit_energy(basis, coefficients, low, high, base=None, base_weight=0.0):
     """Energies of a case of the table of bases, in NumPy and float64."""

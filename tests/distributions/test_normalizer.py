@@ -18,30 +18,63 @@ from tests.distributions.cases import (
     build,
     unit_energy,
 )
-from tests.distributions.normalizer_bars import (
-    check,
-    check_estimate,
-    relative_error,
-)
 from tests.helpers import assert_close, with_long
 
-pytestmark = pytest.mark.numerics
+numerics = pytest.mark.numerics
 
 
+def check(built, x64):
+    """The error of the normaliser, and for how many energies its own estimate holds."""
+    difference = np.asarray(built.prior.log_normalizer, float)
+    error = np.abs(np.expm1(difference - built.oracle.log_normalizer))
+    if x64:
+        bar = 1e-8 if built.reference.singular else 1e-11
+    else:
+        bar = 5e-6 + built.reference_error
+    assert error.max() <= bar
+    # At a singular end the mass is the reference's own ``cdf``, with its error.
+    estimate = np.asarray(built.prior.quadrature_error, float)
+    if built.reference.singular:
+        error = np.maximum(error - built.reference_error, 0)
+    eps = np.finfo(built.dtype).eps
+    assert np.all(estimate <= 1e4 * np.maximum(error, eps))
+    return np.mean(estimate >= np.maximum(error, eps))
+
+
+@numerics
 @pytest.mark.parametrize("pair", with_long(DIAGONAL, *SHORT), ids="-".join)
 def test_normalizer(pair, x64):
-    built = build(*pair)
-    check(relative_error(built), built, x64)
+    holds = check(build(*pair), x64)
+    assert holds >= 0.95 or pair not in SHORT
 
 
-def test_quadrature_error_holds():
-    holds = []
-    for basis, reference in SHORT:
-        built = build(basis, reference)
-        holds.append(check_estimate(relative_error(built), built))
-    assert np.mean(holds) >= 0.95
+# Where float32 misses a bar, and by how much.
+MISSES = {
+    ("chebyshev", "uniform"): "relative error 5.27e-6, bar 5.05e-6",
+    ("shannon", "beta-singular"): "estimate holds for .86 of energies, bar .9",
+    ("morlet", "beta-singular"): "estimate holds for .82 of energies, bar .9",
+}
+OTHERS = [
+    (basis, reference)
+    for basis in BASES
+    for reference in REFERENCES
+    if (basis, reference) not in DIAGONAL
+]
 
 
+@pytest.mark.float64
+@pytest.mark.long
+@pytest.mark.parametrize(("basis", "reference"), OTHERS)
+def test_normalizer_of_pairs(basis, reference, x64, request):
+    """The bases with the other references; most of this is compiling."""
+    if not x64 and (basis, reference) in MISSES:
+        reason = MISSES[basis, reference]
+        # Not strict: the miss is by rounding, which differs between processors.
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+    assert check(build.__wrapped__(basis, reference), x64) >= 0.9
+
+
+@numerics
 @pytest.mark.parametrize(
     ("basis", "reference"),
     [("bspline-1", "laplace"), ("morlet", "student-t"), ("rbf", "gamma-singular")],
@@ -90,6 +123,7 @@ def test_the_oracle_itself(basis, reference):
         )
 
 
+@numerics
 @pytest.mark.parametrize("activation", with_long(["silu", "relu"], "relu"))
 def test_base_activation(activation):
     low, high = -6.0, 10.0
@@ -112,8 +146,9 @@ def test_base_activation(activation):
     )
 
 
-def test_columns_of_grids_and_references():
-    """Each column has a grid, an energy and a reference of its own."""
+@numerics
+def test_batches_of_grids_and_references():
+    """Columns with a grid, an energy and a reference of their own, and a table."""
     lows, highs = [-0.75, 1.5], [2.5, 1.875]
     locs, scales = [1.25, 1.75], [0.75, 0.5]
     case = BASES["rbf"]
@@ -122,41 +157,35 @@ def test_columns_of_grids_and_references():
     prior = KAEMPrior(energy, dist.Normal(jnp.asarray(locs), jnp.asarray(scales)))
     assert prior.batch_shape == (2,)
     z = np.array([[-0.5, 1.0], [1.0, 1.625], [3.0, 2.0]])
-    log_prob, cdf = prior.log_prob(z), prior.cdf(z)
-    for i in range(2):
-        oracle = Oracle(
+    oracles = [
+        Oracle(
             unit_energy(case, coefficients[i : i + 1], lows[i], highs[i]),
             stats.norm(locs[i], scales[i]),
             lows[i],
             highs[i],
         )
-        assert_close(
-            prior.log_normalizer[i], oracle.log_normalizer[0], atol=(5e-6, 1e-12)
-        )
-        column = z[:, i : i + 1]
-        assert_close(
-            log_prob[:, i], oracle.log_prob(column)[:, 0], atol=(2e-5, 1e-11), rtol=1e-6
-        )
-        assert_close(cdf[:, i], oracle.cdf_pair(column)[0][:, 0], atol=(2e-6, 1e-12))
-
-
-def test_reference_batch_broadcasts_with_the_energy():
-    case, law = BASES["rbf"], REFERENCES["normal"]
+        for i in range(2)
+    ]
+    expected = np.concatenate([oracle.log_normalizer for oracle in oracles])
+    assert_close(prior.log_normalizer, expected, atol=(5e-6, 1e-12))
+    columns = list(zip(oracles, np.split(z, 2, axis=1), strict=True))
+    expected = np.concatenate([oracle.log_prob(c) for oracle, c in columns], 1)
+    assert_close(prior.log_prob(z), expected, atol=(2e-5, 1e-11), rtol=1e-6)
+    expected = np.concatenate([oracle.cdf_pair(c)[0] for oracle, c in columns], 1)
+    assert_close(prior.cdf(z), expected, atol=(2e-6, 1e-12))
+    # The batch of a reference broadcasts with that of the energy.
+    law = REFERENCES["normal"]
     coefficients = jnp.asarray(np.random.default_rng(4).normal(size=(3, 1, 7)))
     energy = Energy(case.make(*law.grid), coefficients)
     prior = KAEMPrior(energy, dist.Normal(jnp.array([0.25, 1.0]), 0.75))
     assert prior.batch_shape == (3, 2)
-    for j, loc in enumerate((0.25, 1.0)):
-        oracle = Oracle(
-            unit_energy(case, coefficients[:, 0], *law.grid),
-            stats.norm(loc, 0.75),
-            *law.grid,
-        )
-        assert_close(
-            prior.log_normalizer[:, j], oracle.log_normalizer, atol=(5e-6, 1e-12)
-        )
+    unit = unit_energy(case, coefficients[:, 0], *law.grid)
+    laws = [stats.norm(loc, 0.75) for loc in (0.25, 1.0)]
+    expected = [Oracle(unit, law_, *law.grid).log_normalizer for law_ in laws]
+    assert_close(prior.log_normalizer, np.stack(expected, 1), atol=(5e-6, 1e-12))
 
 
+@numerics
 @pytest.mark.parametrize("name", with_long(["Normal", "Cauchy"], "Normal"))
 def test_a_reference_narrower_than_the_panels(name):
     """Breaks at the reference's scale points resolve it, wherever it lies."""
