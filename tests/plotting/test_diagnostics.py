@@ -1,5 +1,7 @@
 """Figures of samplers, training and calibration show what was computed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -12,13 +14,6 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.plotting.calibration import simultaneous_envelope
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    """Leave no figure open."""
-    yield
-    plt.close("all")
 
 
 def model(y):
@@ -63,28 +58,26 @@ def test_ladder_shows_the_integral_swaps_and_trips(population):
     np.testing.assert_array_equal(axes[2].lines[1].get_ydata(), trips[1])
     with pytest.raises(ValueError, match="ax must hold 3 axes, got 1"):
         kaem.plot_ladder(population, ax=plt.subplots()[1])
-
-
-def test_ladder_leaves_out_a_mean_that_the_prior_has_not():
-    def noise():
-        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
-        y = jnp.linspace(-2.0, 2.0, 30)
-        numpyro.sample("y", dist.Normal(0.0, scale).expand([30]).to_event(1), obs=y)
-
-    kernel = kaem.infer.AnnealedLangevin(noise, num_temperatures=5)
-    mcmc = MCMC(kernel, num_warmup=50, num_samples=100, progress_bar=False)
-    mcmc.run(jax.random.key(0))
-    with pytest.warns(UserWarning, match="not estimated"):
-        axes = kaem.plot_ladder(mcmc)
-    t, mean = axes[0].lines[0].get_data()
-    assert len(t) == 4
-    assert t[0] > 0
-    assert np.all(np.isfinite(mean))
-
-
-def test_only_populations_have_a_ladder():
     with pytest.raises(TypeError):
         kaem.plot_ladder(MCMC(NUTS(model), num_warmup=1, num_samples=1))
+
+
+def test_ladder_of_a_run_that_kept_less(population, monkeypatch):
+    """A mean that the prior has not is left out, and trips are those at the end."""
+    evidence = kaem.infer.log_evidence(population)
+    none = kaem.infer.EvidenceEstimate(np.nan, np.nan, np.nan)
+    monkeypatch.setattr(
+        "numpyro_kaem.plotting.sampling.log_evidence",
+        lambda mcmc: dataclasses.replace(evidence, thermodynamic=none),
+    )
+    monkeypatch.setattr(population, "get_extra_fields", lambda **_: {})
+    axes = kaem.plot_ladder(population)
+    t, mean = axes[0].lines[0].get_data()
+    np.testing.assert_array_equal(t, evidence.temperatures[0, 1:])
+    np.testing.assert_array_equal(mean, evidence.mean_log_likelihood[0, 1:])
+    x, trips = axes[2].lines[1].get_data()
+    np.testing.assert_array_equal(x, 200)
+    np.testing.assert_array_equal(trips, population.last_state.round_trips[1])
 
 
 def test_weights_of_particles_and_of_units():
@@ -117,21 +110,11 @@ def test_history_marks_steps_that_were_not_taken():
     np.testing.assert_allclose(median.get_ydata()[-1], np.median(losses[-5:]))
     np.testing.assert_array_equal(marks.get_xdata(), [4, 11])
     assert marks.get_label() == "2 steps not taken"
-
-
-@pytest.mark.parametrize(
-    ("losses", "options", "match"),
-    [
-        ([], {}, "losses of shape"),
-        ([np.nan], {}, "losses of shape"),
-        ([[1.0]], {}, "losses of shape"),
-        ([1.0], {"window": 0}, "window must be"),
-    ],
-    ids=["empty", "nan", "rank", "window"],
-)
-def test_bad_history_is_refused(losses, options, match):
-    with pytest.raises(ValueError, match=match):
-        kaem.plot_history(losses, **options)
+    for bad in ([], [np.nan], [[1.0]]):
+        with pytest.raises(ValueError, match="losses of shape"):
+            kaem.plot_history(bad)
+    with pytest.raises(ValueError, match="window must be"):
+        kaem.plot_history([1.0], window=0)
 
 
 def test_calibration_shows_the_ranks():

@@ -7,13 +7,6 @@ import pytest
 import numpyro_kaem as kaem
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    """Leave no figure open."""
-    yield
-    plt.close("all")
-
-
 def images(count, height=3, width=4, seed=0):
     return np.random.default_rng(seed).normal(size=(count, height, width))
 
@@ -28,6 +21,10 @@ def test_images_are_drawn_row_after_row():
     np.testing.assert_array_equal(picture[4:, 5:], samples[3])
     assert np.all(np.isnan(picture[3]))
     assert np.all(np.isnan(picture[:, 4]))
+    # Colours are kept.
+    samples = np.random.default_rng(0).uniform(size=(2, 3, 3, 3))
+    ax = kaem.plot_samples(samples, num_columns=2)
+    np.testing.assert_allclose(ax.images[0].get_array()[:, 4:], samples[1])
 
 
 def test_real_beside_generated_on_one_scale():
@@ -41,28 +38,18 @@ def test_real_beside_generated_on_one_scale():
     assert len(axes[0].figure.axes) == 3
 
 
-def test_colours_are_kept():
-    samples = np.random.default_rng(0).uniform(size=(2, 3, 3, 3))
-    ax = kaem.plot_samples(samples, num_columns=2)
-    np.testing.assert_allclose(ax.images[0].get_array()[:, 4:], samples[1])
-
-
-@pytest.mark.parametrize(
-    ("samples", "options", "match"),
-    [
+def test_bad_input_is_refused():
+    for samples, options, match in [
         (np.zeros((2, 3)), {}, "samples must hold images"),
         (np.zeros((0, 3, 3)), {}, "samples must hold images"),
         (np.full((1, 2, 2), np.nan), {}, "samples must be finite"),
         (images(2), {"real": images(2, 5)}, "real must hold images of the shape"),
         (images(2), {"num_columns": 0}, "num_columns must be"),
-    ],
-    ids=["rank", "empty", "finite", "real", "columns"],
-)
-def test_bad_input_is_refused(samples, options, match):
-    with pytest.raises(ValueError, match=match):
-        kaem.plot_samples(samples, **options)
-
-
-def test_wrong_number_of_axes_is_refused():
-    with pytest.raises(ValueError, match="ax must hold 2 axes, got 1"):
-        kaem.plot_samples(images(1), real=images(1), ax=plt.subplots()[1])
+        (
+            images(1),
+            {"real": images(1), "ax": plt.subplots()[1]},
+            "ax must hold 2 axes, got 1",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            kaem.plot_samples(samples, **options)
