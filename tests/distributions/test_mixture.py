@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 import numpyro_kaem as kaem
 from tests.helpers import assert_close, with_long
@@ -41,8 +41,10 @@ def mixture(request):
     return make(REFERENCES[request.param]())
 
 
-def test_log_prob_is_that_of_numpyros_mixture(mixture):
-    low, high = (0.5, 5.5) if mixture.prior._parameters else (1.0, 5.0)
+def test_density(mixture):
+    """It is that of NumPyro's mixture, and integrates to one."""
+    bounded = not mixture.prior._parameters
+    low, high = (1.0, 5.0) if bounded else (0.5, 5.5)
     z = np.linspace(low, high, 40)[:, None]
     components = mixture.prior.log_prob(z[..., None])
     weights = np.exp(LOGITS) / np.exp(LOGITS).sum()
@@ -50,50 +52,58 @@ def test_log_prob_is_that_of_numpyros_mixture(mixture):
         expected = np.log(np.sum(weights * np.exp(np.asarray(components)), -1))
     assert mixture.log_prob(z).shape == (40, 2)
     np.testing.assert_allclose(mixture.log_prob(z), expected, rtol=2e-5, atol=1e-5)
-
-
-def test_density_integrates_to_one(mixture):
-    low, high = (-np.inf, np.inf) if mixture.prior._parameters else (1.0, 5.0)
-    nodes, masses = mixture.prior.nodes()
-    del nodes
+    _, masses = mixture.prior.nodes()
     assert_close(jnp.sum(masses, 0), 1.0, atol=(2e-6, 1e-11))
-    for row in range(2):
-        value = sum(
-            integrate.quad(
-                lambda z, row=row: float(np.exp(mixture.log_prob(z)[row])),
-                *bounds,
-                limit=100,
-                epsabs=1e-6,
-            )[0]
-            for bounds in ((low, 1.0), (1.0, 5.0), (5.0, high))
-            if bounds[0] < bounds[1]
-        )
-        assert abs(value - 1) < 2e-5
+    low, high = (1.0, 5.0) if bounded else (-np.inf, np.inf)
+    total = sum(
+        integrate.quad_vec(
+            lambda z: np.exp(np.asarray(mixture.log_prob(z), float)),
+            *bounds,
+            epsabs=1e-6,
+        )[0]
+        for bounds in ((low, 1.0), (1.0, 5.0), (5.0, high))
+        if bounds[0] < bounds[1]
+    )
+    assert_close(total, np.ones(2), rtol=0, atol=2e-5)
 
 
-def test_draws_follow_the_distribution_function(mixture):
-    draws = mixture.sample(jax.random.key(0), (100_000,))
-    assert draws.shape == (100_000, 2)
-    for row in range(2):
-        u = np.asarray(mixture.cdf(draws)[:, row], float)
+def test_draws_and_quantiles(mixture):
+    """Draws follow the distribution function, its inverse, weights and moments."""
+    u = np.geomspace(1e-7, 0.5, 60)
+    u = np.sort(np.concatenate([u, 1 - u]))[:, None].astype(mixture.mean.dtype)
+    z = mixture.icdf(u)
+    slope = np.exp(mixture.log_prob(z)) * np.spacing(np.abs(z))
+    floor = 1e-12 if u.dtype == np.float64 else 1e-6
+    error = np.abs(mixture.cdf(z) - u)
+    assert np.all(error <= np.maximum(floor, 4 * slope))
+    assert np.all(np.diff(z, axis=0) >= -2 * np.spacing(np.abs(z[1:])))
+    draws = np.asarray(mixture.sample(jax.random.key(0), (200_000,)))
+    assert draws.shape == (200_000, 2)
+    for u in np.asarray(mixture.cdf(draws[:100_000]), float).T:
         assert stats.kstest(u, "uniform").pvalue > 1e-4
         # The tails too.
-        assert stats.binomtest(int(np.sum(u < 1e-3)), len(u), 1e-3).pvalue > 1e-4
-        assert stats.binomtest(int(np.sum(u > 0.999)), len(u), 1e-3).pvalue > 1e-4
-
-
-def test_components_of_draws(mixture):
-    """They are those of NumPyro's mixture, and come as often as their weights say."""
-    draws = mixture.sample(jax.random.key(3), (50_000,))
-    log_probs = mixture.component_log_probs(draws)
+        for tail in (u < 1e-3, u > 0.999):
+            assert stats.binomtest(int(tail.sum()), len(u), 1e-3).pvalue > 1e-4
+    log_prob = np.asarray(mixture.log_prob(draws))
+    few = slice(50_000)
+    log_probs = mixture.component_log_probs(draws[few])
     assert log_probs.shape == (50_000, 2, 3)
-    total = jax.nn.logsumexp(log_probs, axis=-1)
-    assert_close(total, mixture.log_prob(draws), rtol=(2e-5, 1e-10), atol=(1e-5, 1e-10))
+    total = special.logsumexp(log_probs, axis=-1)
+    assert_close(total, log_prob[few], rtol=(2e-5, 1e-10), atol=(1e-5, 1e-10))
     component = jax.random.categorical(jax.random.key(4), log_probs)
     counts = np.bincount(np.asarray(component).ravel(), minlength=3)
     assert counts[1] == 0
     expected = np.exp(LOGITS) / np.exp(LOGITS).sum() * counts.sum()
     assert stats.chisquare(counts[[0, 2]], expected[[0, 2]]).pvalue > 1e-4
+    draws, log_prob = (np.asarray(a, float) for a in (draws, log_prob))
+    centred = draws - np.asarray(mixture.mean)
+    for values, moment in (
+        (draws, mixture.mean),
+        (centred**2, mixture.variance),
+        (-log_prob, mixture.entropy()),
+    ):
+        error = np.std(values, 0) / np.sqrt(len(values))
+        assert np.all(np.abs(values.mean(0) - moment) < 4.5 * error)
 
 
 @pytest.mark.long
@@ -110,17 +120,6 @@ def test_cells_in_common_change_no_quantile():
     slope = np.exp(together.log_prob(expected))
     floor = 1e-12 if u.dtype == np.float64 else 1e-6
     assert np.all(np.abs(z - expected) * slope <= floor)
-
-
-def test_icdf_inverts_cdf(mixture):
-    u = np.geomspace(1e-7, 0.5, 60)
-    u = np.sort(np.concatenate([u, 1 - u]))[:, None].astype(mixture.mean.dtype)
-    z = mixture.icdf(u)
-    slope = np.exp(mixture.log_prob(z)) * np.spacing(np.abs(z))
-    floor = 1e-12 if u.dtype == np.float64 else 1e-6
-    error = np.abs(mixture.cdf(z) - u)
-    assert np.all(error <= np.maximum(floor, 4 * slope))
-    assert np.all(np.diff(z, axis=0) >= -2 * np.spacing(np.abs(z[1:])))
 
 
 def test_its_table_is_made_once_and_not_kept_of_a_trace(key):
@@ -161,29 +160,6 @@ def test_weights_may_have_a_batch_that_the_components_have_not(reference, key):
         assert_close(together, np.asarray(alone.icdf(quantiles)), rtol=(1e-5, 1e-10))
 
 
-def test_ends_and_outside():
-    mixture = make()
-    assert_close(mixture.icdf(jnp.array([[0.0], [1.0]])), [[1.0] * 2, [5.0] * 2])
-    assert np.all(np.isnan(mixture.icdf(jnp.array([[-0.1], [1.1]]))))
-    with pytest.warns(UserWarning, match="Out-of-support"):
-        outside = mixture.log_prob(jnp.array([[0.9], [5.1]]))
-    assert np.all(outside == -np.inf)
-    gradient = jax.jit(jax.grad(lambda z: mixture.log_prob(z)[0]))(jnp.asarray(0.5))
-    assert float(gradient) == 0.0
-
-
-def test_moments(mixture):
-    draws = mixture.sample(jax.random.key(1), (200_000,))
-    error = np.std(draws, 0) / np.sqrt(200_000)
-    assert np.all(np.abs(draws.mean(0) - mixture.mean) < 4.5 * error)
-    fourth = np.mean((draws - mixture.mean) ** 4, 0)
-    error = np.sqrt(fourth / 200_000)
-    assert np.all(np.abs(draws.var(0) - mixture.variance) < 4.5 * error)
-    log_prob = mixture.log_prob(draws)
-    error = np.std(log_prob, 0) / np.sqrt(200_000)
-    assert np.all(np.abs(log_prob.mean(0) + mixture.entropy()) < 4.5 * error)
-
-
 def test_derivatives_of_icdf(x64):
     mixture = make(dist.Normal(2.5, 1.2))
     u = jnp.array([0.03, 0.4, 0.9])[:, None]
@@ -222,23 +198,6 @@ def test_derivatives_of_icdf(x64):
     assert_close(inner, jnp.sum(change), rtol=(1e-4, 1e-9))
 
 
-def test_numpyro_citizen(key):
-    mixture = make()
-    assert not mixture.has_rsample
-    leaves, treedef = jax.tree_util.tree_flatten(mixture)
-    copy = jax.tree_util.tree_unflatten(treedef, leaves)
-    z = jnp.full((2,), 2.2)
-    assert_close(copy.log_prob(z), np.asarray(mixture.log_prob(z)))
-    jitted = jax.jit(lambda m, z: m.log_prob(z))(mixture, z)
-    assert_close(jitted, np.asarray(mixture.log_prob(z)), rtol=(1e-4, 1e-10))
-    assert mixture.expand((5, 2)).sample(key).shape == (5, 2)
-    assert mixture.to_event(1).log_prob(z).shape == ()
-    assert mixture.mask(False).log_prob(z).shape == (2,)
-    inside = mixture.support(mixture.sample(key, (1000,)))
-    assert bool(jnp.all(inside))
-    assert "3 components" in repr(mixture)
-
-
 def test_proportions_may_be_trained_or_fixed(key):
     """Proportions are learned as a parameter, and stay as given as a constant."""
     truth = make(batch_shape=())
@@ -267,7 +226,8 @@ def test_proportions_may_be_trained_or_fixed(key):
     assert float(gradient[1]) == 0.0
 
 
-def test_component_grids_of_their_own_share_one_support(key):
+def test_support_and_ends(key):
+    """Component grids of their own share one support, from end to end."""
     basis = kaem.RBF(low=[1.0, 3.0], high=[2.0, 5.0], num_basis=4)
     prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros((2, 4))))
     mixture = kaem.KAEMMixture(jnp.zeros(2), prior)
@@ -279,35 +239,32 @@ def test_component_grids_of_their_own_share_one_support(key):
     # The gap has no mass, and the quantile function jumps over it.
     assert float(mixture.icdf(0.499)) < 2.0
     assert float(mixture.icdf(0.501)) > 3.0
+    mixture = make()
+    assert "3 components" in repr(mixture)
+    assert_close(mixture.icdf(jnp.array([[0.0], [1.0]])), [[1.0] * 2, [5.0] * 2])
+    assert np.all(np.isnan(mixture.icdf(jnp.array([[-0.1], [1.1]]))))
+    with pytest.warns(UserWarning, match="Out-of-support"):
+        outside = mixture.log_prob(jnp.array([[0.9], [5.1]]))
+    assert np.all(outside == -np.inf)
+    gradient = jax.jit(jax.grad(lambda z: mixture.log_prob(z)[0]))(jnp.asarray(0.5))
+    assert float(gradient) == 0.0
 
 
-def scalar_prior():
-    return kaem.KAEMPrior(kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros(4)))
+def test_bad_input():
+    def prior(*shape):
+        return kaem.KAEMPrior(kaem.Energy(kaem.RBF(1.0, 5.0, 4), np.zeros((*shape, 4))))
 
-
-def batch_prior():
-    return kaem.KAEMPrior(kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros((3, 4))))
-
-
-@pytest.mark.parametrize(
-    ("logits", "prior", "error", "message"),
-    [
-        (np.zeros(3), dist.Normal, TypeError, "prior must be a KAEMPrior"),
-        (np.zeros(3), scalar_prior, ValueError, r"got batch_shape \(\)"),
-        (np.zeros(2), batch_prior, ValueError, r"the 3 components .* got shape \(2,\)"),
-        (np.float32(0), batch_prior, ValueError, r"got shape \(\)"),
-        (np.array([True] * 3), batch_prior, TypeError, "must be real numbers"),
-        (np.array([0, np.nan, 0]), batch_prior, ValueError, "must be finite or minus"),
-        (np.array([0, np.inf, 0]), batch_prior, ValueError, "must be finite or minus"),
-        (np.full(3, -np.inf), batch_prior, ValueError, "not minus infinity for all"),
-    ],
-)
-def test_bad_input(logits, prior, error, message):
-    with pytest.raises(error, match=message):
-        kaem.KAEMMixture(logits, prior())
-
-
-def test_batch_shapes_that_do_not_broadcast():
-    energy = kaem.Energy(kaem.RBF(1.0, 5.0, 4), jnp.zeros((2, 3, 4)))
-    with pytest.raises(ValueError, match="batch shapes that broadcast"):
-        kaem.KAEMMixture(jnp.zeros((5, 3)), kaem.KAEMPrior(energy))
+    three = prior(3)
+    for logits, components, error, match in (
+        (np.zeros(3), dist.Normal(), TypeError, "prior must be a KAEMPrior"),
+        (np.zeros(3), prior(), ValueError, r"got batch_shape \(\)"),
+        (np.zeros(2), three, ValueError, r"the 3 components .* got shape \(2,\)"),
+        (np.float32(0), three, ValueError, r"got shape \(\)"),
+        (np.array([True] * 3), three, TypeError, "must be real numbers"),
+        (np.array([0, np.nan, 0]), three, ValueError, "must be finite or minus"),
+        (np.array([0, np.inf, 0]), three, ValueError, "must be finite or minus"),
+        (np.full(3, -np.inf), three, ValueError, "not minus infinity for all"),
+        (np.zeros((5, 3)), prior(2, 3), ValueError, "batch shapes that broadcast"),
+    ):
+        with pytest.raises(error, match=match):
+            kaem.KAEMMixture(logits, components)
