@@ -44,53 +44,39 @@ def tolerance(built, z, smallest):
     return floor + (0.0 if built.dtype == np.float64 else built.reference_error)
 
 
-def test_round_trip(inverted, x64):
-    built, u, z = inverted
-    below, above = built.prior.cdf_pair(z)
-    every = slice(None, None, 20)
-    bar = tolerance(built, np.asarray(z)[every], 1e-12 if x64 else 1e-6)
-    error = np.abs(np.asarray(below, float) - u[:, None])[every]
-    assert np.all(error <= bar)
-    error = np.abs((1 - u[:, None]) - np.asarray(above, float))[every]
-    assert np.all(error <= bar + np.finfo(built.dtype).eps)
-
-
-def test_quantiles_against_scipy(inverted, x64):
-    """The Kolmogorov distance of the draws, computed and not sampled."""
-    built, u, z = inverted
-    every = slice(None, None, 40)
-    z = np.asarray(z)[every]
-    below, above = built.oracle.cdf_pair(z)
-    u = u[every, None].astype(float)
-    error = np.where(u < 0.5, below - u, (1 - u) - above)
+def test_quantiles_and_masses(inverted, x64):
+    """Of the law by SciPy, of each other, in order, and at the ends."""
+    built, u, quantiles = inverted
+    z = np.asarray(quantiles)
+    eps = np.finfo(built.dtype).eps
+    # The masses of quantiles are the masses asked for.
+    below, above = (np.asarray(m, float)[::20] for m in built.prior.cdf_pair(quantiles))
+    bar = tolerance(built, z[::20], 1e-12 if x64 else 1e-6)
+    assert np.all(np.abs(below - u[::20, None]) <= bar)
+    assert np.all(np.abs((1 - u[::20, None]) - above) <= bar + eps)
+    # By SciPy: the Kolmogorov distance of the draws, computed and not sampled.
+    below, above = built.oracle.cdf_pair(z[::40])
+    few = u[::40, None].astype(float)
+    error = np.where(few < 0.5, below - few, (1 - few) - above)
     bar = 1e-11 if x64 else 2e-6
     if x64 and built.reference.singular:
         bar = 1e-10
-    density = np.exp(built.oracle.log_prob(z))
-    bar = bar + 4 * density * ulp(z.astype(built.dtype))
+    density = np.exp(built.oracle.log_prob(z[::40]))
+    bar = bar + 4 * density * ulp(z[::40].astype(built.dtype))
     given = 0.0 if x64 else built.reference_error + built.energy_error
     assert np.all(np.abs(error) <= bar + given)
-
-
-def test_icdf_does_not_decrease(inverted):
-    built, u, z = inverted
-    z = np.asarray(z)
+    # Quantiles do not decrease. Inside the grid a point is its panel's left end plus a
+    # part of its width, so near 0 it is as coarse as those; the reference's own
+    # quantiles decide in the tails.
     assert z.size >= 0.9e6
     assert np.all(np.diff(u) >= 0)
     assert np.all(np.isfinite(z))
-    # Inside the grid a point is its panel's left end plus a part of its width, so near
-    # 0 it is as coarse as those; the reference's own quantiles decide in the tails.
-    edges = built.oracle.edges
-    low, high = edges[0], edges[-1]
+    low, high = built.oracle.edges[[0, -1]]
     coarse = np.full((), (high - low) / 8, z.dtype)
     inside = (z[1:] > low) & (z[1:] < high)
     allowed = np.where(inside, 2, 6) * ulp(np.maximum(np.abs(z[1:]), coarse))
     assert np.all(np.diff(z, axis=0) >= -allowed)
-
-
-def test_ends(inverted):
-    built, u, _ = inverted
-    # In the shape of the fixture, which is compiled.
+    # The ends, in the shape of the fixture, which is compiled.
     q = np.resize(np.array([0.0, 1.0, np.nan, -0.5, 1.5], u.dtype), u.shape)
     z = np.asarray(built.prior.icdf(q[:, None]))[:5]
     low, high = built.reference.law.support()
@@ -110,7 +96,7 @@ def test_goodness_of_fit(inverted):
     assert min(columns) > 1e-4 / len(columns)
 
 
-def test_no_draw_is_an_end(x64):
+def test_draws_reach_far_and_are_no_ends(x64):
     """Also where nearly all mass lies in the first or the last panel."""
     slopes = np.array([0.0, 20.0, -20.0, 90.0, -90.0])
     coefficients = np.stack([np.zeros(5), slopes], -1)
@@ -126,10 +112,7 @@ def test_no_draw_is_an_end(x64):
     normal = KAEMPrior(energy, dist.Normal(3.0, 2.0))
     draws = np.asarray(normal.sample(jax.random.key(2), (50_000,)))
     assert np.all(np.isfinite(draws))
-
-
-def test_both_tails_are_equally_fine():
-    """Quantiles of masses far below the spacing of numbers at one."""
+    # Both tails are equally fine: far below the spacing of numbers at one.
     case, law = BASES["rbf"], REFERENCES["normal"]
     energy = Energy(case.make(*law.grid), jnp.zeros(case.num_features))
     prior = KAEMPrior(energy, law.make())
