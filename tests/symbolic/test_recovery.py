@@ -61,41 +61,28 @@ LAWS = {
 }
 
 
-@pytest.fixture(scope="module")
-def found():
-    """Name, law and result of each."""
+def test_laws_are_recovered_from_their_samples():
     rng = np.random.default_rng(1)
-    rows = []
+    found = []
     for support, laws in LAWS.items():
         samples = [law.rvs(size=NUM_SAMPLES, random_state=rng) for _, law in laws]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="only the marginals are kept")
             priors = kaem.fit_density(np.stack(samples, axis=1), support=support)
-        rows += [
+        found += [
             (*named, result)
             for named, result in zip(laws, kaem.symbolic(priors), strict=True)
         ]
-    return rows
-
-
-def test_families_are_recovered(found):
     missed = [(name, result) for name, _, result in found if result.name != name]
     assert len(found) == 20
     # The tails of a Cauchy law are lost beside a Normal reference, in some samples.
     assert len(missed) <= 2, missed
-
-
-def test_forms_are_near_the_truth(found):
     for name, law, result in found:
+        assert result.is_short
+        assert result.divergence <= 0.02 + 0.5 / 1000
+        assert result.cdf_error < 0.05
         if result.name == name:
             draws = law.rvs(size=1000, random_state=np.random.default_rng(0))
             z = np.linspace(draws.min(), draws.max(), 201)
             cdf = result.distribution.cdf(jnp.asarray(z))
             np.testing.assert_allclose(cdf, law.cdf(z), atol=0.02, err_msg=name)
-
-
-def test_errors_are_small_where_a_form_was_found(found):
-    for _, _, result in found:
-        assert result.is_short
-        assert result.divergence <= 0.02 + 0.5 / 1000
-        assert result.cdf_error < 0.05

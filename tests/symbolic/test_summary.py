@@ -21,18 +21,10 @@ def log_density(z):
     return np.polynomial.chebyshev.chebval(t, COEFFICIENTS[1]) + REFERENCE.logpdf(z)
 
 
-@pytest.fixture(scope="module")
-def prior():
+def test_numbers_and_modes_are_scipys():
     energy = kaem.Energy(BASIS, jnp.asarray(COEFFICIENTS, float))
-    return kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
+    summary = kaem.summarize_prior(kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0)))
 
-
-@pytest.fixture(scope="module")
-def summary(prior):
-    return kaem.summarize_prior(prior)
-
-
-def test_numbers_are_scipys(summary):
     def integral(function):
         pieces = [(-15.0, -4.0), (-4.0, 6.0), (6.0, 17.0)]
         return sum(integrate.quad(function, *piece)[0] for piece in pieces)
@@ -52,9 +44,6 @@ def test_numbers_are_scipys(summary):
     entropies = [REFERENCE.entropy(), entropy]
     np.testing.assert_allclose(summary.entropy, entropies, **tolerance)
     np.testing.assert_allclose(summary.divergence, [0.0, divergence], **tolerance)
-
-
-def test_modes_are_those_of_an_optimiser(summary):
     assert len(summary.modes[0]) == 1
     np.testing.assert_allclose(summary.modes[0], 1.0, atol=2e-3)
     found = [
@@ -62,13 +51,11 @@ def test_modes_are_those_of_an_optimiser(summary):
         for bounds in ((-4.0, 1.0), (1.0, 6.0))
     ]
     np.testing.assert_allclose(summary.modes[1], found, atol=1e-3)
-
-
-def test_modes_at_ends_and_of_flat_densities():
-    basis = kaem.Chebyshev(low=2.0, high=3.0, degree=1)
-    energy = kaem.Energy(basis, jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-    summary = kaem.summarize_prior(kaem.KAEMPrior(energy))
-    assert summary.modes.tolist() == [(), (3.0,), (2.0,)]
+    # They print as a table.
+    head, first, second = repr(summary).splitlines()
+    assert head.split() == "component mean sd entropy divergence modes".split()
+    assert first.split() == ["0", "1", "2", "2.112", "0", "1"]
+    assert len(second.split()) == 7
 
 
 def test_heavy_tails_have_no_moments():
@@ -81,10 +68,3 @@ def test_heavy_tails_have_no_moments():
     )
     np.testing.assert_allclose(summary.modes[()], 1.0, atol=2e-3)
     assert repr(summary).splitlines()[1].split()[:2] == ["nan", "nan"]
-
-
-def test_prints_as_a_table(summary):
-    head, first, second = repr(summary).splitlines()
-    assert head.split() == "component mean sd entropy divergence modes".split()
-    assert first.split() == ["0", "1", "2", "2.112", "0", "1"]
-    assert len(second.split()) == 7

@@ -57,14 +57,31 @@ def test_each_density_has_its_own_form(results):
     assert [result.is_short for result in results] == [True, True, True, False]
     assert results.shape == (4,)
     assert len(results[:2]) == 2
-
-
-def test_tilted_normal_is_normal(results):
     # exp(-0.3 z) moves the mean by -0.3 times the variance, but for the clipped tails.
     law = results[0].distribution
     assert isinstance(law, dist.Normal)
     np.testing.assert_allclose([law.loc, law.scale], [-0.2, 2.0], atol=0.05)
     assert results[0].text == f"Normal(loc={law.loc:g}, scale={law.scale:g})"
+    # Without a short form is no distribution.
+    result = results[3]
+    assert result.distribution is None
+    assert result.text == "no short form"
+    assert result.divergence > 0.02
+    nearest = min(candidate.divergence for candidate in result.candidates)
+    np.testing.assert_allclose(result.divergence, nearest, rtol=0.2)
+    with pytest.raises(ValueError, match="no short form to evaluate"):
+        result.log_prob(0.0)
+    # They print as a table, and their formulas are valid.
+    lines = repr(results).splitlines()
+    assert lines[0].split() == ["component", "divergence", "cdf", "error", "law"]
+    assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2", "3"]
+    assert lines[4].endswith("no short form")
+    assert repr(results[1]).startswith("Gumbel(loc=")
+    figure = plt.figure()
+    for result in results:
+        figure.text(0.1, 0.1, f"${result.latex}$")
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 def test_divergence_and_cdf_error_are_scipys(priors, results):
@@ -88,10 +105,7 @@ def test_divergence_and_cdf_error_are_scipys(priors, results):
         np.testing.assert_allclose(results[index].divergence, value, atol=2e-5)
         error = np.abs(cdf[:, index] - law.cdf(z)).max()
         np.testing.assert_allclose(results[index].cdf_error, error, atol=2e-5)
-
-
-def test_divergence_of_an_energy_is_that_of_its_distribution(priors, results):
-    """By the trapezoidal rule, with SciPy's density of the reference."""
+    # That of an energy by the trapezoidal rule, with the density of its distribution.
     result, z = results[2], np.linspace(-9.0, 11.0, 20_001)
     ours = np.asarray(priors.log_prob(z[:, None]), float)[:, 2]
     own = np.asarray(result.log_prob(z), float)
@@ -100,7 +114,7 @@ def test_divergence_of_an_energy_is_that_of_its_distribution(priors, results):
     np.testing.assert_allclose(integrate.trapezoid(np.exp(own), z), 1.0, atol=1e-5)
 
 
-def test_expression_is_the_callable(priors, results):
+def test_expression_is_the_callable_and_recovers_the_wells(results):
     """The text of an energy, read by Python, is the log density up to a constant."""
     result = results[2]
     law, energy, scaled, _ = re.fullmatch(
@@ -111,27 +125,12 @@ def test_expression_is_the_callable(priors, results):
     z = np.linspace(-3.5, 5.5, 19)
     values = eval(energy, {"t": eval(scaled, {"z": z})})
     values = values + stats.norm(1, 2).logpdf(z)
-    difference = np.asarray(result.log_prob(z), float) - values
-    assert np.ptp(difference) < 1e-4
-
-
-def test_energy_recovers_the_wells(results):
-    z = np.linspace(-3.5, 5.5, 19)
-    log_prob = results[2].distribution.log_prob(z) - stats.norm(1, 2).logpdf(z)
-    difference = np.asarray(log_prob, float) - two_wells(z)
+    log_prob = np.asarray(result.log_prob(z), float)
+    assert np.ptp(log_prob - values) < 1e-4
+    log_prob = np.asarray(result.distribution.log_prob(z), float)
+    difference = log_prob - stats.norm(1, 2).logpdf(z) - two_wells(z)
     middle = np.abs(z - 1) < 3
     assert np.ptp(difference[middle]) < 0.3
-
-
-def test_no_short_form_has_no_distribution(results):
-    result = results[3]
-    assert result.distribution is None
-    assert result.text == "no short form"
-    assert result.divergence > 0.02
-    nearest = min(candidate.divergence for candidate in result.candidates)
-    np.testing.assert_allclose(result.divergence, nearest, rtol=0.2)
-    with pytest.raises(ValueError, match="no short form to evaluate"):
-        result.log_prob(0.0)
 
 
 def test_candidates_are_ranked_by_the_documented_criterion(results):
@@ -148,62 +147,41 @@ def test_candidates_are_ranked_by_the_documented_criterion(results):
 
 
 def test_options_change_the_choice(priors, results):
+    """And a mixture gives a result for each component."""
     strict = kaem.symbolic(priors, tolerance=1e-9, max_terms=0)
     assert not any(result.is_short for result in strict)
-    loose = kaem.symbolic(priors, tolerance=5.0, num_samples=1e6, max_terms=0)
+    mixture = kaem.KAEMMixture(jnp.zeros(4), priors)
+    loose = kaem.symbolic(mixture, tolerance=5.0, num_samples=1e6, max_terms=0)
     assert all(result.is_short for result in loose)
+    for found, result in zip(loose, results, strict=True):
+        divergences = [
+            {candidate.name: candidate.divergence for candidate in one.candidates}
+            for one in (found, result)
+        ]
+        assert divergences[0]["Normal"] == divergences[1]["Normal"]
     assert not any("energy" in candidate.name for candidate in loose[0].candidates)
     assert len(loose[1].text) > len(results[1].text)
 
 
-def test_latex_is_valid(results):
-    figure = plt.figure()
-    for result in results:
-        figure.text(0.1, 0.1, f"${result.latex}$")
-    figure.canvas.draw()
-    plt.close(figure)
-
-
-def test_results_print_as_a_table(results):
-    lines = repr(results).splitlines()
-    assert lines[0].split() == ["component", "divergence", "cdf", "error", "law"]
-    assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2", "3"]
-    assert lines[4].endswith("no short form")
-    assert repr(results[1]).startswith("Gumbel(loc=")
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda prior: prior.to_event(1),
-        lambda prior: kaem.KAEMMixture(jnp.zeros(4), prior),
-        lambda prior: dist.MixtureSameFamily(
-            dist.Categorical(jnp.ones(2) / 2),
-            kaem.KAEMPrior(
-                kaem.Energy(BASIS, prior.energy.coefficients.reshape(2, 2, -1)),
-                prior.reference,
-            ).to_event(1),
-        ),
-        lambda prior: prior.to_event(1).mask(True).expand([3]),
-    ],
-    ids=["to_event", "mixture", "mixture of products", "masked and expanded"],
-)
-def test_wrapped_priors_are_taken_by_component(priors, wrap):
-    found = marginals_of(wrap(priors), "symbolic").energy.coefficients
-    np.testing.assert_array_equal(found.reshape(4, -1), priors.energy.coefficients)
-
-
-def test_mixture_gives_a_result_for_each_component(priors, results):
-    mixture = kaem.KAEMMixture(jnp.zeros(4), priors)
-    found = kaem.symbolic(mixture)
-    assert [result.text for result in found] == [result.text for result in results]
+def test_wrapped_priors_are_taken_by_component(priors):
+    product = priors.expand([2, 4]).to_event(1)
+    for wrapped in (
+        priors.to_event(1),
+        kaem.KAEMMixture(jnp.zeros(4), priors),
+        dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), product),
+        priors.to_event(1).mask(True).expand([3]),
+    ):
+        found = marginals_of(wrapped, "symbolic").energy.coefficients
+        np.testing.assert_array_equal(found, priors.energy.coefficients)
 
 
 def test_law_on_an_interval():
-    """Without a reference the density ends with its grid."""
+    """Without a reference the density ends with its grid, where it may have a mode."""
     basis = kaem.Chebyshev(low=-1.0, high=3.0, degree=1)
-    energy = kaem.Energy(basis, jnp.array([[0.0, 0.0], [0.0, -2.0]]))
-    flat, tilted = kaem.symbolic(kaem.KAEMPrior(energy))
+    energy = kaem.Energy(basis, jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, -2.0]]))
+    prior = kaem.KAEMPrior(energy)
+    assert kaem.summarize_prior(prior).modes.tolist() == [(), (3.0,), (-1.0,)]
+    flat, _, tilted = kaem.symbolic(prior)
     assert flat.text == "Uniform(low=-1, high=3)"
     assert flat.divergence < 1e-6
     # Exponential: slope 2 / 2 over half the width.
@@ -212,27 +190,21 @@ def test_law_on_an_interval():
     assert_close(tilted.log_prob(1.0) - tilted.log_prob(2.0), 1.0, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_and_priors_are_refused(priors):
+    for options, error, message in [
         ({"num_samples": 0.5}, ValueError, "num_samples must be at least 1"),
         ({"num_samples": "many"}, TypeError, "num_samples must be a number"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
         ({"max_terms": -1}, ValueError, "max_terms must be an integer >= 0"),
         ({"max_terms": 1.5}, TypeError, "max_terms must be an integer"),
-    ],
-    ids=["few samples", "no number", "tolerance", "negative terms", "half a term"],
-)
-def test_bad_options_are_refused(priors, options, error, message):
-    with pytest.raises(error, match=message):
-        kaem.symbolic(priors, **options)
-
-
-@pytest.mark.parametrize("function", [kaem.symbolic, kaem.summarize_prior])
-def test_bad_priors_are_refused(priors, function):
-    with pytest.raises(TypeError, match="got Normal, which has no one-dim"):
-        function(dist.Normal(0.0, 1.0))
-    with pytest.raises(TypeError, match=f"{function.__name__} needs a concrete prior"):
-        jax.jit(lambda prior: function(prior) and 0.0)(priors)
-    with pytest.raises(ValueError, match=r"batch_shape \(0,\)"):
-        function(kaem.KAEMPrior(kaem.Energy(BASIS, jnp.zeros((0, 24)))))
+    ]:
+        with pytest.raises(error, match=message):
+            kaem.symbolic(priors, **options)
+    empty = kaem.KAEMPrior(kaem.Energy(BASIS, jnp.zeros((0, 24))))
+    for function in (kaem.symbolic, kaem.summarize_prior):
+        with pytest.raises(TypeError, match="got Normal, which has no one-dim"):
+            function(dist.Normal(0.0, 1.0))
+        with pytest.raises(TypeError, match=f"{function.__name__} needs a concrete"):
+            jax.jit(lambda prior, of=function: of(prior) and 0.0)(priors)
+        with pytest.raises(ValueError, match=r"batch_shape \(0,\)"):
+            function(empty)
