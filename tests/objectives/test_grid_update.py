@@ -137,13 +137,12 @@ def test_functions_change_by_no_more_than_least_squares():
 
 # --- in training ---------------------------------------------------------------------
 
-X = np.random.default_rng(2).normal(size=(12, 4))
-
 
 def train(num_steps=6, **options):
     options = {"optimizer": optax.adam(0.01), "grid_update": UPDATE} | options
     options |= {"num_steps": num_steps, "progress_bar": False}
-    return kaem.fit(make_model(), X, LangevinMLE(2), **options)
+    x = make_model().sample(jax.random.key(1), 12)
+    return kaem.fit(make_model(), x, LangevinMLE(2), **options)
 
 
 @pytest.mark.long
@@ -209,11 +208,11 @@ def test_wrong_arguments():
         dist.Normal(jnp.zeros(4), 1.0), lambda z: z, kaem.NormalLikelihood(0.3)
     )
     chains, no_chains = LangevinMLE(2), LangevinMLE(2, persistent=False)
-    needs = "grid_update needs a"
+    x, needs = np.zeros((12, 4)), "grid_update needs a"
     for model, objective, error, message in (
         (no_grids, chains, ValueError, f"{needs} KANDecoder, or a prior"),
         (make_model(), no_chains, ValueError, f"{needs}n objective that keeps"),
         (lambda x: None, chains, TypeError, rf"{needs} numpyro_kaem\.KAEM"),
     ):
         with pytest.raises(error, match=message):
-            kaem.fit(model, X, objective, optax.adam(0.1), 1, grid_update=UPDATE)
+            kaem.fit(model, x, objective, optax.adam(0.1), 1, grid_update=UPDATE)
