@@ -356,7 +356,8 @@ def test_few_distinct_values():
     prior = kaem.fit_density([2.0], kaem.BSpline(-1.0, 5.0, 8), dist.Normal(1.0, 2.0))
     assert np.isfinite(prior.log_prob(2.0))
     assert np.all(np.isfinite(prior.energy.coefficients))
-    with pytest.warns(UserWarning, match="taken as rounded"):
+    rounded = pytest.warns(UserWarning, match="taken as rounded")
+    with rounded, pytest.warns(UserWarning, match="spacing of 5.8 standard deviations"):
         prior = kaem.fit_density(np.repeat([1, 2, 3, 4], [3, 80, 3, 1]))
     assert np.all(np.isfinite(prior.log_prob(np.arange(-3.0, 9.0))))
 
