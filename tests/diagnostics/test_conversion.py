@@ -66,8 +66,8 @@ def values_of(data, group, name):
 
 
 def test_draws_of_nuts_are_kept_bit_for_bit(chains):
-    """And statistics under the names of ArviZ."""
-    data = kaem.to_arviz(chains)
+    """With statistics under the names of ArviZ, and plates that name dimensions."""
+    data = kaem.to_arviz(chains, coords={"school": ["a", "b", "c"]})
     assert groups_of(data) == {
         "posterior",
         "sample_stats",
@@ -90,27 +90,19 @@ def test_draws_of_nuts_are_kept_bit_for_bit(chains):
     assert np.all((2 ** (depth - 1) <= steps) & (steps < 2**depth))
     assert "step_size" in data["sample_stats"]
     np.testing.assert_array_equal(values_of(data, "observed_data", "y"), DATA)
-
-
-def test_plates_name_dimensions(chains):
-    """And the user names those that are left."""
-    data = kaem.to_arviz(chains, coords={"school": ["a", "b", "c"]})
-    assert data["posterior"]["mean"].dims == ("chain", "draw", "school")
-    assert data["posterior"]["doubled"].dims == ("chain", "draw", "doubled_dim_0")
-    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "pupil")
-    assert list(data["posterior"]["school"].values) == ["a", "b", "c"]
-    data = kaem.to_arviz(chains, dims={"doubled": ["school"]}, log_likelihood=False)
-    assert data["posterior"]["doubled"].dims == ("chain", "draw", "school")
-    assert "log_likelihood" not in groups_of(data)
-
-
-def test_log_likelihood_is_that_of_numpyro(chains):
-    """Chain by chain."""
-    data = kaem.to_arviz(chains)
+    # The log likelihood is that of NumPyro, chain by chain.
     expected = log_likelihood(model, chains.get_samples(), DATA)["y"]
     np.testing.assert_array_equal(
         values_of(data, "log_likelihood", "y").reshape(expected.shape), expected
     )
+    assert data["posterior"]["mean"].dims == ("chain", "draw", "school")
+    assert data["posterior"]["doubled"].dims == ("chain", "draw", "doubled_dim_0")
+    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "pupil")
+    assert list(data["posterior"]["school"].values) == ["a", "b", "c"]
+    # And the user names those that are left.
+    data = kaem.to_arviz(chains, dims={"doubled": ["school"]}, log_likelihood=False)
+    assert data["posterior"]["doubled"].dims == ("chain", "draw", "school")
+    assert "log_likelihood" not in groups_of(data)
 
 
 @pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")
@@ -151,15 +143,14 @@ def test_arviz_draws_it(chains, name):
 
 
 def test_resampled_draws_keep_their_weights(weighted):
-    """Draws are particles, and each knows which."""
+    """Draws are particles, and each knows which; a choice comes with its report."""
     data = kaem.to_arviz(weighted, model=model, model_args=(DATA,), num_samples=400)
     particle = values_of(data, "sample_stats", "particle")[0]
     np.testing.assert_array_equal(
         values_of(data, "posterior", "mean")[0], weighted.samples["mean"][particle]
     )
     np.testing.assert_array_equal(
-        values_of(data, "sample_stats", "log_weight")[0],
-        weighted.log_weights[particle],
+        values_of(data, "sample_stats", "log_weight")[0], weighted.log_weights[particle]
     )
     attrs = data["sample_stats"].attrs
     assert attrs["pareto_k"] == weighted.pareto_k
@@ -172,6 +163,10 @@ def test_resampled_draws_keep_their_weights(weighted):
     # Two observations and a prior of one: closed form of the second school.
     mean = values_of(data, "posterior", "mean")[0][:, 1]
     np.testing.assert_allclose(mean.mean(), DATA[jnp.array([1, 4])].sum() / 3, atol=0.1)
+    choice = kaem.infer.PosteriorSample({}, "importance", True, ("Kept.",), weighted)
+    data = kaem.to_arviz(choice, num_samples=400)
+    assert data["sample_stats"].attrs["report"] == "Kept."
+    assert values_of(data, "posterior", "mean").shape == (1, 400, 3)
 
 
 def test_weights_of_units():
@@ -205,14 +200,6 @@ def test_ladder_of_a_population():
     assert stats["rung_log_likelihood"].dims == ("chain", "draw", "rung")
     assert stats["swap_acceptance"].dims == ("chain", "draw", "swap")
     assert stats.attrs["sampler"] == "AnnealedLangevin"
-
-
-def test_chosen_sampler(weighted):
-    """Whatever was chosen, with the report."""
-    choice = kaem.infer.PosteriorSample({}, "importance", True, ("Kept.",), weighted)
-    data = kaem.to_arviz(choice, num_samples=10)
-    assert data["sample_stats"].attrs["report"] == "Kept."
-    assert values_of(data, "posterior", "mean").shape == (1, 10, 3)
 
 
 def test_variational_inference():
@@ -332,15 +319,18 @@ def test_predictive_and_prior(chains):
 
 
 def test_dictionary_of_draws():
-    """Draws without a sampler."""
+    """Draws without a sampler, in the kind of object of the installed ArviZ."""
     data = kaem.to_arviz({"a": np.arange(8.0).reshape(4, 2)}, dims={"a": ["side"]})
     assert data["posterior"]["a"].dims == ("chain", "draw", "side")
     assert groups_of(data) == {"posterior"}
+    # InferenceData before 1.0, DataTree since.
+    is_tree = int(version("arviz").split(".")[0]) >= 1
+    assert type(data).__name__ == ("DataTree" if is_tree else "InferenceData")
 
 
-@pytest.mark.parametrize(
-    ("result", "options", "error", "match"),
-    [
+def test_bad_input():
+    """Errors name the argument."""
+    for result, options, error, match in [
         (3, {}, TypeError, "result must be an MCMC"),
         ({}, {}, ValueError, "result must hold draws"),
         ({"a": [1.0], "b": [1.0, 2.0]}, {}, ValueError, "of one length"),
@@ -360,29 +350,6 @@ def test_dictionary_of_draws():
             "dimension 'side' of 'a' in the group 'posterior' has size 2, but 3",
         ),
         (MCMC(NUTS(model), num_warmup=1, num_samples=1), {}, ValueError, "finished"),
-    ],
-    ids=[
-        "type",
-        "empty",
-        "lengths",
-        "key",
-        "count",
-        "prior",
-        "predictive",
-        "coords",
-        "not-run",
-    ],
-)
-def test_bad_input(result, options, error, match):
-    """Errors name the argument."""
-    with pytest.raises(error, match=match):
-        kaem.to_arviz(result, **options)
-
-
-def test_the_kind_of_object_is_that_of_the_installed_arviz():
-    """InferenceData before 1.0, DataTree since."""
-    data = kaem.to_arviz({"a": np.zeros(3)})
-    expected = (
-        "DataTree" if int(version("arviz").split(".")[0]) >= 1 else "InferenceData"
-    )
-    assert type(data).__name__ == expected
+    ]:
+        with pytest.raises(error, match=match):
+            kaem.to_arviz(result, **options)
