@@ -76,9 +76,7 @@ def sample_posterior(model, key, x):
     ("model", "quantities"),
     [
         (marginal_model, ("scale", "log_density")),
-        pytest.param(
-            joint_model, ("scale", "log_density", "z"), marks=pytest.mark.long
-        ),
+        (joint_model, ("scale", "log_density", "z")),
     ],
 )
 def test_ranks_are_uniform(model, quantities):

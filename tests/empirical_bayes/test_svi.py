@@ -166,11 +166,11 @@ def prepared(model, coefficients=None):
     return guide, params
 
 
-COEFFICIENTS = jax.random.normal(jax.random.key(3), (3, 6))
+COEFFICIENTS = jnp.asarray(np.random.default_rng(3).normal(size=(3, 6)))
 
 
-@pytest.mark.long
-def test_parameters_have_documented_shapes():
+def test_transform_carries_normal_draws_to_the_guide():
+    """Of parameters with the documented shapes; flat energies are a Normal law."""
     guide, params = prepared(three_latents)
     assert guide.latent_dim == 3
     assert {name: value.shape for name, value in params.items()} == {
@@ -178,21 +178,12 @@ def test_parameters_have_documented_shapes():
         "auto_scale": (3,),
         "auto_coefficients": (3, 6),
     }
-
-
-@pytest.mark.long
-def test_flat_energies_are_a_diagonal_normal_law():
-    guide, params = prepared(three_latents)
-    z = np.array([[0.1, -2.0, 0.4], [1.2, 3.0, -9.0]])
+    z = jnp.array([[0.1, -2.0, 0.4], [1.2, 3.0, -1.5]])
     expected = stats.norm(params["auto_loc"], params["auto_scale"]).logpdf(z).sum(-1)
     assert_close(guide.get_posterior(params).log_prob(z), expected, rtol=(1e-5, 1e-9))
-
-
-def test_transform_carries_normal_draws_to_the_guide(key):
     guide, params = prepared(three_latents, COEFFICIENTS)
     base, transform = guide.get_base_dist(), guide.get_transform(params)
     assert base.event_shape == (3,)
-    z = base.sample(key, (5,))
     latent = transform(z)
     expected = base.log_prob(z) - transform.log_abs_det_jacobian(z, latent)
     actual = guide.get_posterior(params).log_prob(latent)
@@ -204,9 +195,9 @@ def test_draws_and_quantiles_are_of_one_law(key):
     draws = guide.sample_posterior(key, params, sample_shape=(4000,))
     assert draws["rate"].shape == (4000,)
     assert draws["p"].shape == (4000, 2)
-    assert bool(
-        jnp.all(draws["rate"] > 0) & jnp.all((draws["p"] > 0) & (draws["p"] < 1))
-    )
+    draws = {name: np.asarray(value) for name, value in draws.items()}
+    assert np.all(draws["rate"] > 0)
+    assert np.all((draws["p"] > 0) & (draws["p"] < 1))
     quantiles = guide.quantiles(params, [0.2, 0.5, 0.9])
     assert quantiles["p"].shape == (3, 2)
     for name, median in guide.median(params).items():
@@ -242,19 +233,16 @@ def test_guide_as_a_transport_map():
     assert np.mean(np.diff(np.asarray(draws["z"]) > 0)) > 0.05
 
 
-@pytest.mark.parametrize("basis", [5, "bspline"])
-def test_wrong_basis_is_refused(basis):
-    with pytest.raises(TypeError, match=r"basis must be a basis such as"):
-        kaem.AutoKAEM(three_latents, basis)
-
-
-def test_batch_of_grids_is_refused():
-    basis = kaem.BSpline([0.0, 1.0], [2.0, 3.0], 6)
-    with pytest.raises(ValueError, match=r"basis must have one grid, in units"):
-        kaem.AutoKAEM(three_latents, basis)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf])
-def test_initial_scale_is_checked(scale):
-    with pytest.raises(ValueError, match=r"init_scale must be a finite number > 0"):
-        kaem.AutoKAEM(three_latents, init_scale=scale)
+def test_bad_arguments_are_refused():
+    scale_match = r"init_scale must be a finite number > 0"
+    batch = kaem.BSpline([0.0, 1.0], [2.0, 3.0], 6)
+    for options, error, match in [
+        ({"basis": 5}, TypeError, r"basis must be a basis such as"),
+        ({"basis": "bspline"}, TypeError, r"basis must be a basis such as"),
+        ({"basis": batch}, ValueError, r"basis must have one grid, in units"),
+        ({"init_scale": 0.0}, ValueError, scale_match),
+        ({"init_scale": -1.0}, ValueError, scale_match),
+        ({"init_scale": np.inf}, ValueError, scale_match),
+    ]:
+        with pytest.raises(error, match=match):
+            kaem.AutoKAEM(three_latents, **options)
