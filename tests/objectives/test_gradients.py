@@ -90,7 +90,7 @@ def assert_gradient(gradient, exact, rounding=2e-4):
 ANEW = {"persistent": False, "step_size": 1.0}
 # Objective; numbers of steps and of units of a batch; allowed rounding and bias.
 ROWS = {
-    "a subsample": (ImportanceMLE(600), 400, 2, 1e-2),
+    "a subsample": (ImportanceMLE(600), 600, 2, 1e-2),
     "chunks": (ImportanceMLE(600, chunk_size=100), 100, None, 1e-2),
     "own proposals": (ImportanceMLE(600, share_proposals=False), 100, None, 1e-2),
     "resampled": (
