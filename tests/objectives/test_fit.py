@@ -588,7 +588,11 @@ def test_wrong_objectives():
         (LangevinMLE, {"num_steps": 0}, "num_steps"),
         (LangevinMLE, {"step_size": -1.0}, "step_size must be a finite number > 0"),
         (LangevinMLE, {"local_move": "hmc"}, "local_move must be one of"),
-        (ThermodynamicMLE, {"num_temperatures": 1}, "num_temperatures must be at leas"),
+        (
+            ThermodynamicMLE,
+            {"num_temperatures": 1},
+            "num_temperatures must be at least",
+        ),
         (ThermodynamicMLE, {"temperatures": [0.0, 0.5]}, "end with 1"),
         (ThermodynamicMLE, {"estimator": "mean"}, "estimator must be"),
         (ThermodynamicMLE, no_number, "power must be a number"),
