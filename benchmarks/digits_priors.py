@@ -131,10 +131,10 @@ def train(
     joint = "kart" if form == "KART" else None
     model = kaem.KAEM(prior, decoder, likelihood, joint=joint)
     num_steps, refit = setting.num_steps, None
-    objective = kaem.infer.LangevinMLE(setting.num_moves)
+    objective = kaem.objectives.LangevinMLE(setting.num_moves)
     if form == "VAE":
         num_steps *= 2
-        objective = kaem.infer.AmortisedELBO(Encoder(key_encoder))
+        objective = kaem.objectives.AmortisedELBO(Encoder(key_encoder))
     elif form in ("independent", "mixture", "autoregressive"):
         # A network is dear to fit: three times.
         part = 5 if form == "autoregressive" else 12

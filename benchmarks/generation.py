@@ -25,8 +25,8 @@ from _report import Report, start
 from _timing import compiled, median_seconds
 
 import numpyro_kaem as kaem
+from numpyro_kaem._quadrature import gauss_legendre
 from numpyro_kaem.distributions import DeepEnergyPrior
-from numpyro_kaem.quadrature import gauss_legendre
 
 NUM_LATENTS, NUM_NODES = 8, 100
 # The sizes that the paper trains most: 41 rows of 20 densities.

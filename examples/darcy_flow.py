@@ -87,8 +87,8 @@ fields = make_fields(1000 if args.quick else 3000, num_held_out, args.seed)
 # %%
 # Train an autoencoder
 # --------------------
-# ``kaem.infer.AmortisedELBO`` takes an encoder, any function from data to means and log
-# scales of the latents.
+# ``kaem.objectives.AmortisedELBO`` takes an encoder, any function from data to means
+# and log scales of the latents.
 
 REFERENCE = dist.Normal(0.0, 1.0)
 
@@ -128,7 +128,7 @@ def train(
     result = kaem.fit(
         model,
         x,
-        kaem.infer.AmortisedELBO(encoder),
+        kaem.objectives.AmortisedELBO(encoder),
         optax.adam(optax.cosine_decay_schedule(1e-2, num_steps)),
         num_steps,
         rng_key=jax.random.key(seed),

@@ -77,7 +77,7 @@ def train(images: np.ndarray, num_steps: int, seed: int) -> tuple[kaem.KAEM, jax
     result = kaem.fit(
         kaem.KAEM(prior, decoder, likelihood),
         images,
-        kaem.infer.LangevinMLE(num_steps=5),
+        kaem.objectives.LangevinMLE(num_steps=5),
         optax.adam(optax.cosine_decay_schedule(8e-3, num_steps)),
         num_steps,
         rng_key=key_fit,

@@ -73,7 +73,7 @@ def train(images: np.ndarray, num_steps: int, seed: int) -> kaem.KAEM:
     return kaem.fit(
         model,
         images,
-        kaem.infer.LangevinMLE(num_steps=10),
+        kaem.objectives.LangevinMLE(num_steps=10),
         optax.adam(optax.cosine_decay_schedule(4e-3, num_steps)),
         num_steps,
         rng_key=jax.random.key(seed + 1),

@@ -153,10 +153,10 @@ def train(
     """Train; the weight of the divergence rises from its start to one."""
     if encoder is None:
         # A draw of latents that are ignored is as good as any.
-        objective = kaem.infer.ImportanceMLE(num_particles=1)
+        objective = kaem.objectives.ImportanceMLE(num_particles=1)
     else:
         weight = kaem.cyclical_schedule(num_steps, start_weight, 1.0)
-        objective = kaem.infer.AmortisedELBO(encoder, kl_weight=weight)
+        objective = kaem.objectives.AmortisedELBO(encoder, kl_weight=weight)
     result = kaem.fit(
         model,
         tokens,

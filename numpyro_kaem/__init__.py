@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from numpyro_kaem._version import __version__
-from numpyro_kaem.backend import avoid_wrong_sums
 from numpyro_kaem.bases import (
     RBF,
     RSWAF,
@@ -13,7 +12,6 @@ from numpyro_kaem.bases import (
     Fourier,
     Wavelet,
 )
-from numpyro_kaem.conditioner import MaskedConditioner
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
     DeepEnergyPrior,
@@ -23,18 +21,19 @@ from numpyro_kaem.distributions import (
     TokenSequence,
     truncated,
 )
+from numpyro_kaem.distributions.conditioner import MaskedConditioner
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation import fit_density
-from numpyro_kaem.kart import kart
-from numpyro_kaem.likelihoods import (
+from numpyro_kaem.estimation.density import fit_density
+from numpyro_kaem.estimation.mixture import fit_mixture
+from numpyro_kaem.models.energies import parameter_priors, random_walk_energy
+from numpyro_kaem.models.kart import kart
+from numpyro_kaem.models.likelihoods import (
     AbstractLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     NormalLikelihood,
 )
-from numpyro_kaem.mixture_estimation import fit_mixture
-from numpyro_kaem.modules import parameter_priors, random_walk_energy
-from numpyro_kaem.sample_quality import SampleQuality, sample_quality
+from numpyro_kaem.numerics.device import avoid_wrong_sums
 from numpyro_kaem.symbolic import (
     PriorSummary,
     SymbolicResult,
@@ -46,9 +45,7 @@ from numpyro_kaem.symbolic import (
 avoid_wrong_sums()
 
 if TYPE_CHECKING:
-    from numpyro_kaem import datasets, infer
-    from numpyro_kaem.autoguide import AutoKAEM
-    from numpyro_kaem.autoregressive_estimation import fit_autoregressive
+    from numpyro_kaem import datasets, infer, objectives
     from numpyro_kaem.decoders import (
         ConvDecoder,
         KANDecoder,
@@ -61,6 +58,7 @@ if TYPE_CHECKING:
         simulation_based_calibration,
         to_arviz,
     )
+    from numpyro_kaem.diagnostics.sample_quality import SampleQuality, sample_quality
     from numpyro_kaem.empirical_bayes import (
         MarginalFit,
         UnitPosterior,
@@ -69,20 +67,11 @@ if TYPE_CHECKING:
         unit_log_likelihood,
         unit_posterior,
     )
-    from numpyro_kaem.io import load, save
-    from numpyro_kaem.learning import learn_prior, set_parameters
-    from numpyro_kaem.models import KAEM
-    from numpyro_kaem.objectives import (
-        Checkpoint,
-        FitProgress,
-        FitResult,
-        GridUpdate,
-        PriorRefit,
-        cyclical_schedule,
-        fit,
-        kan_penalty,
-        refit_prior,
-    )
+    from numpyro_kaem.estimation.autoregressive import fit_autoregressive
+    from numpyro_kaem.files.saving import load, save
+    from numpyro_kaem.models.autoguide import AutoKAEM
+    from numpyro_kaem.models.kaem import KAEM
+    from numpyro_kaem.models.learning import learn_prior, set_parameters
     from numpyro_kaem.plotting import (
         interpolate_latents,
         plot_band,
@@ -94,6 +83,17 @@ if TYPE_CHECKING:
         plot_samples,
         plot_traversal,
         plot_weights,
+    )
+    from numpyro_kaem.training import (
+        Checkpoint,
+        FitProgress,
+        FitResult,
+        GridUpdate,
+        PriorRefit,
+        cyclical_schedule,
+        fit,
+        kan_penalty,
+        refit_prior,
     )
 
 __all__ = [
@@ -148,6 +148,7 @@ __all__ = [
     "learn_prior",
     "load",
     "log_marginal_likelihood",
+    "objectives",
     "parameter_priors",
     "plot_band",
     "plot_calibration",
@@ -174,13 +175,14 @@ __all__ = [
 ]
 
 # Imported when first asked for, since most programs need few of them; the imports above
-# show them to type checkers. A name that is also its module's, such as ``kart``, cannot
-# wait: an import of the module from elsewhere would put the module in its place.
+# show them to type checkers. A name that is also its folder's, ``symbolic``, cannot
+# wait: an import of the folder from elsewhere would put the folder in its place.
 _LATER = {
     "datasets": [],
     "infer": [],
-    "autoguide": ["AutoKAEM"],
-    "autoregressive_estimation": ["fit_autoregressive"],
+    "objectives": [],
+    "models.autoguide": ["AutoKAEM"],
+    "estimation.autoregressive": ["fit_autoregressive"],
     "decoders": ["ConvDecoder", "KANDecoder", "KANLayer", "SequenceDecoder"],
     "diagnostics": [
         "CalibrationResult",
@@ -188,6 +190,7 @@ _LATER = {
         "simulation_based_calibration",
         "to_arviz",
     ],
+    "diagnostics.sample_quality": ["SampleQuality", "sample_quality"],
     "empirical_bayes": [
         "MarginalFit",
         "UnitPosterior",
@@ -196,10 +199,10 @@ _LATER = {
         "unit_log_likelihood",
         "unit_posterior",
     ],
-    "io": ["load", "save"],
-    "learning": ["learn_prior", "set_parameters"],
-    "models": ["KAEM"],
-    "objectives": [
+    "files.saving": ["load", "save"],
+    "models.learning": ["learn_prior", "set_parameters"],
+    "models.kaem": ["KAEM"],
+    "training": [
         "Checkpoint",
         "FitProgress",
         "FitResult",

@@ -17,13 +17,13 @@ FOLDERS = (
     "diagnostics",
     "distributions",
     "empirical_bayes",
-    "io",
     "objectives",
     "plotting",
     "symbolic",
+    "training",
 )
-# Reference laws as the package handles them; users pass laws of NumPyro.
-INTERNAL = {"references"}
+# Without public names, or theirs are those of ``numpyro_kaem`` itself.
+INTERNAL = {"estimation", "files", "models", "numerics", "references"}
 DIRECTIVE = re.compile(r"^\.\. auto(\w+):: ([\w.]+)$", re.MULTILINE)
 
 

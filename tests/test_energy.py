@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier
-from numpyro_kaem.placed_energy import BASE_ACTIVATIONS
+from numpyro_kaem.energy import BASE_ACTIVATIONS
 from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import ACTIVATIONS
 from tests.helpers import assert_close

@@ -9,8 +9,8 @@ import pytest
 
 import numpyro_kaem as kaem
 
-PUBLIC = sorted(set(kaem.__all__) - {"__version__", "datasets", "infer"})
-SAMPLERS = sorted(kaem.infer.__all__)
+PUBLIC = sorted(set(kaem.__all__) - {"__version__", "datasets", "infer", "objectives"})
+SAMPLERS = sorted({*kaem.infer.__all__, *kaem.objectives.__all__})
 READERS = [name for name in kaem.datasets.__all__ if name[0].islower()]
 # Results, which functions make: their fields and methods say what they are.
 RESULTS = set(
@@ -24,7 +24,7 @@ RESULTS = set(
 
 
 def test_names_are_those_that_are_there():
-    for module in (kaem, kaem.infer, kaem.datasets):
+    for module in (kaem, kaem.infer, kaem.objectives, kaem.datasets):
         assert all(hasattr(module, name) for name in module.__all__)
     expected = """
         AbstractLikelihood AutoKAEM AutoregressiveKAEMPrior BSpline BernoulliLikelihood
@@ -53,7 +53,7 @@ def test_names_are_those_that_are_there():
 
 def test_docstrings_have_parameters_errors_and_an_example():
     for name in sorted({*PUBLIC, *SAMPLERS, *READERS} - RESULTS):
-        modules = (kaem, kaem.infer, kaem.datasets)
+        modules = (kaem, kaem.infer, kaem.objectives, kaem.datasets)
         thing = next(getattr(m, name) for m in modules if name in m.__all__)
         text = inspect.getdoc(thing)
         parameters = inspect.signature(thing).parameters

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
+from numpyro_kaem._quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
 
 pytestmark = pytest.mark.numerics
 

@@ -49,7 +49,7 @@ def of_site(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-elbo_of = partial(infer.AmortisedELBO, abs)
+elbo_of = partial(objectives.AmortisedELBO, abs)
 deep_of = partial(kaem.DeepEnergyPrior, lambda z: z.sum(), 2)
 random_of = partial(kaem.Energy.init, KEY, BASIS)
 of_data = partial(infer.log_marginal_likelihood, model, rng_key=KEY)
@@ -137,7 +137,7 @@ CALLS = [
     ],
     *[
         row(f"step_size {A_NUMBER}", k, step_size="a")
-        for k in (infer.LangevinMLE, infer.ThermodynamicMLE)
+        for k in (objectives.LangevinMLE, objectives.ThermodynamicMLE)
     ],
     row("got None of type None", infer.MALA, model, step_size=None),
     row("object of type list", infer.MALA, model, step_size=[0.1]),
@@ -154,11 +154,11 @@ CALLS = [
     row(f"power {A_NUMBER}", infer.AnnealedLangevin, model, power="a"),
     row(
         "power must be a number or a schedule, got an object of type Normal",
-        partial(infer.ThermodynamicMLE, power=NORMAL),
+        partial(objectives.ThermodynamicMLE, power=NORMAL),
     ),
     row(
         r"ess_threshold must be in \(0, 1\], got 'a'",
-        partial(infer.ImportanceMLE, ess_threshold="a"),
+        partial(objectives.ImportanceMLE, ess_threshold="a"),
     ),
     row("kl_weight must be >= 0, got 'a'", elbo_of, kl_weight="a"),
     row("observed must be the name of a site, got 3", elbo_of, observed=3),
@@ -188,7 +188,7 @@ CALLS = [
         "init_strategy must be such as init_to_uniform, got 3",
         partial(infer.MALA, model, init_strategy=3),
     ),
-    row("encoder must be an Equinox module", infer.AmortisedELBO, NORMAL),
+    row("encoder must be an Equinox module", objectives.AmortisedELBO, NORMAL),
     row("decoder must be an Equinox module", kaem.KAEM, TWO, NORMAL),
     row("likelihood must be such as NormalLik", kaem.KAEM, TWO, abs, NORMAL),
     row("network must be an Equinox module", kaem.DeepEnergyPrior, NORMAL, 2),
@@ -204,7 +204,7 @@ CALLS = [
         partial(of_site, kaem.learn_prior, "p", TWO, learn_reference="no"),
     ),
     row(f"adapt_scale {FLAG} 'no'", infer.MALA, model, adapt_scale="no"),
-    row(f"persistent {FLAG} 1", infer.LangevinMLE, persistent=1),
+    row(f"persistent {FLAG} 1", objectives.LangevinMLE, persistent=1),
     row(
         "options must be arguments by name for the function that fits, got 'a'",
         partial(kaem.PriorRefit, 1, 1, options="a"),

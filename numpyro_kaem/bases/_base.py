@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from numpyro_kaem.bases._checks import Grid, GridLike, as_grid, as_real
+from numpyro_kaem._checks import Grid, GridLike, as_grid, as_real
 
 __all__ = ["AbstractBasis", "on_grid", "on_unit_grid"]
 

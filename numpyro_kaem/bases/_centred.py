@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from numpyro_kaem.backend import on_accelerator
+from numpyro_kaem._checks import GridLike, as_bandwidth, as_count
 from numpyro_kaem.bases._base import (
     AbstractBasis,
     as_float,
     uniform_breaks,
     with_ndim,
 )
-from numpyro_kaem.bases._checks import GridLike, as_bandwidth, as_count
 
 __all__ = ["AbstractCentredBasis"]
 
@@ -102,7 +101,9 @@ class AbstractCentredBasis(AbstractBasis):
 
         terms = centres, jnp.moveaxis(coefficients, -1, 0)
         zero = jnp.zeros(shape, jnp.result_type(s, coefficients))
-        return jax.lax.scan(add, zero, terms, unroll=on_accelerator())[0]
+        # An accelerator waits for the launch of every turn of a loop.
+        unroll = jax.default_backend() != "cpu"
+        return jax.lax.scan(add, zero, terms, unroll=unroll)[0]
 
     def _in_spacings(self, s: Float[Array, "..."]) -> tuple[Array, Array]:
         """``s`` and the centres, in units of the spacing of the centres.

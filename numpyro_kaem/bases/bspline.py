@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
+from numpyro_kaem._checks import GridLike, as_count
 from numpyro_kaem.bases._base import (
     AbstractBasis,
     as_float,
     uniform_breaks,
     with_ndim,
 )
-from numpyro_kaem.bases._checks import GridLike, as_count
 
 __all__ = ["BSpline"]
 

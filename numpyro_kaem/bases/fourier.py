@@ -6,13 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from numpyro_kaem._checks import GridLike, as_count
 from numpyro_kaem.bases._base import (
     AbstractBasis,
     as_float,
     uniform_breaks,
     with_ndim,
 )
-from numpyro_kaem.bases._checks import GridLike, as_count
 
 __all__ = ["Fourier"]
 

@@ -8,9 +8,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from numpyro_kaem._checks import GridLike
 from numpyro_kaem.bases._base import uniform_breaks
 from numpyro_kaem.bases._centred import AbstractCentredBasis
-from numpyro_kaem.bases._checks import GridLike
 
 __all__ = ["Wavelet"]
 

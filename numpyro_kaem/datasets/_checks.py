@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_path
+from numpyro_kaem._checks import as_path
 
 __all__ = ["as_generator", "as_positive", "check_alphabet", "existing_file"]
 

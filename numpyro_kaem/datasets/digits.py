@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem._checks import as_count
 
 __all__ = ["Digits", "load_digits"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count, as_path
+from numpyro_kaem._checks import as_count, as_path
 from numpyro_kaem.datasets.images import to_unit_interval
 
 __all__ = ["ImageFolder", "read_image_folder"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem._checks import as_count
 from numpyro_kaem.datasets._checks import as_generator, as_positive
 
 __all__ = ["gaussian_random_field"]

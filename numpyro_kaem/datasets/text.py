@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem._checks import as_count
 from numpyro_kaem.datasets._checks import check_alphabet
 
 __all__ = [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count, as_real
+from numpyro_kaem._checks import as_count, as_real
 
 __all__ = ["OUTPUT_ACTIVATIONS", "as_latents", "as_name", "as_shape"]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count, check_key
+from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.decoders._checks import (
     OUTPUT_ACTIVATIONS,
     as_latents,
@@ -20,7 +20,7 @@ from numpyro_kaem.decoders._checks import (
     as_shape,
 )
 from numpyro_kaem.decoders._scales import mean_square
-from numpyro_kaem.placed_energy import BASE_ACTIVATIONS
+from numpyro_kaem.energy import BASE_ACTIVATIONS
 
 __all__ = ["ConvDecoder"]
 

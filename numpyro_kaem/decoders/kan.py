@@ -7,8 +7,8 @@ import equinox as eqx
 import jax
 from jax.typing import ArrayLike
 
+from numpyro_kaem._checks import as_count, as_flag, check_key
 from numpyro_kaem.bases import RBF, AbstractBasis
-from numpyro_kaem.bases._checks import as_count, as_flag, check_key
 from numpyro_kaem.decoders._checks import (
     OUTPUT_ACTIVATIONS,
     as_latents,

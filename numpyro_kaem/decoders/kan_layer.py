@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.bases._checks import as_count, check_key
 from numpyro_kaem.decoders._checks import as_latents, as_name
 from numpyro_kaem.decoders._scales import mean_square, normal_points
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.placed_energy import BASE_ACTIVATIONS
+from numpyro_kaem.energy import BASE_ACTIVATIONS, Energy
 
 __all__ = ["KANLayer"]
 

@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, init_to_sample
 from tqdm import tqdm
 
-from numpyro_kaem.bases._checks import as_count, as_real, check_function, check_key
+from numpyro_kaem._checks import as_count, as_real, check_function, check_key
 from numpyro_kaem.diagnostics.groups import SAMPLE_DIMS, Groups
 from numpyro_kaem.diagnostics.sites import ModelCall
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_kaem.bases._checks import as_count, check_key
+from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.diagnostics.groups import Groups
 from numpyro_kaem.diagnostics.results import Extracted, Request, extract
 from numpyro_kaem.diagnostics.sites import ModelCall

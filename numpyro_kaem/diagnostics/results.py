@@ -14,9 +14,9 @@ from numpyro.infer.svi import SVIRunResult
 from numpyro_kaem.diagnostics.sites import ModelCall
 from numpyro_kaem.empirical_bayes import MarginalFit, UnitPosterior, unit_posterior
 from numpyro_kaem.infer import ImportanceResult, PosteriorSample
-from numpyro_kaem.models import KAEM
-from numpyro_kaem.objectives import FitResult
-from numpyro_kaem.objectives.unit_model import UnitModel
+from numpyro_kaem.infer.units import UnitModel
+from numpyro_kaem.models.kaem import KAEM
+from numpyro_kaem.training import FitResult
 
 __all__ = ["Extracted", "Request", "extract"]
 

@@ -13,14 +13,14 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem import conditionals
+from numpyro_kaem._checks import as_count, as_real, as_sample_shape, check_key
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.bases._checks import as_count, as_real, as_sample_shape, check_key
-from numpyro_kaem.conditionals import Chain
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.energy import Energy
+from numpyro_kaem.numerics import chain as conditionals
+from numpyro_kaem.numerics.chain import Chain
+from numpyro_kaem.numerics.draws import folded_uniform
 from numpyro_kaem.references import ReferenceParameters, is_concrete
-from numpyro_kaem.sampling import folded_uniform
 
 __all__ = ["AutoregressiveKAEMPrior"]
 

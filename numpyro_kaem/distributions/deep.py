@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.bases._checks import (
+from numpyro_kaem._checks import (
     as_count,
     as_number,
     as_real,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.kl import kl_divergence
 
-from numpyro_kaem import density
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.truncation import TruncatedKAEM, broadcast_energy
-from numpyro_kaem.panels import Panels, make_panels
+from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics.panels import Panels, make_panels
 from numpyro_kaem.references import (
     density_breaks,
     kinks,

@@ -11,19 +11,19 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem import density, mixture_density
-from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions.caching import made_once, promoting_ranks
+from numpyro_kaem._checks import as_real, as_sample_shape, check_key
+from numpyro_kaem.distributions._cache import made_once, promoting_ranks
 from numpyro_kaem.distributions.prior import KAEMPrior, breaks_of
 from numpyro_kaem.distributions.supports import StaticInterval
+from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics import mixture as mixture_density
+from numpyro_kaem.numerics.cells import Table, bracketed_step
 from numpyro_kaem.references import (
     LAWS,
     Law,
     ReferenceParameters,
     has_regular_ends,
 )
-from numpyro_kaem.series import bracketed_step
-from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMMixture"]
 

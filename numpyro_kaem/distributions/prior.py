@@ -13,12 +13,22 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem import density
-from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions.caching import made_once, promoting_ranks
+from numpyro_kaem._checks import as_real, as_sample_shape, check_key
+from numpyro_kaem.distributions._cache import made_once, promoting_ranks
 from numpyro_kaem.distributions.supports import StaticInterval, static_support
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Panels, make_panels
+from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics.cells import Table
+from numpyro_kaem.numerics.panels import (
+    Panels,
+    Resolution,
+    check_number,
+    make_panels,
+    wanted,
+    warn_of_error,
+    warn_of_reference,
+    warn_of_spacing,
+)
 from numpyro_kaem.references import (
     LAWS,
     Law,
@@ -30,15 +40,6 @@ from numpyro_kaem.references import (
     support_bounds,
     with_rank,
 )
-from numpyro_kaem.resolution import (
-    Resolution,
-    check_number,
-    wanted,
-    warn_of_error,
-    warn_of_reference,
-    warn_of_spacing,
-)
-from numpyro_kaem.tables import Table
 
 __all__ = ["KAEMPrior"]
 

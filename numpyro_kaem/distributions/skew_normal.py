@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.quadrature import gauss_legendre
+from numpyro_kaem._checks import as_real, as_sample_shape, check_key
+from numpyro_kaem._quadrature import gauss_legendre
 
 __all__ = ["SkewNormal"]
 

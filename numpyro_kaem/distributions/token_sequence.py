@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.bases._checks import as_real, as_sample_shape, check_key
+from numpyro_kaem._checks import as_real, as_sample_shape, check_key
 
 __all__ = ["NextTokenLogits", "TokenSequence", "as_tokens"]
 

@@ -15,12 +15,12 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.distributions.caching import made_once
+from numpyro_kaem.distributions._cache import made_once
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
 from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Panels
+from numpyro_kaem.numerics.panels import Panels, warn_of_error
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,
@@ -32,7 +32,6 @@ from numpyro_kaem.references import (
     with_rank,
 )
 from numpyro_kaem.references.shape import interior_point, local_length
-from numpyro_kaem.resolution import warn_of_error
 
 __all__ = ["TruncatedKAEM", "broadcast_energy", "truncated"]
 

@@ -12,7 +12,7 @@ from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.empirical_bayes.family import Maximum
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation_checks import as_real
+from numpyro_kaem.estimation._arguments import as_real
 from numpyro_kaem.references import ReferenceParameters, check_reference
 
 __all__ = ["as_counts", "as_weight", "check_basis", "warn_of_problems", "warn_off_grid"]

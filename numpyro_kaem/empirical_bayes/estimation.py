@@ -9,7 +9,6 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.coordinates import Design, make_design
 from numpyro_kaem.empirical_bayes.checks import (
     as_counts,
     as_weight,
@@ -38,7 +37,8 @@ from numpyro_kaem.empirical_bayes.reference_fit import (
 )
 from numpyro_kaem.empirical_bayes.results import MarginalFit, Model
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.exponential_family import RIDGE
+from numpyro_kaem.estimation.coordinates import Design, make_design
+from numpyro_kaem.estimation.exponential_family import RIDGE
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 
 __all__ = ["fit_marginal"]

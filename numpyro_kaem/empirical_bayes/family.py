@@ -16,7 +16,7 @@ from jax.scipy.special import logsumexp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from numpyro_kaem.exponential_family import ascent_direction, curvatures
+from numpyro_kaem.estimation.exponential_family import ascent_direction, curvatures
 
 __all__ = ["Maximum", "Problem", "maximise", "posterior_masses", "unit_moments"]
 

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem import density
-from numpyro_kaem.bases._checks import as_sample_shape, check_key
-from numpyro_kaem.distribution_function import masses
+from numpyro_kaem._checks import as_sample_shape, check_key
+from numpyro_kaem._quadrature import mean_and_variance
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import (
@@ -18,11 +17,12 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.panels import integrand
-from numpyro_kaem.placed_energy import PlacedEnergy
-from numpyro_kaem.quadrature import mean_and_variance
+from numpyro_kaem.energy import PlacedEnergy
+from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics.cdf import masses
+from numpyro_kaem.numerics.cells import Table, tabulate_integrand
+from numpyro_kaem.numerics.panels import integrand
 from numpyro_kaem.references import ReferenceParameters, is_concrete
-from numpyro_kaem.tables import Table, tabulate_integrand
 
 __all__ = ["UnitPosterior", "unit_posterior"]
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from numpyro_kaem._quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.bases import Chebyshev
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import (
@@ -18,10 +19,8 @@ from numpyro_kaem.empirical_bayes.likelihood import (
     check_units,
     evaluate,
 )
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Integrand, Panels, integrand, make_panels
-from numpyro_kaem.placed_energy import PlacedEnergy
-from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
+from numpyro_kaem.energy import Energy, PlacedEnergy
+from numpyro_kaem.numerics.panels import Integrand, Panels, integrand, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,

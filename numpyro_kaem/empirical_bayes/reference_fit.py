@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from numpyro.distributions import biject_to, constraints
 
 from numpyro_kaem.empirical_bayes.quadrature import log_masses
-from numpyro_kaem.panels import Panels, integrand
-from numpyro_kaem.placed_energy import PlacedEnergy
+from numpyro_kaem.energy import PlacedEnergy
+from numpyro_kaem.numerics.panels import Panels, integrand
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = ["constrain", "free_names", "log_reference", "unconstrain"]

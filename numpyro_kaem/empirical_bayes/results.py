@@ -12,7 +12,6 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from numpyro_kaem.coordinates import Design
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.family import (
     Maximum,
@@ -24,7 +23,8 @@ from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import node_positions
 from numpyro_kaem.empirical_bayes.reference_fit import constrain
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.panels import Panels
+from numpyro_kaem.estimation.coordinates import Design
+from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = ["Band", "Bootstrap", "MarginalFit", "Model"]

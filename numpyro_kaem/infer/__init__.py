@@ -20,6 +20,10 @@ from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.auto_mala import AutoMALA
 from numpyro_kaem.infer.choosing import PosteriorSample, sample_posterior
 from numpyro_kaem.infer.evidence import Evidence, EvidenceEstimate, log_evidence
+from numpyro_kaem.infer.held_out import (
+    MarginalLogLikelihood,
+    log_marginal_likelihood,
+)
 from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.importance_values import LogEvidence, ResampledDraws
@@ -30,30 +34,16 @@ from numpyro_kaem.infer.resampling import Resampled, resample_below, resample_in
 from numpyro_kaem.infer.smoothing import SmoothedWeights, pareto_smooth
 from numpyro_kaem.infer.ula import ULA
 
-# After the samplers, which these are made of.
-from numpyro_kaem.objectives.amortised import AmortisedELBO
-from numpyro_kaem.objectives.importance import Degeneracy, ImportanceMLE
-from numpyro_kaem.objectives.langevin import LangevinMLE
-from numpyro_kaem.objectives.marginal_likelihood import (
-    MarginalLogLikelihood,
-    log_marginal_likelihood,
-)
-from numpyro_kaem.objectives.thermodynamic import ThermodynamicMLE
-
 __all__ = [
     "MALA",
     "PCNL",
     "ULA",
-    "AmortisedELBO",
     "AnnealedLangevin",
     "AutoMALA",
-    "Degeneracy",
     "Evidence",
     "EvidenceEstimate",
-    "ImportanceMLE",
     "ImportanceResult",
     "ImportanceSampling",
-    "LangevinMLE",
     "LogEvidence",
     "MarginalLogLikelihood",
     "MissedModes",
@@ -61,7 +51,6 @@ __all__ = [
     "Resampled",
     "ResampledDraws",
     "SmoothedWeights",
-    "ThermodynamicMLE",
     "check_missed_modes",
     "log_evidence",
     "log_marginal_likelihood",

@@ -11,7 +11,7 @@ from numpyro.infer import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem.bases._checks import as_flag, as_number, check_function
+from numpyro_kaem._checks import as_flag, as_number, check_function
 from numpyro_kaem.infer import auto_mala, mala, pcnl, target, ula
 from numpyro_kaem.infer.annealed_state import AnnealedState
 from numpyro_kaem.infer.annealed_warmup import Rules, Tuning

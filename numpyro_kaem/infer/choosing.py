@@ -10,7 +10,7 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
 
-from numpyro_kaem.bases._checks import check_function, check_key
+from numpyro_kaem._checks import check_function, check_key
 from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import MAX_PARETO_K, ImportanceResult

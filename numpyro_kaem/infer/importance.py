@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_kaem.bases._checks import check_function, check_key
+from numpyro_kaem._checks import check_function, check_key
 from numpyro_kaem.infer.importance_proposals import Options, find_dependence, propose
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.resampling import check_count
-from numpyro_kaem.models import KAEM
+from numpyro_kaem.models.kaem import KAEM
 
 __all__ = ["ImportanceSampling"]
 

@@ -11,7 +11,7 @@ from numpyro.infer import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem.bases._checks import as_flag, as_number, check_function
+from numpyro_kaem._checks import as_flag, as_number, check_function
 from numpyro_kaem.infer import target
 from numpyro_kaem.infer.adaptation import Adaptation, Rules
 from numpyro_kaem.infer.langevin import LangevinInfo, LangevinState, evaluate

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_number, as_real
+from numpyro_kaem._checks import as_number, as_real
 
 __all__ = ["check_ladder", "equal_rejection_ladder", "power_ladder"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpyro.util import not_jax_tracer
 
-from numpyro_kaem.bases._checks import as_real, check_key
+from numpyro_kaem._checks import as_real, check_key
 
 __all__ = [
     "METHODS",

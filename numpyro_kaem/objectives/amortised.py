@@ -12,10 +12,10 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import biject_to
 
-from numpyro_kaem.bases._checks import as_number, check_function
+from numpyro_kaem._checks import as_number, check_function
 from numpyro_kaem.infer.resampling import check_count
+from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
-from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["AmortisedELBO"]
 
@@ -77,7 +77,7 @@ class AmortisedELBO(MaximumLikelihood):
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> from numpyro.infer import SVI
-    >>> from numpyro_kaem.infer import AmortisedELBO
+    >>> from numpyro_kaem.objectives import AmortisedELBO
     >>> def model(x):
     ...     loc = numpyro.param("loc", 0.0)
     ...     with numpyro.plate("data", len(x)):

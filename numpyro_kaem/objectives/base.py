@@ -10,7 +10,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable
 
-from numpyro_kaem.objectives.unit_model import Sites, UnitModel, without_normalizer
+from numpyro_kaem.infer.units import Sites, UnitModel, without_normalizer
 
 __all__ = ["MaximumLikelihood"]
 

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from numpyro_kaem.bases._checks import as_flag, as_number
+from numpyro_kaem._checks import as_flag, as_number
 from numpyro_kaem.infer.resampling import (
     check_count,
     effective_sample_size,
     resample_below,
 )
 from numpyro_kaem.infer.smoothing import pareto_smooth
+from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
-from numpyro_kaem.objectives.unit_model import UnitModel
 
 __all__ = ["Degeneracy", "ImportanceMLE"]
 
@@ -38,7 +38,7 @@ class Degeneracy(NamedTuple):
     >>> prior = dist.Normal(jnp.zeros(2), 1.0)
     >>> model = kaem.KAEM(prior, lambda z: z, kaem.NormalLikelihood(0.5))
     >>> x = jnp.array([[0.3, -0.5], [1.0, 1.0]])
-    >>> objective = kaem.infer.ImportanceMLE(num_particles=500)
+    >>> objective = kaem.objectives.ImportanceMLE(num_particles=500)
     >>> result = objective.diagnose(jax.random.key(0), model.params, model, x)
     >>> result.degenerate, result.ess.shape
     (False, (2,))
@@ -118,7 +118,7 @@ class ImportanceMLE(MaximumLikelihood):
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> from numpyro.infer import SVI
-    >>> from numpyro_kaem.infer import ImportanceMLE
+    >>> from numpyro_kaem.objectives import ImportanceMLE
     >>> def model(x):
     ...     loc = numpyro.param("loc", 0.0)
     ...     with numpyro.plate("data", len(x)):

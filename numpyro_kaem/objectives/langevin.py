@@ -1,18 +1,19 @@
 """Maximum likelihood with Langevin draws of the posterior."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_kaem.bases._checks import as_flag, as_number
+from numpyro_kaem._checks import as_flag, as_number
+from numpyro_kaem.infer.chains import Chains, advance, check_move
 from numpyro_kaem.infer.resampling import check_count
+from numpyro_kaem.infer.units import UnitModel, prior_positions
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
-from numpyro_kaem.objectives.chains import Chains, advance, check_move
-from numpyro_kaem.objectives.unit_model import UnitModel
 
-__all__ = ["LangevinMLE", "prior_positions"]
+__all__ = [
+    "LangevinMLE",
+]
 
 
 class LangevinMLE(MaximumLikelihood):
@@ -75,7 +76,7 @@ class LangevinMLE(MaximumLikelihood):
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> from numpyro.infer import SVI
-    >>> from numpyro_kaem.infer import LangevinMLE
+    >>> from numpyro_kaem.objectives import LangevinMLE
     >>> def model(x):
     ...     loc = numpyro.param("loc", 0.0)
     ...     with numpyro.plate("data", len(x)):
@@ -152,26 +153,6 @@ class LangevinMLE(MaximumLikelihood):
 
         surrogate = jnp.mean(jax.vmap(score, 1)(position))
         return surrogate, surrogate, memory
-
-
-def prior_positions(
-    rng_key: jax.Array, unit_model: UnitModel, shape: tuple[int, ...]
-) -> jax.Array:
-    """Draws of the prior in unconstrained space, shape ``(*shape, dim)``.
-
-    The first axis counts units, of the batch or of all data.
-    """
-    num_runs = -(-math.prod(shape) // unit_model.num_units)
-
-    def draw(key: jax.Array) -> jax.Array:
-        return unit_model.unconstrain(unit_model.draw_prior(key))
-
-    # Run by run over the units of the batch, so that these get draws of their own.
-    drawn = jax.vmap(draw)(jax.random.split(rng_key, num_runs))
-    if shape[0] == unit_model.num_units:
-        drawn = jnp.moveaxis(drawn, 0, 1)
-    drawn = drawn.reshape(-1, unit_model.dim)[: math.prod(shape)]
-    return drawn.reshape(*shape, unit_model.dim)
 
 
 def check_memory(memory: Memory | None, name: str) -> None:

@@ -8,18 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_flag, check_function
+from numpyro_kaem._checks import as_flag, check_function
+from numpyro_kaem.infer.chains import Chains, advance, check_move
 from numpyro_kaem.infer.ladder import check_ladder, equal_rejection_ladder, power_ladder
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.infer.swaps import even_odd_permutation, swap_probabilities
+from numpyro_kaem.infer.units import UnitModel, prior_positions
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
-from numpyro_kaem.objectives.chains import Chains, advance, check_move
-from numpyro_kaem.objectives.langevin import (
-    check_memory,
-    check_step_size,
-    prior_positions,
-)
-from numpyro_kaem.objectives.unit_model import UnitModel
+from numpyro_kaem.objectives.langevin import check_memory, check_step_size
 
 __all__ = ["ThermodynamicMLE"]
 
@@ -126,7 +122,7 @@ class ThermodynamicMLE(MaximumLikelihood):
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> from numpyro.infer import SVI
-    >>> from numpyro_kaem.infer import ThermodynamicMLE
+    >>> from numpyro_kaem.objectives import ThermodynamicMLE
     >>> def model(x):
     ...     loc = numpyro.param("loc", 0.0)
     ...     with numpyro.plate("data", len(x)):

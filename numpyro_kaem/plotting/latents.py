@@ -9,9 +9,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count, as_real
+from numpyro_kaem._checks import as_count, as_real
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior
-from numpyro_kaem.models import KAEM
+from numpyro_kaem.models.kaem import KAEM
 from numpyro_kaem.plotting.samples import draw_image
 
 __all__ = ["interpolate_latents", "plot_interpolation", "plot_traversal"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import check_function
+from numpyro_kaem._checks import check_function
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.plotting.bands import band_of_draws

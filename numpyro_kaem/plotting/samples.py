@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem._checks import as_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

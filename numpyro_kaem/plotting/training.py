@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem.bases._checks import as_count
-from numpyro_kaem.objectives import FitResult
+from numpyro_kaem._checks import as_count
 from numpyro_kaem.plotting.style import LEARNED
+from numpyro_kaem.training import FitResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

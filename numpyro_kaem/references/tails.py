@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
-from numpyro_kaem.quadrature import gauss_legendre, nodes_per_panel
+from numpyro_kaem._quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.references.laws import (
     by_sign,
     law_of,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem import density
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
+from numpyro_kaem.numerics import density
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem.bases._checks import as_count
+from numpyro_kaem._checks import as_count
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.marginals import as_positive
+from numpyro_kaem.estimation.marginals import as_positive
 from numpyro_kaem.symbolic.energy_fit import (
     EnergyFit,
     Features,

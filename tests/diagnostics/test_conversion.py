@@ -228,7 +228,7 @@ def test_trained_model():
     result = kaem.fit(
         kaem.KAEM(prior, decoder, likelihood),
         x,
-        kaem.infer.ImportanceMLE(num_particles=8),
+        kaem.objectives.ImportanceMLE(num_particles=8),
         optax.adam(1e-3),
         3,
         progress_bar=False,
@@ -250,7 +250,7 @@ def test_chains_of_a_trained_model():
     model = kaem.KAEM(
         kaem.KAEMPrior(energy).to_event(1), decoder, kaem.NormalLikelihood(1.0)
     )
-    objective = kaem.infer.LangevinMLE(num_chains=3, num_steps=1)
+    objective = kaem.objectives.LangevinMLE(num_chains=3, num_steps=1)
     result = kaem.fit(
         model,
         x,

@@ -11,8 +11,8 @@ import pytest
 from numpyro.infer import Trace_ELBO
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import ImportanceMLE, LangevinMLE, ThermodynamicMLE
-from numpyro_kaem.objectives.training import Trainer
+from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem.training.trainer import Trainer
 from tests.helpers import random_leaves, with_long
 
 GIGABYTE = 2**30

@@ -1,0 +1,1 @@
+"""Priors from samples: densities, mixtures and autoregressive chains."""

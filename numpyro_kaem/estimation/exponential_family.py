@@ -1,0 +1,499 @@
+"""Penalised maximum likelihood in the exponential family of a basis: the pure core.
+
+An exponential family on the unit grid is convex in its coefficients. It is fitted in
+coordinates in which the energy is orthonormal on the grid and its roughness diagonal:
+one Newton step is a few small matrix products, well scaled even in float32.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+from numpyro_kaem._quadrature import nodes_per_panel
+from numpyro_kaem.bases import AbstractBasis, on_unit_grid
+from numpyro_kaem.estimation.coordinates import Design
+from numpyro_kaem.numerics.nodes import Cells, Nodes
+
+__all__ = [
+    "RIDGE",
+    "Fit",
+    "ascent_direction",
+    "curvatures",
+    "fit_columns",
+    "mean_features",
+]
+
+RIDGE = 1e-3
+"""Weight of the energy's variance on the grid: it bounds what the data leave open."""
+
+_NUM_PENALTIES = 24
+_MAX_STEPS = 60
+_MAX_HALVINGS = 25
+# Features held at a time.
+_CHUNK = 2_000_000
+# Relative error of a normaliser above which it is none.
+_LARGEST_ERROR = 1e-4
+# Change of the energy within a panel that a node resolves.
+_STEEPEST = 2.5
+# Log mass below which a panel counts as empty.
+_LEAST_MASS = -30.0
+
+_product = partial(jnp.matmul, precision="highest")
+
+
+class Fit(NamedTuple):
+    """A fitted column each."""
+
+    coefficients: jax.Array
+    """Shape ``(num_columns, num_features)``."""
+    penalty: jax.Array
+    """Weight of the roughness, shape ``(num_columns,)``."""
+    log_evidence: jax.Array
+    """Laplace approximation of the log marginal likelihood, up to a constant."""
+    converged: jax.Array
+    """Whether Newton's method converged."""
+    coordinates: jax.Array
+    """The same energies in the coordinates of the design, the shape of coefficients."""
+    masses: jax.Array
+    """Masses of the nodes, shape ``(num_columns, num_nodes)``."""
+    resolved: jax.Array
+    """Whether the nodes resolve the density, so that it is normalised."""
+
+
+# --- data ----------------------------------------------------------------------------
+
+
+def mean_features(
+    basis: AbstractBasis, position: ArrayLike, weights: ArrayLike
+) -> jax.Array:
+    """Weighted mean of the features, in chunks of bounded size.
+
+    Parameters
+    ----------
+    basis
+        Features.
+    position
+        Unit positions, shape ``(num_samples, num_columns)``.
+    weights
+        Weights that sum to 1 over samples, shape ``(num_samples, num_columns or 1)``.
+
+    Returns
+    -------
+    Array
+        Shape ``(num_columns, num_features)``.
+    """
+    num_samples, num_columns = np.shape(position)
+    chunk = max(1, _CHUNK // (num_columns * basis.num_features))
+    chunk = min(chunk, 1 << max(num_samples - 1, 0).bit_length())
+    return _mean_features(on_unit_grid(basis), position, weights, chunk)
+
+
+@partial(jax.jit, static_argnames="chunk")
+def _mean_features(
+    basis: AbstractBasis, position: jax.Array, weights: jax.Array, chunk: int
+) -> jax.Array:
+    missing = -position.shape[0] % chunk
+
+    def split(array: jax.Array) -> jax.Array:
+        array = jnp.pad(array, ((0, missing), (0, 0)))
+        return array.reshape(-1, chunk, array.shape[1])
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple:
+        s, w = part
+        features = basis.unit_features(s)
+        w = jnp.broadcast_to(w, s.shape)
+        return total + jnp.einsum("nk,nkg->kg", w, features, precision="highest"), None
+
+    start = jnp.zeros((position.shape[1], basis.num_features), position.dtype)
+    return jax.lax.scan(add, start, (split(position), split(weights)))[0]
+
+
+# --- the fit -------------------------------------------------------------------------
+
+
+def fit_columns(
+    basis: AbstractBasis,
+    design: Design,
+    nodes: Nodes,
+    means: ArrayLike,
+    num_effective: ArrayLike,
+    penalty: ArrayLike | None,
+    start: ArrayLike | None = None,
+    cells: Cells | None = None,
+) -> Fit:
+    """Fit every column.
+
+    The evidence chooses among the penalties with which the nodes resolve the density.
+    Between ties of the samples others would let it grow into peaks.
+
+    Parameters
+    ----------
+    basis
+        Features.
+    design
+        Their coordinates.
+    nodes
+        Quadrature of the reference.
+    means
+        Sums of the features of the samples times their weights, shape ``(num_columns,
+        num_features)``; of those outside the cells only.
+    num_effective
+        Number of samples that the weights are worth, shape ``(num_columns,)``.
+    penalty
+        Weight of the roughness, broadcasting to ``(num_columns,)``; ``None`` maximises
+        the evidence.
+    start
+        Coordinates to start from, shape ``(num_columns, num_features)``, where the
+        penalty is given; ``None`` starts from the reference.
+    cells
+        Samples that are known as intervals.
+
+    Returns
+    -------
+    Fit
+    """
+    dtype = means.dtype
+    design = design.to_jax(dtype)
+    num_columns = means.shape[0]
+    # A negative one is to be chosen: a traced number, so that both are one program.
+    penalty = -1.0 if penalty is None else penalty
+    penalty = jnp.broadcast_to(jnp.asarray(penalty, dtype), num_columns)
+    start = jnp.zeros_like(means) if start is None else start
+    return _fit_columns(
+        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start, cells
+    )
+
+
+class _Column(NamedTuple):
+    """What the likelihood of one column needs."""
+
+    psi: jax.Array
+    """Features in coordinates at the nodes, shape ``(num_nodes, num_features)``."""
+    log_mass: jax.Array
+    """Log masses of the nodes under the reference, shape ``(num_nodes,)``."""
+    finer: tuple[jax.Array, jax.Array]
+    """Both for nodes that check the first."""
+    mean: jax.Array
+    """Sum of the features of exact samples times their weights."""
+    size: jax.Array
+    """Number of samples that the weights are worth."""
+    cells: Cells | None
+    """Samples known as intervals."""
+
+
+@jax.jit
+def _fit_columns(
+    basis: AbstractBasis,
+    design: Design,
+    nodes: Nodes,
+    means: jax.Array,
+    num_effective: jax.Array,
+    penalty: jax.Array,
+    start: jax.Array,
+    cells: Cells | None,
+) -> Fit:
+    exact = 1 if cells is None else 1 - jnp.sum(cells.shares, axis=1, keepdims=True)
+    centred = (means - exact * design.centre) @ design.transform
+    centred = jnp.where(design.used, centred, 0)
+
+    def features(position: jax.Array) -> jax.Array:
+        values = basis.unit_features(position) - design.centre
+        return jnp.matmul(values, design.transform, precision="highest")
+
+    common = [features(part[0]) if len(part) == 1 else None for part in nodes[::2]]
+
+    def fit(column: tuple) -> tuple:
+        mean, size, weight, start, cells, rows = column
+        rows = [
+            a[0] if a.shape[0] == 1 else row for a, row in zip(nodes, rows, strict=True)
+        ]
+        psi, finer = (
+            features(position) if shared is None else shared
+            for position, shared in zip(rows[::2], common, strict=True)
+        )
+        problem = _Column(psi, rows[1], (finer, rows[3]), mean, size, cells)
+        return _fit_column(problem, design, weight, start)
+
+    rows = [
+        jnp.broadcast_to(a, (means.shape[0], a.shape[1]))
+        if a.shape[0] > 1
+        else jnp.zeros((means.shape[0], 0), a.dtype)
+        for a in nodes
+    ]
+    columns = (centred, num_effective, penalty, start, cells, rows)
+    size = nodes.position.shape[1] * means.shape[1]
+    batch = max(1, min(means.shape[0], 8 * _CHUNK // size))
+    coordinates, *rest = jax.lax.map(fit, columns, batch_size=batch)
+    coefficients = jnp.matmul(coordinates, design.transform.T, precision="highest")
+    chosen, evidence, converged, masses, resolved = rest
+    return Fit(coefficients, chosen, evidence, converged, coordinates, masses, resolved)
+
+
+def _fit_column(
+    problem: _Column, design: Design, penalty: jax.Array, start: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Fields of the fit of one column, with coordinates for coefficients."""
+    size, dtype = problem.size, problem.mean.dtype
+    # From the smoothest to the roughest, each started from the one before; then at the
+    # best, in the same loop, so that it is compiled once. A penalty that is given is
+    # the last step alone.
+    given = penalty >= 0
+    top = jnp.log(10 * size)
+    bottom = -jnp.log(jnp.max(design.roughness) + 1)
+    logs = top + (bottom - top) * jnp.linspace(0, 1, _NUM_PENALTIES, dtype=dtype)
+
+    def fit(state: tuple) -> tuple:
+        step, theta, path, path_evidence, *_ = state
+        is_last = step == _NUM_PENALTIES
+        best, log_penalty = _best_penalty(logs, path_evidence)
+        weight = jnp.exp(jnp.where(is_last, log_penalty, logs[step]))
+        weight = jnp.where(given, penalty, weight)
+        theta = jnp.where(is_last & ~given, path[best], theta)
+        # The evidence is flat at its top in theta: an error of 0.01 is enough.
+        tolerance = jnp.where(is_last, 0, 0.01 / size)
+        ridge = _ridge(design, weight)
+        theta, converged = _newton(problem, ridge, theta, tolerance)
+        evidence = _evidence(problem, ridge, theta)
+        resolved = _is_resolved(problem, theta)
+        path = path.at[step].set(theta, mode="drop")
+        usable = jnp.isfinite(evidence) & resolved & converged
+        path_evidence = path_evidence.at[step].set(
+            jnp.where(usable, evidence, -jnp.inf), mode="drop"
+        )
+        # Rougher ones would start from a density that is not normalised.
+        step = jnp.where(is_last | resolved, step + 1, _NUM_PENALTIES)
+        return step, theta, path, path_evidence, evidence, weight, converged, resolved
+
+    none = jnp.full(_NUM_PENALTIES, -jnp.inf, dtype)
+    path = jnp.zeros((_NUM_PENALTIES, len(problem.mean)), dtype)
+    first = jnp.where(given, _NUM_PENALTIES, 0)
+    theta = jnp.where(given, start, 0)
+    no = jnp.asarray(False)
+    state = (first, theta, path, none, none[0], none[0], no, no)
+    _, theta, _, _, evidence, penalty, converged, resolved = jax.lax.while_loop(
+        lambda state: state[0] <= _NUM_PENALTIES, fit, state
+    )
+    masses = jax.nn.softmax(_log_masses(problem, theta))
+    return theta, penalty, evidence, converged, masses, resolved
+
+
+def _best_penalty(logs: jax.Array, evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index of the best, and top of the parabola through it and its neighbours."""
+    best = jnp.argmax(evidence)
+    inner = jnp.clip(best, 1, _NUM_PENALTIES - 2)
+    left, middle, right = (evidence[inner + i] for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / jnp.where(bend < 0, bend, -1)
+    interior = (best == inner) & jnp.isfinite(shift)
+    shift = jnp.where(interior, jnp.clip(shift, -0.5, 0.5), 0)
+    return best, logs[best] + shift * (logs[1] - logs[0])
+
+
+def _ridge(design: Design, penalty: jax.Array) -> jax.Array:
+    """Diagonal of the penalty."""
+    return jnp.where(design.used, penalty * design.roughness + RIDGE, 1)
+
+
+def _log_masses(problem: _Column, theta: jax.Array) -> jax.Array:
+    return problem.log_mass + jnp.matmul(problem.psi, theta, precision="highest")
+
+
+def _is_resolved(problem: _Column, theta: jax.Array) -> jax.Array:
+    """Whether the nodes give the normaliser, to a tenth of a nat of the likelihood.
+
+    Finer nodes must give the same. Both may miss a peak at samples, beside which nodes
+    have hardly any mass: so the energy may not change by much in any panel with some.
+    """
+    finer, log_mass = problem.finer
+    energy = jnp.matmul(finer, theta, precision="highest")
+    masses = _log_masses(problem, theta)
+    change = logsumexp(log_mass + energy) - logsumexp(masses)
+    eps = jnp.finfo(energy.dtype).eps
+    rounding = 64 * eps * (1 + jnp.max(jnp.abs(energy)))
+    allowed = jnp.clip(0.1 / problem.size, rounding, _LARGEST_ERROR)
+    energy = _by_panel(jnp.matmul(problem.psi, theta, precision="highest"))
+    steep = jnp.ptp(energy, axis=1) > _STEEPEST * energy.shape[1]
+    log_panels = logsumexp(_by_panel(masses), axis=1) - logsumexp(masses)
+    missed = jnp.any(steep & (log_panels > _LEAST_MASS))
+    return (jnp.abs(change) <= allowed) & ~missed
+
+
+def _objective(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
+    """Penalised log likelihood a sample."""
+    log_mass = _log_masses(problem, theta)
+    likelihood = jnp.dot(problem.mean, theta, precision="highest")
+    if problem.cells is not None:
+        _, log_cells = _cell_masses(problem.cells, log_mass)
+        likelihood += jnp.dot(problem.cells.shares, log_cells, precision="highest")
+    penalty = 0.5 * jnp.sum(ridge / problem.size * theta**2)
+    return likelihood - penalty - logsumexp(log_mass)
+
+
+def _cell_masses(cells: Cells, log_mass: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log masses of the panels, and of the cells; 0 for cells that there are not."""
+    panels = logsumexp(_by_panel(log_mass), axis=-1)
+    there = cells.last > cells.first
+    inside = jnp.where(there[:, None], _members(cells, panels), 0)
+    return panels, jnp.where(there, logsumexp(inside, axis=-1), 0)
+
+
+def _by_panel(nodes: jax.Array) -> jax.Array:
+    return nodes.reshape(-1, nodes_per_panel(nodes.dtype))
+
+
+def _members(cells: Cells, panels: jax.Array) -> jax.Array:
+    """Log masses of the panels in each cell, shape ``(num_cells, num_panels)``."""
+    place = jnp.arange(len(panels))
+    inside = (place >= cells.first[:, None]) & (place < cells.last[:, None])
+    return jnp.where(inside, panels, -jnp.inf)
+
+
+def _derivatives(
+    problem: _Column, ridge: jax.Array, theta: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradient a sample, and information of the complete and of the observed data."""
+    log_mass = _log_masses(problem, theta)
+    mass = jax.nn.softmax(log_mass)
+    mean = _product(mass, problem.psi)
+    # Centred first: covariances are differences.
+    psi = problem.psi - mean
+    centred = jnp.sqrt(mass)[:, None] * psi
+    complete = _product(centred.T, centred) + jnp.diag(ridge / problem.size)
+    gradient = problem.mean - ridge / problem.size * theta
+    if problem.cells is None:
+        return gradient - mean, complete, complete
+    cells, shares = problem.cells, problem.cells.shares
+    panels, log_cells = _cell_masses(cells, log_mass)
+    # Shares of panels in the mass of cells, and of nodes in that of panels.
+    of_cells = jnp.exp(_members(cells, panels) - log_cells[:, None])
+    panels = jnp.where(panels > -jnp.inf, panels, 0)
+    of_panels = jnp.exp(_by_panel(log_mass) - panels[:, None])
+    parts = psi.reshape(*of_panels.shape, -1)
+    means = _product(
+        of_cells, jnp.einsum("sq,sqg->sg", of_panels, parts, precision="highest")
+    )
+    pooled = (_product(shares, of_cells)[:, None] * of_panels).reshape(-1)
+    exact = 1 - jnp.sum(shares)
+    gradient = gradient - exact * mean + _product(shares, means)
+    within = _product(psi.T, pooled[:, None] * psi)
+    within = within - _product(means.T, shares[:, None] * means)
+    return gradient, complete, complete - within
+
+
+def _factor(hessian: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cholesky factor after scaling to a unit diagonal, and the scales."""
+    scale = jnp.sqrt(jnp.diagonal(hessian))
+    eye = jnp.eye(len(scale), dtype=hessian.dtype)
+    scaled = hessian / (scale[:, None] * scale) + 8 * jnp.finfo(hessian.dtype).eps * eye
+    return jnp.linalg.cholesky(scaled), scale
+
+
+def curvatures(
+    complete: jax.Array, observed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor of the complete information; curvatures of the observed one in its units.
+
+    A curvature is the share of the information that the unobserved values leave.
+    """
+    # A semidefinite matrix is made definite by rounding.
+    scale = jnp.maximum(jnp.diagonal(complete), jnp.finfo(complete.dtype).tiny)
+    scale = jnp.sqrt(scale)
+    eye = jnp.eye(len(scale), dtype=complete.dtype)
+    scaled = complete / scale[:, None] / scale
+    scaled = scaled + 8 * jnp.finfo(complete.dtype).eps * eye
+    factor = scale[:, None] * jnp.linalg.cholesky(scaled)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    whitened = solve(solve(observed).T)
+    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
+
+
+def ascent_direction(
+    gradient: jax.Array, complete: jax.Array, observed: jax.Array
+) -> jax.Array:
+    """Ascent direction.
+
+    Newton's direction where the information is positive. A direction of negative
+    curvature is followed as far as a positive one of the same size (Dauphin et al.
+    2014, "Identifying and attacking the saddle point problem in high-dimensional
+    non-convex optimization"), so that no saddle point attracts.
+    """
+    factor, curvature, axes = curvatures(complete, observed)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    along = axes.T @ solve(gradient)
+    # Rounding leaves no smaller curvature, as a share of that of the complete data.
+    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
+    size = jnp.maximum(jnp.abs(curvature), least)
+    return jax.scipy.linalg.solve_triangular(
+        factor, axes @ (along / size), lower=True, trans=1
+    )
+
+
+def _newton(
+    problem: _Column, ridge: jax.Array, theta: jax.Array, tolerance: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Maximise by Newton's method with backtracking; whether it converged.
+
+    It stops after the step whose squared Newton decrement, twice the expected gain, is
+    below the tolerance or the rounding of the objective.
+    """
+    eps = jnp.finfo(theta.dtype).eps
+    value_of = partial(_objective, problem, ridge)
+
+    def step(state: tuple) -> tuple:
+        theta, value, _, count = state
+        gradient, complete, observed = _derivatives(problem, ridge, theta)
+        if problem.cells is None:
+            factor, scale = _factor(complete)
+            solve = jax.scipy.linalg.cho_solve
+            direction = solve((factor, True), gradient / scale) / scale
+        else:
+            direction = ascent_direction(gradient, complete, observed)
+        decrement = jnp.dot(gradient, direction, precision="highest")
+        noise = 8 * eps * (1 + jnp.abs(value))
+
+        def halve(trial: tuple) -> tuple:
+            length = 0.5 * trial[0]
+            return length, value_of(theta + length * direction), trial[2] + 1
+
+        def too_long(trial: tuple) -> jax.Array:
+            enough = trial[1] >= value + 0.1 * trial[0] * decrement - noise
+            return ~enough & (trial[2] < _MAX_HALVINGS)
+
+        length, new_value, _ = jax.lax.while_loop(
+            too_long, halve, (jnp.ones_like(value), value_of(theta + direction), 0)
+        )
+        better = new_value >= value - noise
+        theta = jnp.where(better, theta + length * direction, theta)
+        value = jnp.where(better, new_value, value)
+        # Rounding of the gradient is amplified where there is hardly any mass.
+        small = jnp.maximum(tolerance, 32 * eps * (1 + jnp.abs(value)))
+        return theta, value, decrement <= small, count + 1
+
+    theta, _, converged, _ = jax.lax.while_loop(
+        lambda state: ~state[2] & (state[3] < _MAX_STEPS),
+        step,
+        (theta, value_of(theta), jnp.asarray(False), 0),
+    )
+    return theta, converged
+
+
+def _evidence(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
+    """Laplace approximation of the log marginal likelihood of the penalty."""
+    size = problem.size
+    value = size * _objective(problem, ridge, theta)
+    _, complete, observed = _derivatives(problem, ridge, theta)
+    if problem.cells is None:
+        factor, scale = _factor(size * complete)
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)) + jnp.log(scale))
+    else:
+        factor, curvature, _ = curvatures(complete, observed)
+        # At a maximum all curvatures are positive, up to rounding.
+        curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(theta.dtype).eps))
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+        log_det += jnp.sum(jnp.log(curvature)) + len(theta) * jnp.log(size)
+    return value + 0.5 * (jnp.sum(jnp.log(ridge)) - log_det)

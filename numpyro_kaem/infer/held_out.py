@@ -1,0 +1,476 @@
+"""The log likelihood of every datum of a model with latent values, by annealing."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from tqdm import tqdm
+
+from numpyro_kaem._checks import as_count, check_function, check_key
+from numpyro_kaem.infer.chains import Chains, advance
+from numpyro_kaem.infer.importance_checks import check_params
+from numpyro_kaem.infer.importance_result import ImportanceResult
+from numpyro_kaem.infer.ladder import equal_rejection_ladder, power_ladder
+from numpyro_kaem.infer.resampling import resample_below
+from numpyro_kaem.infer.units import UnitModel, prior_positions
+from numpyro_kaem.models.data import as_data
+from numpyro_kaem.models.kaem import KAEM
+
+__all__ = [
+    "MarginalLogLikelihood",
+    "Sizes",
+    "annealed_weights",
+    "log_marginal_likelihood",
+]
+
+# The first finds where the rungs belong, the second the step sizes on them.
+_NUM_PILOTS = 2
+# Share of the particles in effect below which they are drawn anew by their weights.
+_RESAMPLE_BELOW = 0.5
+
+
+class Sizes(NamedTuple):
+    """What is known when the passage is compiled."""
+
+    num_particles: int
+    """Number of particles of each datum."""
+    num_steps: int
+    """Number of Langevin steps at each rung."""
+    chunk_size: int | None
+    """Number of data that are annealed at once; None is all."""
+
+
+class _Passage(NamedTuple):
+    """What is known of the way from the priors to the posteriors, by unit."""
+
+    temperatures: jax.Array
+    """Ladder, shape ``(num_temperatures, num_units)``."""
+    log_step_size: jax.Array
+    """At the rungs between, shape ``(num_temperatures - 2, num_units)``."""
+
+
+class _Particles(NamedTuple):
+    """Weighted particles on their way."""
+
+    position: jax.Array
+    """Shape ``(num_units, num_particles, dim)``."""
+    log_weights: jax.Array
+    """Normalised, shape ``(num_units, num_particles)``."""
+    log_total: jax.Array
+    """Log of the mean weight so far, shape ``(num_units,)``."""
+    ancestor: jax.Array
+    """The draw of the prior that each stems from, as ``log_weights``."""
+
+
+def annealed_weights(
+    rng_key: jax.Array, unit_model: UnitModel, ladder: jax.Array, sizes: Sizes
+) -> jax.Array:
+    """Anneal particles from the priors to the posteriors, after pilots.
+
+    Parameters
+    ----------
+    rng_key
+        Random key.
+    unit_model
+        The data.
+    ladder
+        Ladder to start from, shape ``(num_temperatures,)``.
+    sizes
+        How many particles, and how many steps.
+
+    Returns
+    -------
+    Array
+        Log weights, shape ``(num_units, num_particles)``. The mean of their
+        exponentials is an unbiased estimate of the likelihood of each unit; each counts
+        what stems from one draw of the prior.
+    """
+    num_units = unit_model.num_units
+    temperatures = jnp.repeat(ladder[:, None], num_units, axis=1)
+    log_step_size = jnp.zeros((len(ladder) - 2, num_units), ladder.dtype)
+
+    def go(passage: _Passage, this: tuple) -> tuple[_Passage, jax.Array]:
+        key, moves_ladder, adapts = this
+        log_weights, spread, log_step_size = _anneal(
+            key, unit_model, passage, sizes, adapts
+        )
+        # The rejection of a swap is in proportion to the distance of the rungs in
+        # standard deviations of the log likelihood, as is the spread of a weight.
+        distance = jnp.diff(passage.temperatures, axis=0) * spread
+        ladder = jax.vmap(equal_rejection_ladder, 1, 1)(passage.temperatures, distance)
+        ladder = jnp.where(moves_ladder, ladder, passage.temperatures)
+        return _Passage(ladder, log_step_size), log_weights
+
+    passes = jnp.arange(_NUM_PILOTS + 1)
+    keys = jax.random.split(rng_key, _NUM_PILOTS + 1)
+    # One compiled passage serves the pilots and the estimate.
+    _, log_weights = jax.lax.scan(
+        go,
+        _Passage(temperatures, log_step_size),
+        (keys, passes < _NUM_PILOTS - 1, passes < _NUM_PILOTS),
+    )
+    return log_weights[-1]
+
+
+def _anneal(
+    rng_key: jax.Array,
+    unit_model: UnitModel,
+    passage: _Passage,
+    sizes: Sizes,
+    adapts: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Anneal particles from the priors to the posteriors.
+
+    Parameters
+    ----------
+    rng_key
+        Random key.
+    unit_model
+        The data.
+    passage
+        Ladder and step sizes.
+    sizes
+        How many particles, and how many steps.
+    adapts
+        Whether step sizes follow the acceptance, from that of the rung before; the
+        weights are then biased.
+
+    Returns
+    -------
+    log_weights
+        By ancestor, shape ``(num_units, num_particles)``; their mean is the estimate.
+    spread
+        Standard deviation of the log likelihood at all rungs but the last, shape
+        ``(num_temperatures - 1, num_units)``.
+    log_step_size
+        As in the passage.
+    """
+    num_particles = sizes.num_particles
+    shape = (unit_model.num_units, num_particles)
+    densities = jax.vmap(unit_model.log_densities, 1, 1)
+
+    def weigh(particles: _Particles, width: jax.Array) -> tuple[_Particles, jax.Array]:
+        found = densities(particles.position)[1]
+        found = jnp.where(jnp.isnan(found), -jnp.inf, found)
+        weights = particles.log_weights + width[:, None] * found
+        total = jax.nn.logsumexp(weights, axis=1, keepdims=True)
+        some = jnp.isfinite(total)
+        weights = jnp.where(some, weights - total, -jnp.inf)
+        return particles._replace(
+            log_weights=weights, log_total=particles.log_total + total[:, 0]
+        ), _spread(found)
+
+    def resample(key: jax.Array, particles: _Particles) -> _Particles:
+        drawn = resample_below(
+            key, particles.log_weights.T, _RESAMPLE_BELOW, method="systematic"
+        )
+        index = drawn.indices.T
+        return particles._replace(
+            position=jnp.take_along_axis(particles.position, index[..., None], axis=1),
+            log_weights=drawn.log_weights.T,
+            ancestor=jnp.take_along_axis(particles.ancestor, index, axis=1),
+        )
+
+    def visit(carry: tuple, rung: tuple) -> tuple[tuple, tuple]:
+        particles, last_size = carry
+        key, width, temperature, log_size = rung
+        key_resample, key_move = jax.random.split(key)
+        particles, spread = weigh(particles, width)
+        particles = resample(key_resample, particles)
+
+        def tempered(position: jax.Array) -> jax.Array:
+            log_prior, log_likelihood = densities(position)
+            return log_prior + temperature[:, None] * log_likelihood
+
+        log_size = jnp.where(adapts, last_size, log_size)
+        start = jnp.broadcast_to(log_size[:, None], shape)
+        chains = Chains(particles.position, start, jnp.zeros(shape, int))
+        chains, _ = advance(key_move, tempered, chains, sizes.num_steps, adapts=adapts)
+        log_size = jnp.where(adapts, chains.log_step_size.mean(1), log_size)
+        particles = particles._replace(position=chains.position)
+        return (particles, log_size), (spread, log_size)
+
+    key_prior, key_moves = jax.random.split(rng_key)
+    position = prior_positions(key_prior, unit_model, shape)
+    equal = jnp.full(shape, -np.log(num_particles), position.dtype)
+    ancestor = jnp.broadcast_to(jnp.arange(num_particles), shape)
+    particles = _Particles(position, equal, jnp.zeros(shape[0], equal.dtype), ancestor)
+    widths = jnp.diff(passage.temperatures, axis=0)
+    rungs = (
+        jax.random.split(key_moves, len(widths) - 1),
+        widths[:-1],
+        passage.temperatures[1:-1],
+        passage.log_step_size,
+    )
+    first_size = jnp.zeros(shape[0], equal.dtype)
+    (particles, _), (spread, log_step_size) = jax.lax.scan(
+        visit, (particles, first_size), rungs
+    )
+    particles, last = weigh(particles, widths[-1])
+    shares = jax.vmap(lambda a, w: jnp.zeros_like(w).at[a].add(w))(
+        particles.ancestor, jnp.exp(particles.log_weights)
+    )
+    log_weights = particles.log_total[:, None] + jnp.log(num_particles * shares)
+    return log_weights, jnp.concatenate([spread, last[None]]), log_step_size
+
+
+def _spread(log_likelihood: jax.Array) -> jax.Array:
+    """Take the standard deviation over the particles that have a likelihood."""
+    some = jnp.isfinite(log_likelihood)
+    values = jnp.where(some, log_likelihood, 0.0)
+    count = jnp.maximum(jnp.sum(some, -1, keepdims=True), 1)
+    mean = jnp.sum(values, -1, keepdims=True) / count
+    squares = jnp.where(some, (values - mean) ** 2, 0.0)
+    return jnp.sqrt(jnp.sum(squares, -1) / count[:, 0])
+
+
+# Share of the particles below which an estimate's own error is not to be trusted.
+_LEAST_ESS = 0.05
+
+
+@dataclass(frozen=True, repr=False)
+class MarginalLogLikelihood:
+    """Log likelihood of each datum; made by :func:`log_marginal_likelihood`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.infer import MarginalLogLikelihood
+    >>> values, errors = np.array([-3.0, -5.0]), np.array([0.3, 0.4])
+    >>> MarginalLogLikelihood(values, errors, np.array([20.0, 9.0]), num_particles=64)
+    MarginalLogLikelihood(2 data, mean=-4.000 ± 0.250, least ess=9.0 of 64)
+    """
+
+    values: np.ndarray
+    """Estimates of ``log p(x_n)``, shape ``(num_data,)``."""
+    standard_errors: np.ndarray
+    """Their Monte Carlo standard errors, shape ``(num_data,)``."""
+    ess: np.ndarray
+    """Effective number of draws of the prior that are left, shape ``(num_data,)``."""
+    num_particles: int
+    """Number of particles that each was estimated from."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values."""
+        return float(np.mean(self.values))
+
+    @property
+    def standard_error(self) -> float:
+        """Monte Carlo standard error of the mean over these data.
+
+        How the mean varies with the data is not counted: that is
+        ``values.std(ddof=1) / sqrt(num_data)``.
+        """
+        return float(np.sqrt(np.sum(self.standard_errors**2)) / len(self.values))
+
+    def __repr__(self) -> str:
+        return (
+            f"MarginalLogLikelihood({len(self.values)} data, mean={self.mean:.3f} ± "
+            f"{self.standard_error:.3f}, least ess={self.ess.min():.1f} of "
+            f"{self.num_particles})"
+        )
+
+
+def log_marginal_likelihood(
+    model: Callable,
+    data: ArrayLike,
+    *,
+    rng_key: jax.Array,
+    num_temperatures: int = 128,
+    num_particles: int = 64,
+    num_steps: int = 2,
+    chunk_size: int = 100,
+    params: dict[str, Any] | None = None,
+    progress_bar: bool = True,
+    unit_plate: str = "data",
+) -> MarginalLogLikelihood:
+    r"""Log likelihood of every datum under a model with latent values.
+
+    For held-out data this is the measure of a trained model. Annealed importance
+    sampling with resampling: each particle starts at a draw of the prior and moves by
+    Langevin steps (MALA) along a ladder :math:`0 = t_0 < \dots < t_N = 1` of power
+    posteriors :math:`p_k(z) \propto \pi(z)\,p(x \mid z)^{t_k}`. With :math:`z_k` its
+    place at rung :math:`k`, and :math:`w_k` the weights that are carried over from the
+    rungs before, which sum to one,
+
+    .. math::
+
+        \hat p(x) = \prod_{k=0}^{N-1} \sum_s w_k^{(s)}
+        p(x \mid z_k^{(s)})^{t_{k+1} - t_k},
+        \qquad \mathrm{E}[\hat p(x)] = p(x).
+
+    Parameters
+    ----------
+    model
+        A :class:`~numpyro_kaem.KAEM` with any normalised prior, or any NumPyro model
+        that is called as ``model(data)`` and, with chunks, as
+        ``model(data, subsample_size=chunk_size)``, with a plate of the data.
+    data
+        Shape ``(num_data, ...)``; of each datum the likelihood is wanted.
+    rng_key
+        Random key.
+    num_temperatures
+        Number of rungs :math:`N + 1`, at least 2. With more of them weights differ
+        less, and the particles keep up.
+    num_particles
+        Number of particles of each datum, at least 2.
+    num_steps
+        Langevin steps of each particle at each rung.
+    chunk_size
+        How many data are annealed at once. Memory grows with
+        ``chunk_size * num_particles``.
+    params
+        Values of the parameters by name, such as ``params`` of a result of
+        :func:`~numpyro_kaem.fit`. None is the model's own, of a
+        :class:`~numpyro_kaem.KAEM`.
+    progress_bar
+        Whether to show progress over the chunks.
+    unit_plate
+        Name of the plate of the data.
+
+    Returns
+    -------
+    MarginalLogLikelihood
+        ``.values``, ``.standard_errors`` and ``.ess`` by datum; ``.mean`` with its
+        ``.standard_error``.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` cannot be called, the key is none, or a number is not an integer.
+    ValueError
+        If a number is too small, the data are empty or do not fit the model, a
+        parameter has no value, or a latent site lies outside the plate, is discrete, or
+        has a prior that is improper or has no normaliser (``DeepEnergyPrior``), with
+        which there is no likelihood.
+
+    Warns
+    -----
+    UserWarning
+        If fewer than a twentieth of the draws of a datum's prior are in effect.
+
+    Notes
+    -----
+    - **Bias**: none in :math:`\hat p(x)`, with any number of rungs and steps. Its
+      logarithm is low by about half its squared standard error.
+    - **Ladder and step sizes** are found for each datum by pilot particles, which are
+      then dropped, so that the estimate stays unbiased.
+    - **Resampling** is systematic, where less than half of the particles are in effect.
+    - **Standard errors** count the share of weight that stems from each draw of the
+      prior (Chan and Lai 2013). Where few of these are left (``.ess``) the standard
+      error is not to be trusted, and the value is too small.
+    - **Cost**: ``3 * num_data * num_particles * num_temperatures * (num_steps + 2)``
+      densities, compiled once for all chunks.
+    - :func:`numpyro_kaem.log_marginal_likelihood` integrates units of one latent value
+      by quadrature instead.
+
+    References
+    ----------
+    Neal (2001), "Annealed importance sampling", *Statistics and Computing* 11(2).
+    Del Moral, Doucet and Jasra (2006), "Sequential Monte Carlo samplers", *Journal of
+    the Royal Statistical Society B* 68(3).
+    Chan and Lai (2013), "A general theory of particle filters in hidden Markov models
+    and some applications", *Annals of Statistics* 41(6).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> prior = dist.Normal(jnp.zeros(2), 1.0)
+    >>> weight = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
+    >>> model = kaem.KAEM(prior, lambda z: z @ weight, kaem.NormalLikelihood(0.5))
+    >>> x = jnp.array([[0.3, 0.2, -0.5], [1.0, 1.0, 1.0]])
+    >>> result = kaem.infer.log_marginal_likelihood(
+    ...     model, x, rng_key=jax.random.key(0), progress_bar=False
+    ... )
+    >>> covariance = weight.T @ weight + 0.25 * jnp.eye(3)
+    >>> exact = dist.MultivariateNormal(jnp.zeros(3), covariance).log_prob(x)
+    >>> bool(jnp.all(abs(result.values - exact) < 4 * result.standard_errors))
+    True
+    """
+    check_function("model", model, "a NumPyro model, a callable")
+    check_key(rng_key)
+    ladder = power_ladder(as_count("num_temperatures", num_temperatures, 2))
+    num_particles = as_count("num_particles", num_particles, 2)
+    num_steps = as_count("num_steps", num_steps)
+    chunk_size = as_count("chunk_size", chunk_size)
+    data = as_data(model, data)
+    if data.ndim == 0 or len(data) == 0:
+        raise ValueError(
+            f"data must have shape (num_data, ...) and not be empty, got {data.shape}."
+        )
+    if params is None:
+        params = model.params if isinstance(model, KAEM) else {}
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be values by name, got {type(params).__name__}.")
+    in_chunks = chunk_size < len(data)
+    sizes = Sizes(num_particles, num_steps, chunk_size if in_chunks else None)
+
+    log_weights = []
+    starts = range(0, len(data), chunk_size)
+    for start in tqdm(starts, disable=not progress_bar, unit="chunk"):
+        index = np.arange(start, start + chunk_size if in_chunks else len(data))
+        # The last chunk is filled up, so that one compiled function serves all.
+        chunk = jnp.asarray(np.minimum(index, len(data) - 1))
+        key = jax.random.fold_in(rng_key, start)
+        found = _of_chunk(key, model, data, chunk, params, ladder, sizes, unit_plate)
+        log_weights.append(np.asarray(found)[index < len(data)])
+    weighted = ImportanceResult({}, np.concatenate(log_weights).T, unit_plate, {})
+    value, error = weighted.log_evidence
+    result = MarginalLogLikelihood(value, error, weighted.ess, num_particles)
+    _warn_if_few(result)
+    return result
+
+
+def _warn_if_few(result: MarginalLogLikelihood) -> None:
+    few = int(np.sum(result.ess < _LEAST_ESS * result.num_particles))
+    if few:
+        warnings.warn(
+            f"{few} of {len(result.values)} data have less than {_LEAST_ESS:.0%} of "
+            "the particles in effect, so that log likelihoods may be too small. Take "
+            "more temperatures, or more particles.",
+            stacklevel=3,
+        )
+
+
+@eqx.filter_jit
+def _of_chunk(
+    rng_key: jax.Array,
+    model: Callable,
+    data: jax.Array,
+    index: jax.Array,
+    params: dict[str, Any],
+    ladder: np.ndarray,
+    sizes: Sizes,
+    unit_plate: str,
+) -> jax.Array:
+    """Log weights of some of the data, as :func:`annealed_weights`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`log_marginal_likelihood`.
+    """
+    options, given = {}, params
+    if sizes.chunk_size is not None:
+        options = {"subsample_size": sizes.chunk_size}
+        given = {**params, unit_plate: index}
+    key_model, key_check, key_run = jax.random.split(rng_key, 3)
+    units = UnitModel(key_model, given, model, (data,), options, unit_plate)
+    if units.without_normalizer:
+        raise ValueError(
+            "model must have priors with a normaliser, without which there is no "
+            "likelihood, got none (DeepEnergyPrior) at "
+            f"{', '.join(map(repr, units.without_normalizer))}."
+        )
+    check_params("model", units.trace_at(units.draw_prior(key_check), {}), params)
+    return annealed_weights(key_run, units, jnp.asarray(ladder, float), sizes)

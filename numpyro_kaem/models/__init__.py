@@ -1,0 +1,1 @@
+"""KAEM and its parts: likelihoods, energies with priors, and learning of priors."""

@@ -1,0 +1,1 @@
+"""Panels, tables, distribution functions and their inverses, as pure functions."""

@@ -1,0 +1,29 @@
+"""Training of models: fits, checkpoints, refits, and penalties."""
+
+from numpyro_kaem.training.checkpoint import Checkpoint
+from numpyro_kaem.training.fit import fit
+from numpyro_kaem.training.grid_update import GridUpdate
+from numpyro_kaem.training.refit import PriorRefit, refit_prior
+from numpyro_kaem.training.regularizers import (
+    coefficient_differences,
+    entropy,
+    kan_penalty,
+    l1,
+)
+from numpyro_kaem.training.run import FitProgress, FitResult
+from numpyro_kaem.training.schedules import cyclical_schedule
+
+__all__ = [
+    "Checkpoint",
+    "FitProgress",
+    "FitResult",
+    "GridUpdate",
+    "PriorRefit",
+    "coefficient_differences",
+    "cyclical_schedule",
+    "entropy",
+    "fit",
+    "kan_penalty",
+    "l1",
+    "refit_prior",
+]

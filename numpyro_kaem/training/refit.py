@@ -1,0 +1,372 @@
+"""Refits of the prior to what a model has learned, and when they are due."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from numpyro_kaem._checks import as_count, as_flag, check_key
+from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.estimation.autoregressive import fit_autoregressive
+from numpyro_kaem.estimation.density import fit_density
+from numpyro_kaem.estimation.mixture import fit_mixture
+
+__all__ = ["Occasions", "PriorRefit", "refinement_of", "refit_prior", "with_refinement"]
+
+
+@dataclass(frozen=True)
+class Occasions:
+    """Steps of training at equal distances.
+
+    Parameters
+    ----------
+    start
+        First step.
+    every
+        Number of steps from one to the next.
+    stop
+        Step after which there is none; None goes on to the end.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not a positive integer.
+    """
+
+    start: int
+    """First step."""
+    every: int
+    """Number of steps from one to the next."""
+    stop: int | None = None
+    """Step after which there is none."""
+
+    def __post_init__(self) -> None:
+        as_count("start", self.start)
+        as_count("every", self.every)
+        if self.stop is not None:
+            as_count("stop", self.stop)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is done before this step."""
+        after = step - self.start
+        ended = self.stop is not None and step > self.stop
+        return after >= 0 and after % self.every == 0 and not ended
+
+
+_MIXTURE_STEPS = 20
+# Error of a normaliser above which panels are halved, and how often, at most.
+_LARGEST_ERROR = 1e-4
+_FINEST = 8
+
+
+@dataclass(frozen=True)
+class PriorRefit(Occasions):
+    """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
+
+    Until ``start`` the prior is as it is given: with flat energies, its reference. Its
+    parameters are never trained by gradient. A mixture starts from clusters at the
+    first refit, and from the last one at those that follow. Where an energy needs finer
+    panels than before, the step of training is compiled anew.
+
+    Parameters
+    ----------
+    start
+        Step of the first refit.
+    every
+        Number of steps from one to the next.
+    stop
+        Step after which there is none; None goes on to the end.
+    options
+        For the function that fits, see :func:`refit_prior`. A mixture takes 20
+        iterations, unless ``max_steps`` says otherwise.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is not a positive integer.
+
+    References
+    ----------
+    Dempster, Laird and Rubin (1977), "Maximum likelihood from incomplete data via the
+    EM algorithm", *Journal of the Royal Statistical Society B* 39(1): a refit is a step
+    of maximisation, with the chains in place of the expectation.
+
+    Examples
+    --------
+    >>> import numpyro_kaem as kaem
+    >>> refit = kaem.PriorRefit(start=200, every=50, options={"penalty": 0.1})
+    >>> [step for step in range(400) if refit.is_due(step)]
+    [200, 250, 300, 350]
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """For :func:`refit_prior`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.options, dict):
+            raise TypeError(
+                "options must be arguments by name for the function that fits, got "
+                f"{self.options!r}."
+            )
+
+    def fit(
+        self,
+        prior: dist.Distribution,
+        draws: np.ndarray,
+        rng_key: jax.Array,
+        warm_start: bool = False,
+    ) -> dist.Distribution:
+        """Refit a prior: :func:`refit_prior` with the options.
+
+        Parameters
+        ----------
+        prior, draws, rng_key, warm_start
+            As for :func:`refit_prior`: draws of shape ``(num_draws, dim)``.
+
+        Returns
+        -------
+        Distribution
+            Of the same class and shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :func:`refit_prior`.
+        """
+        options = dict(self.options)
+        if isinstance(prior, dist.MixtureSameFamily):
+            options.setdefault("max_steps", _MIXTURE_STEPS)
+        with warnings.catch_warnings():
+            # The next refit goes on.
+            warnings.filterwarnings("ignore", message="the fit stopped after max_steps")
+            return refit_prior(
+                prior, draws, rng_key=rng_key, warm_start=warm_start, **options
+            )
+
+
+def refit_prior(
+    prior: dist.Distribution,
+    draws: ArrayLike,
+    *,
+    rng_key: jax.Array | None = None,
+    warm_start: bool = False,
+    **options: Any,
+) -> dist.Distribution:
+    """Fit a prior of the same form, bases and references to draws of the latents.
+
+    With draws of each datum's posterior this is the exact maximisation step of the
+    prior: for a decoder that was trained with another prior, a variational
+    autoencoder's too, it makes generated data like the training data.
+
+    Parameters
+    ----------
+    prior
+        A :class:`KAEMPrior` of batch shape ``(dim,)``, a ``MixtureSameFamily`` of such,
+        or an :class:`AutoregressiveKAEMPrior`; also with ``to_event``.
+    draws
+        Latent values, shape ``(num_draws, dim)``.
+    rng_key
+        Random key of the start of a mixture and of an autoregressive fit.
+    warm_start
+        Whether a mixture starts from ``prior``, and not from clusters of the draws.
+    options
+        For :func:`fit_density`, :func:`fit_mixture` or :func:`fit_autoregressive`.
+        Draws are exact, so that ``rounding`` is ``"none"`` unless it is given.
+
+    Returns
+    -------
+    Distribution
+        Of the same class and shapes. Its panels are those of ``prior``, divided further
+        where its energies need it. Where :func:`fit_mixture` leaves components out,
+        the largest fill their places, in halves.
+
+    Raises
+    ------
+    TypeError
+        If ``prior`` is of none of these forms.
+    ValueError
+        If the draws have another shape, or as the function that fits.
+
+    References
+    ----------
+    Ghosh, Sajjadi, Vergari, Black and Schölkopf (2020), "From variational to
+    deterministic autoencoders", arXiv:1903.12436, on fitting a density to the latents
+    of a trained autoencoder.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
+    >>> energy = kaem.Energy(kaem.BSpline(-3.0, 4.0, 12), jnp.zeros((2, 12)))
+    >>> prior = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0))
+    >>> draws = 0.5 + 0.7 * jax.random.normal(jax.random.key(0), (5000, 2))
+    >>> refitted = kaem.refit_prior(prior, draws)
+    >>> print(refitted.mean.round(1))
+    [0.5 0.5]
+    """
+    law, num_events = prior, 0
+    while isinstance(law, dist.Independent):
+        law, num_events = law.base_dist, num_events + law.reinterpreted_batch_ndims
+    draws = np.asanyarray(draws)
+    shape = prior.shape()
+    if draws.ndim != 2 or draws.shape[1:] != shape:
+        expected = f"(num_draws, {', '.join(map(str, shape))})"
+        raise ValueError(
+            f"draws must have shape {expected}, those of the prior, got {draws.shape}."
+        )
+    warm_start = as_flag("warm_start", warm_start)
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key(rng_key)
+    options = {"rounding": "none"} | options
+    if isinstance(law, KAEMPrior):
+        fitted = _fit_independent(law, draws, options)
+    elif isinstance(law, dist.MixtureSameFamily):
+        if warm_start:
+            options["start"] = law
+        fitted = _fit_mixture(law, draws, rng_key, options)
+    elif isinstance(law, AutoregressiveKAEMPrior):
+        fitted = _fit_autoregressive(law, draws, rng_key, options)
+    else:
+        raise TypeError(
+            "prior must be a KAEMPrior, a MixtureSameFamily of it or an "
+            f"AutoregressiveKAEMPrior, got {type(law).__name__}."
+        )
+    return fitted.to_event(num_events) if num_events else fitted
+
+
+def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
+    """Prior with other coefficients, on panels as fine as they need; nothing cached."""
+    (energy, parameters), (refinement, validate_args) = prior.tree_flatten()
+    shape, dtype = energy.coefficients.shape, energy.coefficients.dtype
+    coefficients = jnp.broadcast_to(coefficients, shape).astype(dtype)
+    base = energy.base_weight
+    base = None if base is None else jnp.zeros_like(base)
+    energy = Energy(energy.basis, coefficients, base, energy.base_activation)
+    while True:
+        aux = (refinement, validate_args)
+        new = KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        # Finer panels don't lower what rounding of the energies costs.
+        floor = np.maximum(_LARGEST_ERROR, new._resolution.rounding)
+        if refinement >= _FINEST or np.all(new._resolution.panels <= floor):
+            return KAEMPrior.tree_unflatten(aux, (energy, parameters))
+        # Doubled, so that there are few kinds to compile.
+        refinement = min(2 * refinement, _FINEST)
+
+
+def refinement_of(prior: Any) -> int | None:
+    """How far the panels of a prior are divided, None if it has none."""
+    found = [
+        node.refinement
+        for node in jax.tree.leaves(prior, is_leaf=_is_density)
+        if _is_density(node)
+    ]
+    return max(found, default=None)
+
+
+def with_refinement(prior: Any, refinement: int) -> Any:
+    """Prior with its panels divided another way, its parameters as they are."""
+
+    def divide(node: Any) -> Any:
+        if not _is_density(node):
+            return node
+        children, (_, validate_args) = node.tree_flatten()
+        return KAEMPrior.tree_unflatten((refinement, validate_args), children)
+
+    return jax.tree.map(divide, prior, is_leaf=_is_density)
+
+
+def _is_density(node: Any) -> bool:
+    return isinstance(node, KAEMPrior)
+
+
+def _reference(prior: KAEMPrior) -> dist.Distribution | None:
+    return None if prior.tree_flatten()[0][1] is None else prior.reference
+
+
+def _fit_independent(
+    prior: KAEMPrior, draws: np.ndarray, options: dict[str, Any]
+) -> KAEMPrior:
+    with warnings.catch_warnings():
+        # That of the user's choice of independent latents.
+        warnings.filterwarnings("ignore", message="only the marginals are kept")
+        fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
+    return _with_coefficients(prior, fitted.energy.coefficients)
+
+
+def _fit_mixture(
+    law: dist.MixtureSameFamily,
+    draws: np.ndarray,
+    rng_key: jax.Array,
+    options: dict[str, Any],
+) -> dist.MixtureSameFamily:
+    component = law.component_distribution
+    prior = component
+    while isinstance(prior, dist.Independent):
+        prior = prior.base_dist
+    if not isinstance(prior, KAEMPrior):
+        raise TypeError(
+            f"prior must be a mixture of KAEMPrior, got one of {type(prior).__name__}."
+        )
+    mixing = law.mixing_distribution
+    num_components = mixing.probs.shape[-1]
+    with warnings.catch_warnings():
+        # The panels are refined below, and all places filled.
+        warnings.filterwarnings("ignore", message="the normaliser has an estimated")
+        warnings.filterwarnings("ignore", message=".* components were left without")
+        fitted = fit_mixture(
+            draws,
+            num_components,
+            prior.energy.basis,
+            _reference(prior),
+            refinement=prior.refinement,
+            rng_key=rng_key,
+            **options,
+        )
+    places, logits = _all_places(fitted.mixing_distribution.logits, num_components)
+    components = fitted.component_distribution.base_dist
+    new = _with_coefficients(prior, components.energy.coefficients[places])
+    # Of the same class, so that its parameter keeps its name.
+    if isinstance(mixing, dist.CategoricalProbs):
+        mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
+    else:
+        mixing = dist.CategoricalLogits(logits)
+    return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
+
+
+def _all_places(logits: jax.Array, num_components: int) -> tuple[np.ndarray, jax.Array]:
+    """Fill the places of components that were left out with halves of the largest."""
+    missing = num_components - len(logits)
+    largest = np.argsort(-np.asarray(logits))[np.arange(missing) % len(logits)]
+    places = np.concatenate([np.arange(len(logits)), largest])
+    parts = np.bincount(places)
+    return places, logits[places] - jnp.log(jnp.asarray(parts, logits.dtype))[places]
+
+
+def _fit_autoregressive(
+    law: AutoregressiveKAEMPrior,
+    draws: np.ndarray,
+    rng_key: jax.Array,
+    options: dict[str, Any],
+) -> AutoregressiveKAEMPrior:
+    (basis, conditioner, parameters), aux = law.tree_flatten()
+    fitted = fit_autoregressive(
+        draws,
+        basis,
+        None if parameters is None else law.reference,
+        rng_key=rng_key,
+        width=conditioner.weights[0].shape[1],
+        depth=len(conditioner.weights) - 1,
+        **options,
+    )
+    return AutoregressiveKAEMPrior.tree_unflatten(
+        aux, (basis, fitted.conditioner, parameters)
+    )

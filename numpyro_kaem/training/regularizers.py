@@ -1,0 +1,310 @@
+"""Penalties on the coefficients of Kolmogorov-Arnold networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from numpyro_kaem._checks import as_count, as_real
+
+__all__ = ["coefficient_differences", "entropy", "kan_penalty", "l1"]
+
+
+def l1(coefficients: ArrayLike) -> jax.Array:
+    r"""Sum over edges of the mean absolute coefficient.
+
+    .. math:: L(c) = \sum_e |c_e|, \qquad |c_e| = \frac{1}{G} \sum_g |c_{e,g}|.
+
+    The sum favours few edges. Liu et al. take the mean absolute value of an edge over
+    the data; here it is that of its coefficients, which needs no data.
+
+    Parameters
+    ----------
+    coefficients
+        Coefficients, shape ``(..., num_features)``: an edge for each entry of the
+        leading axes.
+
+    Returns
+    -------
+    Array
+        Scalar; its gradient is zero at coefficients of zero.
+
+    Raises
+    ------
+    TypeError
+        If the coefficients are not real numbers.
+    ValueError
+        If there is no axis of features, or it is empty.
+
+    References
+    ----------
+    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equations
+    (2.17) and (2.18).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.objectives.regularizers import l1
+    >>> print(l1(np.array([[1.0, -3.0], [0.0, 0.5]])))
+    2.25
+    """
+    return jnp.sum(_norms(coefficients))
+
+
+def entropy(coefficients: ArrayLike) -> jax.Array:
+    r"""Entropy of the edges' shares of the norm.
+
+    .. math:: S(c) = -\sum_e s_e \log s_e, \qquad s_e = |c_e| \Big/ \sum_{e'} |c_{e'}|,
+
+    with the norms :math:`|c_e|` of :func:`l1`. It is zero with a single edge, and the
+    log of the number of edges when all are alike.
+
+    Parameters
+    ----------
+    coefficients
+        Coefficients of one layer, shape ``(..., num_features)``: an edge for each entry
+        of the leading axes.
+
+    Returns
+    -------
+    Array
+        Scalar; zero when all coefficients are.
+
+    Raises
+    ------
+    TypeError
+        If the coefficients are not real numbers.
+    ValueError
+        If there is no axis of features, or it is empty.
+
+    Notes
+    -----
+    The derivative with respect to the norm of an edge grows like :math:`-\log s_e` as
+    its share falls to zero. Edges of exactly zero stay there: their gradient is zero,
+    and not infinite. The entropy does not change with the scale of the coefficients.
+
+    References
+    ----------
+    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equation
+    (2.19).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.objectives.regularizers import entropy
+    >>> print(f"{entropy(np.array([[1.0, -3.0], [2.0, 2.0], [0.0, 0.0]])):.4f}")
+    0.6931
+    """
+    norms = _norms(coefficients)
+    total = jnp.sum(norms)
+    # Twice: the derivative of the branch not taken must be finite, too.
+    shares = norms / jnp.where(total > 0, total, 1)
+    positive = shares > 0
+    logs = jnp.log(jnp.where(positive, shares, 1))
+    return -jnp.sum(jnp.where(positive, shares * logs, 0))
+
+
+def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Array:
+    r"""Sum of squared differences of neighbouring coefficients, over all edges.
+
+    .. math:: D(c) = \sum_e \sum_g (\Delta^k c_{e,g})^2,
+        \qquad \Delta c_g = c_{g+1} - c_g.
+
+    With bases whose features are ordered, such as B-splines and radial functions, it
+    favours smooth edges: of order 1 constants, of order 2 straight lines.
+
+    Parameters
+    ----------
+    coefficients
+        Coefficients, shape ``(..., num_features)``.
+    order
+        Order :math:`k` of the differences, positive and less than ``num_features``.
+
+    Returns
+    -------
+    Array
+        Scalar.
+
+    Raises
+    ------
+    TypeError
+        If the coefficients are not real numbers, or ``order`` is not an integer.
+    ValueError
+        If there is no axis of features, or ``order`` is not positive, or not less than
+        their number.
+
+    References
+    ----------
+    Eilers and Marx (1996), "Flexible smoothing with B-splines and penalties",
+    *Statistical Science* 11(2), section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.objectives.regularizers import coefficient_differences
+    >>> print(coefficient_differences(np.array([[1.0, 3.0, 2.0], [0.5, 0.5, 0.5]])))
+    5.0
+    """
+    order = as_count("order", order)
+    coefficients = _as_coefficients(coefficients)
+    if order >= coefficients.shape[-1]:
+        raise ValueError(
+            "order must be less than the number of features, got order "
+            f"{order} for coefficients of shape {coefficients.shape}."
+        )
+    return jnp.sum(jnp.square(jnp.diff(coefficients, n=order, axis=-1)))
+
+
+def kan_penalty(
+    tree: Any,
+    *,
+    l1: ArrayLike = 0.0,
+    entropy: ArrayLike = 0.0,
+    differences: ArrayLike = 0.0,
+    order: int = 1,
+) -> jax.Array:
+    r"""Weighted sum of penalties over all layers of a model.
+
+    .. math:: \sum_l \bigl( \mu_1 L(c_l) + \mu_2 S(c_l) + \mu_3 D(c_l) \bigr),
+
+    over all arrays of the pytree with the name ``coefficients``: those of an
+    :class:`~numpyro_kaem.Energy`, of a :class:`~numpyro_kaem.KAEMPrior`, of any other
+    module with such a field, or of a dictionary with such a key. A tuple of arrays in
+    such a field counts as a layer for each.
+
+    Parameters
+    ----------
+    tree
+        A pytree: a module, or parameters such as ``svi_result.params``.
+    l1, entropy, differences
+        Weights :math:`\mu_1, \mu_2, \mu_3 \ge 0` of :func:`l1`, :func:`entropy` and
+        :func:`coefficient_differences`, scalars. They may be traced, such as the value
+        of a schedule; a concrete zero leaves its penalty out.
+    order
+        Order of the differences.
+
+    Returns
+    -------
+    Array
+        Scalar, to be added to a loss; in a NumPyro model,
+        ``numpyro.factor("penalty", -kan_penalty(...))``.
+
+    Raises
+    ------
+    TypeError
+        If coefficients are not real numbers, or ``order`` is not an integer.
+    ValueError
+        If no array has the name ``coefficients``, if a weight is not a scalar, or is
+        negative or not finite, or if ``order`` is too large for a layer.
+
+    References
+    ----------
+    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equation
+    (2.20).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import numpyro_kaem as kaem
+    >>> from numpyro_kaem.objectives.regularizers import kan_penalty
+    >>> coefficients = jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]])
+    >>> prior = kaem.KAEMPrior(kaem.Energy(kaem.RBF(-1.0, 3.0, 3), coefficients))
+    >>> print(f"{kan_penalty(prior, l1=0.5, differences=0.1):.1f}")
+    5.1
+    """
+    weights = {"l1": l1, "entropy": entropy, "differences": differences}
+    for name, weight in weights.items():
+        _check_weight(name, weight)
+    order = as_count("order", order)
+    layers = _layers(tree)
+    dtype = jnp.result_type(float, *layers)
+    total = jnp.zeros((), dtype)
+    for name, weight in weights.items():
+        if isinstance(weight, jax.core.Tracer) or weight != 0:
+            for layer in layers:
+                total = total + weight * _PENALTIES[name](layer, order)
+    return total.astype(dtype)
+
+
+# By name, because the arguments of kan_penalty hide the functions.
+_PENALTIES = {
+    "l1": lambda coefficients, _: l1(coefficients),
+    "entropy": lambda coefficients, _: entropy(coefficients),
+    "differences": coefficient_differences,
+}
+
+
+def _as_coefficients(coefficients: ArrayLike) -> jax.Array:
+    """Convert to an array of floating-point format.
+
+    Raises
+    ------
+    TypeError
+        If they are not real numbers.
+    ValueError
+        If there is no axis of features, or it is empty.
+    """
+    array = as_real("coefficients", coefficients)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(
+            "coefficients must have shape (..., num_features) with at least one "
+            f"feature, got shape {array.shape}."
+        )
+    return array
+
+
+def _norms(coefficients: ArrayLike) -> jax.Array:
+    coefficients = _as_coefficients(coefficients)
+    # The absolute value, but with a derivative of 0 at 0, where that of jnp.abs is 1.
+    signs = jax.lax.stop_gradient(jnp.sign(coefficients))
+    return jnp.mean(signs * coefficients, axis=-1)
+
+
+def _layers(tree: Any) -> list[jax.Array]:
+    """All arrays of a pytree with the name ``coefficients``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    layers = [leaf for path, leaf in paths if _name(path) == "coefficients"]
+    if not layers:
+        found = ", ".join(jax.tree_util.keystr(path) for path, _ in paths[:5])
+        more = ", ..." if len(paths) > 5 else ""
+        raise ValueError(
+            "tree must hold an array with the name 'coefficients', got "
+            f"{f'the names {found}{more}' if paths else 'a pytree without leaves'}."
+        )
+    return layers
+
+
+def _name(path: tuple) -> Any:
+    """Last field or key of a path; positions in a tuple are passed over."""
+    for entry in reversed(path):
+        if isinstance(entry, jax.tree_util.GetAttrKey):
+            return entry.name
+        if isinstance(entry, jax.tree_util.DictKey):
+            return entry.key
+    return None
+
+
+def _check_weight(name: str, weight: ArrayLike) -> None:
+    """Check the weight of a penalty.
+
+    Raises
+    ------
+    ValueError
+        If it is not a scalar, or concrete and negative or not finite.
+    """
+    if np.shape(weight) != ():
+        raise ValueError(f"{name} must be a scalar, got shape {np.shape(weight)}.")
+    if isinstance(weight, jax.core.Tracer):
+        return
+    if not (np.isfinite(weight) and weight >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0, got {weight!r}.")
