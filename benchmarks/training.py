@@ -23,7 +23,7 @@ from _timing import Compiled, compiled, median_seconds
 from numpyro.infer import SVI, Trace_ELBO
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import (
+from numpyro_kaem.objectives import (
     AmortisedELBO,
     ImportanceMLE,
     LangevinMLE,

@@ -26,12 +26,12 @@ import numpyro.distributions as dist
 import optax
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import (
+from numpyro_kaem.infer import log_marginal_likelihood
+from numpyro_kaem.objectives import (
     AmortisedELBO,
     ImportanceMLE,
     LangevinMLE,
     ThermodynamicMLE,
-    log_marginal_likelihood,
 )
 
 # Colours of Okabe and Ito, as in kaem.plot_prior.

@@ -92,7 +92,7 @@ def write_arrays(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import numpy as np
-    >>> from numpyro_kaem.array_file import read_arrays, write_arrays
+    >>> from numpyro_kaem.files.container import read_arrays, write_arrays
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "two.npz")
     ...     write_arrays(path, {"seed": 7}, {"loc": np.array([0.5, -1.0])})

@@ -46,7 +46,7 @@ class KAEM(eqx.Module):
         Equinox module, or function, from latents ``(*batch, Q)`` to the parameters of
         the likelihood, or to a NumPyro distribution of batch shape ``batch``.
     likelihood
-        Such as :class:`~numpyro_kaem.likelihoods.NormalLikelihood`; or any function
+        Such as :class:`~numpyro_kaem.NormalLikelihood`; or any function
         from what the decoder returns to a distribution; ``None`` if the decoder returns
         a distribution.
     joint
@@ -92,8 +92,8 @@ class KAEM(eqx.Module):
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.likelihoods import NormalLikelihood
-    >>> from numpyro_kaem.models import KAEM
+    >>> from numpyro_kaem.models.likelihoods import NormalLikelihood
+    >>> from numpyro_kaem import KAEM
     >>> energy = kaem.Energy.init(jax.random.key(0), kaem.RBF(-1.0, 1.0, 8), (2,))
     >>> weights = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
     >>> model = KAEM(kaem.KAEMPrior(energy), lambda z: z @ weights, NormalLikelihood())
@@ -253,8 +253,8 @@ class KAEM(eqx.Module):
         --------
         >>> import jax.numpy as jnp
         >>> import numpyro.distributions as dist
-        >>> from numpyro_kaem.likelihoods import NormalLikelihood
-        >>> from numpyro_kaem.models import KAEM
+        >>> from numpyro_kaem.models.likelihoods import NormalLikelihood
+        >>> from numpyro_kaem import KAEM
         >>> prior = dist.Normal(jnp.zeros(2), 1.0)
         >>> model = KAEM(prior, lambda z: z.sum(-1), NormalLikelihood())
         >>> model.check_data(jnp.ones((10, 1)))

@@ -90,7 +90,7 @@ def learn_prior(
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.learning import learn_prior
+    >>> from numpyro_kaem.models.learning import learn_prior
     >>> energy = kaem.Energy(kaem.RBF(-2.0, 3.0, 6), jnp.zeros((4, 6)))
     >>> prior = kaem.KAEMPrior(energy, dist.Normal(0.5, 2.0)).to_event(1)
     >>> def model():
@@ -130,7 +130,7 @@ def learn_module(name: str, module: T) -> T:
     --------
     >>> import jax
     >>> import numpyro
-    >>> from numpyro_kaem.learning import learn_module
+    >>> from numpyro_kaem.models.learning import learn_module
     >>> with numpyro.handlers.trace() as trace:
     ...     function = learn_module("decoder", jax.nn.relu)
     >>> len(trace)
@@ -177,7 +177,7 @@ def set_parameters(
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.learning import set_parameters
+    >>> from numpyro_kaem.models.learning import set_parameters
     >>> law = dist.Normal(0.0, 1.0)
     >>> fitted = set_parameters("prior", law, {"prior.reference.scale": jnp.array(3.0)})
     >>> print(fitted.scale)
@@ -361,7 +361,7 @@ def with_values(
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro
-    >>> from numpyro_kaem.parameter_values import with_values
+    >>> from numpyro_kaem.models.learning import with_values
     >>> def register():
     ...     return 2 * numpyro.param("noise.scale", jnp.array(1.0))
     >>> print(with_values(register, {"noise.scale": jnp.array(4.0)}, ["noise"]))

@@ -35,7 +35,7 @@ class AbstractLikelihood(eqx.Module):
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.likelihoods import AbstractLikelihood
+    >>> from numpyro_kaem.models.likelihoods import AbstractLikelihood
     >>> class PoissonLikelihood(AbstractLikelihood):
     ...     def law(self, outputs):
     ...         return dist.Poisson(jnp.exp(outputs))
@@ -116,7 +116,7 @@ class NormalLikelihood(AbstractLikelihood):
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.likelihoods import NormalLikelihood
+    >>> from numpyro_kaem.models.likelihoods import NormalLikelihood
     >>> likelihood = NormalLikelihood(0.5, learn_scale=True)
     >>> law = likelihood(jnp.zeros((10, 8, 8)))
     >>> law.batch_shape, law.event_shape, round(float(likelihood.scale), 4)
@@ -174,7 +174,7 @@ class BernoulliLikelihood(AbstractLikelihood):
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.likelihoods import BernoulliLikelihood
+    >>> from numpyro_kaem.models.likelihoods import BernoulliLikelihood
     >>> print(BernoulliLikelihood()(jnp.zeros((1, 3))).mean)
     [[0.5 0.5 0.5]]
     """
@@ -198,7 +198,7 @@ class CategoricalLikelihood(AbstractLikelihood):
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.likelihoods import CategoricalLikelihood
+    >>> from numpyro_kaem.models.likelihoods import CategoricalLikelihood
     >>> law = CategoricalLikelihood()(jnp.zeros((10, 16, 100)))
     >>> law.batch_shape, law.event_shape
     ((10,), (16,))

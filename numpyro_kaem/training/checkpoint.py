@@ -84,7 +84,7 @@ def name_leaves(tree: Any) -> NamedLeaves:
     >>> import jax.numpy as jnp
     >>> from numpyro.optim import Momentum
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.objectives.named_leaves import name_leaves
+    >>> from numpyro_kaem.training.checkpoint import name_leaves
     >>> energy = kaem.Energy(kaem.BSpline(-1.0, 3.0, 6), jnp.zeros(6))
     >>> state = Momentum(1e-2, mass=0.9).init({"prior": energy})
     >>> list(name_leaves(state).leaves)
@@ -175,7 +175,7 @@ def write_state(
 ) -> None:
     """Write the arrays of a pytree to a file that appears only when it is complete.
 
-    See :func:`numpyro_kaem.array_file.write_arrays`.
+    See :func:`numpyro_kaem.files.container.write_arrays`.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def write_state(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import numpy as np
-    >>> from numpyro_kaem.objectives.state_file import read_state, write_state
+    >>> from numpyro_kaem.training.checkpoint import read_state, write_state
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "state.npz")
     ...     write_state(path, 3, {"loc": np.array([0.5, -1.0])}, {"seed": 7})
@@ -394,7 +394,7 @@ class Checkpoint:
     >>> import tempfile
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.objectives.checkpoints import Checkpoint
+    >>> from numpyro_kaem.training.checkpoint import Checkpoint
     >>> state = {"coefficients": jnp.array([0.5, -1.0]), "key": jax.random.key(0)}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     checkpoint = Checkpoint(folder, every=100)

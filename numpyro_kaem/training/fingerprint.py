@@ -41,7 +41,7 @@ def fingerprint(**parts: Any) -> dict[str, str]:
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.objectives.fingerprint import fingerprint
+    >>> from numpyro_kaem.training.fingerprint import fingerprint
     >>> found = fingerprint(
     ...     data=jnp.zeros(3), objective=kaem.objectives.LangevinMLE(5, num_chains=2)
     ... )

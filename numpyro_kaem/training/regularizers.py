@@ -46,7 +46,7 @@ def l1(coefficients: ArrayLike) -> jax.Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.objectives.regularizers import l1
+    >>> from numpyro_kaem.training.regularizers import l1
     >>> print(l1(np.array([[1.0, -3.0], [0.0, 0.5]])))
     2.25
     """
@@ -93,7 +93,7 @@ def entropy(coefficients: ArrayLike) -> jax.Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.objectives.regularizers import entropy
+    >>> from numpyro_kaem.training.regularizers import entropy
     >>> print(f"{entropy(np.array([[1.0, -3.0], [2.0, 2.0], [0.0, 0.0]])):.4f}")
     0.6931
     """
@@ -143,7 +143,7 @@ def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Arra
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.objectives.regularizers import coefficient_differences
+    >>> from numpyro_kaem.training.regularizers import coefficient_differences
     >>> print(coefficient_differences(np.array([[1.0, 3.0, 2.0], [0.5, 0.5, 0.5]])))
     5.0
     """
@@ -208,7 +208,7 @@ def kan_penalty(
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.objectives.regularizers import kan_penalty
+    >>> from numpyro_kaem.training.regularizers import kan_penalty
     >>> coefficients = jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]])
     >>> prior = kaem.KAEMPrior(kaem.Energy(kaem.RBF(-1.0, 3.0, 3), coefficients))
     >>> print(f"{kan_penalty(prior, l1=0.5, differences=0.1):.1f}")

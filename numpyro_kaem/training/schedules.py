@@ -68,7 +68,7 @@ def cyclical_schedule(
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.objectives.schedules import cyclical_schedule
+    >>> from numpyro_kaem.training.schedules import cyclical_schedule
     >>> schedule = cyclical_schedule(8, low=0.0, high=2.0)
     >>> print(schedule(np.arange(10)))
     [0.  0.5 1.  1.5 2.  2.  2.  2.  0.  0.5]

@@ -25,7 +25,7 @@ class Chunked(ELBO):
     """Objective of a batch, computed chunk by chunk.
 
     The gradient of a chunk is taken before the next is run, so that memory is that of
-    one chunk. For :class:`~numpyro_kaem.objectives.training.Trainer`, whose model and
+    one chunk. For :class:`~numpyro_kaem.training.trainer.Trainer`, whose model and
     guide take the indices of a chunk.
 
     Parameters

@@ -238,7 +238,7 @@ def test_names_and_header_of_a_file(path):
 LOAD = """
 import conftest
 import os, signal, sys, numpy as np, jax, numpyro_kaem as kaem
-from numpyro_kaem import array_file
+from numpyro_kaem.files import container as array_file
 tree = kaem.load(sys.argv[1])
 assert "optax" not in sys.modules
 value = jax.jit(lambda d, z: d.log_prob(z))(tree["prior"], tree["z"])

@@ -57,7 +57,7 @@ jnp.zeros(3) + 1
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import numpyro_kaem as kaem
-    import numpyro_kaem.backend
+    import numpyro_kaem.numerics.device
     numpyro_kaem.numerics.device.avoid_wrong_sums()
 print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
 from numpyro_kaem.infer.resampling import systematic

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
-from numpyro_kaem.infer import (
+from numpyro_kaem.objectives import (
     AmortisedELBO,
     ImportanceMLE,
     LangevinMLE,
