@@ -24,7 +24,7 @@ from _report import Report, start
 from blackjax.smc import resampling
 
 from numpyro_kaem.infer import AnnealedLangevin
-from numpyro_kaem.infer.annealed_state import AnnealedState
+from numpyro_kaem.infer.annealed import AnnealedState
 from numpyro_kaem.infer.evidence import combine, steppingstone
 
 MASS, PLACE, NOISE = 0.8, 1.0, 0.3

@@ -21,19 +21,19 @@ from numpyro_kaem.distributions import (
     TokenSequence,
     truncated,
 )
-from numpyro_kaem.distributions.conditioner import MaskedConditioner
+from numpyro_kaem.distributions.autoregressive import MaskedConditioner
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation.density import fit_density
 from numpyro_kaem.estimation.mixture import fit_mixture
 from numpyro_kaem.models.energies import parameter_priors, random_walk_energy
-from numpyro_kaem.models.kart import kart
+from numpyro_kaem.models.kaem import kart
 from numpyro_kaem.models.likelihoods import (
     AbstractLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     NormalLikelihood,
 )
-from numpyro_kaem.numerics.device import avoid_wrong_sums
+from numpyro_kaem.numerics.nodes import avoid_wrong_sums
 from numpyro_kaem.symbolic import (
     PriorSummary,
     SymbolicResult,

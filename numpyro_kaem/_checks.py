@@ -1,7 +1,7 @@
-"""Checks and conversions of the arguments of a basis, made once at construction."""
+"""Checks of arguments: one clear error that names the argument."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,22 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 __all__ = [
+    "OUTPUT_ACTIVATIONS",
     "Grid",
     "GridLike",
     "as_bandwidth",
     "as_count",
     "as_flag",
+    "as_generator",
     "as_grid",
+    "as_latents",
+    "as_name",
     "as_number",
     "as_path",
+    "as_positive",
     "as_real",
     "as_sample_shape",
+    "as_shape",
+    "check_alphabet",
     "check_function",
     "check_key",
     "check_name",
+    "existing_file",
 ]
 
 Grid: TypeAlias = float | tuple[Any, ...]
@@ -317,3 +326,187 @@ def _as_numpy(name: str, value: GridLike) -> np.ndarray:
 
 def _as_tuples(value: Any) -> Grid:
     return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+OUTPUT_ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
+    None: lambda x: x,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "softplus": jax.nn.softplus,
+}
+"""Output activations by name: static, hashable, and saved as text."""
+
+
+def as_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Check a shape, an integer or a sequence of them, and return it as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or an entry is not an integer.
+    ValueError
+        If an entry is not positive.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (as_count(name, value),)
+    return tuple(as_count(f"{name}[{i}]", size) for i, size in enumerate(value))
+
+
+def as_name(name: str, value: Any, table: Mapping[Any, Any]) -> Any:
+    """Check that ``value`` is a key of ``table``, and return it.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not isinstance(value, str | None) or value not in table:
+        known = ", ".join(repr(entry) for entry in table)
+        raise ValueError(f"{name} must be one of {known}, got {value!r}.")
+    return value
+
+
+def as_latents(z: ArrayLike, num_latents: int, dtype: jnp.dtype) -> jax.Array:
+    """Convert latents to floating point; their shape is ``(*batch, num_latents)``.
+
+    Raises
+    ------
+    ValueError
+        If the last axis has another size.
+    """
+    z = as_real("z", z)
+    if z.ndim == 0 or z.shape[-1] != num_latents:
+        raise ValueError(
+            f"z must have shape (*batch, {num_latents}), one entry for each latent, "
+            f"got {z.shape}."
+        )
+    return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(dtype)
+
+
+def as_generator(rng: Any) -> np.random.Generator:
+    """Return a generator itself, or the one that a seed starts.
+
+    Parameters
+    ----------
+    rng
+        A NumPy generator, or a whole number from 0.
+
+    Returns
+    -------
+    numpy.random.Generator
+
+    Raises
+    ------
+    TypeError
+        If it is neither: without a seed nothing could be drawn again.
+    ValueError
+        If a seed is negative.
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, bool | np.bool_) or not isinstance(rng, int | np.integer):
+        raise TypeError(
+            "rng must be a numpy.random.Generator or an integer seed, got "
+            f"{rng!r} of type {type(rng).__name__}."
+        )
+    if rng < 0:
+        raise ValueError(f"rng must be a seed >= 0, got {rng}.")
+    return np.random.default_rng(int(rng))
+
+
+def as_positive(name: str, value: Any) -> float:
+    """Return a positive and finite number as a ``float``.
+
+    Parameters
+    ----------
+    name
+        Name of the argument, for the message.
+    value
+        Its value.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError
+        If it is not a real number.
+    ValueError
+        If it is not positive and finite.
+    """
+    numeric = isinstance(value, int | float | np.integer | np.floating)
+    if not numeric or isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be a positive number, got {value!r} of type "
+            f"{type(value).__name__}."
+        )
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
+    return float(value)
+
+
+def check_alphabet(alphabet: Any) -> str:
+    """Return an alphabet: a string of different characters.
+
+    Parameters
+    ----------
+    alphabet
+        What should be one.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TypeError
+        If it is not a string.
+    ValueError
+        If it is empty, or has a character twice.
+    """
+    if not isinstance(alphabet, str):
+        raise TypeError(
+            f"alphabet must be a string of characters, got {alphabet!r} of type "
+            f"{type(alphabet).__name__}."
+        )
+    if not alphabet:
+        raise ValueError("alphabet must have at least one character, got ''.")
+    twice = [character for character in alphabet if alphabet.count(character) > 1]
+    if twice:
+        raise ValueError(
+            f"alphabet must have each character once, got {twice[0]!r} "
+            f"{alphabet.count(twice[0])} times."
+        )
+    return alphabet
+
+
+def existing_file(path: Any, expected: str) -> Path:
+    """Return the path of a file that is there.
+
+    Parameters
+    ----------
+    path
+        Path, as a string or path object.
+    expected
+        What the file should be, for the message, such as ``"an IDX file"``.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    TypeError
+        If it is not a path.
+    FileNotFoundError
+        If nothing is there.
+    ValueError
+        If it is a folder.
+    """
+    path = as_path("path", path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected {expected}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected {expected}.")
+    return path

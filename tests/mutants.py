@@ -124,14 +124,14 @@ FAULTS = [
     ),
     Fault(
         "quantile of a tail: hazard",
-        "references/quantiles.py",
+        "references/tails.py",
         "jnp.exp(log_density(reference, start)) / total",
         "jnp.exp(log_density(reference, start)) * total",
         "references/test_references.py::test_tail_quantile",
     ),
     Fault(
         "Fourier sums: sign in the addition formula",
-        "bases/fourier.py",
+        "bases/spectral.py",
         "sine * first_cosine + cosine * first_sine",
         "sine * first_cosine - cosine * first_sine",
         "bases/test_contract.py::test_unit_combine",
@@ -209,7 +209,7 @@ FAULTS = [
     ),
     Fault(
         "coefficients of a dimension see the dimension itself",
-        "distributions/conditioner.py",
+        "distributions/autoregressive.py",
         "last = orders[:, None] < np.arange(1, dim + 1)",
         "last = orders[:, None] <= np.arange(1, dim + 1)",
         "distributions/test_autoregressive.py"
@@ -310,7 +310,7 @@ FAULTS = [
     ),
     Fault(
         "worst network instead of the best",
-        "estimation/autoregressive_training.py",
+        "estimation/autoregressive.py",
         "if looks[-1] >= max(looks):",
         "if looks[-1] <= min(looks):",
         "estimation/test_autoregressive.py::test_keeps_dependence",
@@ -343,28 +343,28 @@ FAULTS = [
     # --- samplers --------------------------------------------------------------------
     Fault(
         "acceptance of Langevin steps",
-        "infer/langevin.py",
+        "infer/kernel.py",
         "change * (2 * noise + change)",
         "change * (noise + change)",
         "infer/test_langevin.py::test_acceptance_is_that_of_metropolis_and_hastings",
     ),
     Fault(
         "AutoMALA accepts steps that do not lead back",
-        "infer/auto_mala.py",
+        "infer/langevin.py",
         "jnp.where(reversible, acceptance_of(log_ratio, new), 0.0)",
         "acceptance_of(log_ratio, new)",
         "infer/test_langevin.py::test_exact_draws_keep_their_law",
     ),
     Fault(
         "ladder spread by acceptance instead of rejection",
-        "infer/annealed_warmup.py",
+        "infer/annealed.py",
         "equal_rejection_ladder(old, 1 - means.swap_acceptance)",
         "equal_rejection_ladder(old, means.swap_acceptance)",
         "infer/test_ladder.py::test_warmup_moves_rungs_to_where_swaps_are_rejected",
     ),
     Fault(
         "swaps of the other parity",
-        "infer/swaps.py",
+        "infer/ladder.py",
         "asked = pairs % 2 == jnp.asarray(iteration) % 2",
         "asked = pairs % 2 != jnp.asarray(iteration) % 2",
         "infer/test_swaps.py::test_all_pairs_of_one_parity_swap",
@@ -385,7 +385,7 @@ FAULTS = [
     ),
     Fault(
         "tail of the Pareto fit",
-        "infer/smoothing.py",
+        "infer/importance_result.py",
         "tail = min(num_draws / 5, 3 * num_draws**0.5)",
         "tail = max(num_draws / 5, 3 * num_draws**0.5)",
         "infer/test_smoothing.py::test_equal_to_the_installed_arviz",
@@ -457,7 +457,7 @@ FAULTS = [
     ),
     Fault(
         "minus infinity comes back as infinity",
-        "files/description.py",
+        "files/saving.py",
         '"-inf": -math.inf',
         '"-inf": math.inf',
         "files/test_round_trip.py::test_arrays_numbers_and_containers",
@@ -471,7 +471,7 @@ FAULTS = [
     ),
     Fault(
         "variance of a new KAN layer",
-        "decoders/kan_layer.py",
+        "decoders/kan.py",
         "jnp.where(varies, (2 * num_inputs * varying) ** -0.5, 0)",
         "jnp.where(varies, (num_inputs * varying) ** -0.5, 0)",
         "decoders/test_kan.py::test_start_keeps_the_variance",

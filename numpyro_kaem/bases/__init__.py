@@ -9,11 +9,8 @@ array of a basis, if it has one, is its ``bandwidth``.
 
 from numpyro_kaem.bases._base import AbstractBasis, on_unit_grid
 from numpyro_kaem.bases.bspline import BSpline
-from numpyro_kaem.bases.chebyshev import Chebyshev
-from numpyro_kaem.bases.fourier import Fourier
-from numpyro_kaem.bases.rbf import RBF
-from numpyro_kaem.bases.rswaf import RSWAF
-from numpyro_kaem.bases.wavelet import Wavelet
+from numpyro_kaem.bases.centred import RBF, RSWAF, Wavelet
+from numpyro_kaem.bases.spectral import Chebyshev, Fourier
 
 __all__ = [
     "RBF",

@@ -13,14 +13,22 @@
 Nothing is downloaded. Everything is made of NumPy arrays, images in [0, 1].
 """
 
-from numpyro_kaem.datasets.cifar10 import read_cifar10
-from numpyro_kaem.datasets.darcy import DarcyFlow, darcy_flow, solve_darcy
-from numpyro_kaem.datasets.digits import Digits, load_digits
-from numpyro_kaem.datasets.idx import read_idx
-from numpyro_kaem.datasets.image_folder import ImageFolder, read_image_folder
-from numpyro_kaem.datasets.images import LabelledImages
-from numpyro_kaem.datasets.random_fields import gaussian_random_field
-from numpyro_kaem.datasets.svhn import read_svhn
+from numpyro_kaem.datasets.darcy import (
+    DarcyFlow,
+    darcy_flow,
+    gaussian_random_field,
+    solve_darcy,
+)
+from numpyro_kaem.datasets.images import (
+    Digits,
+    ImageFolder,
+    LabelledImages,
+    load_digits,
+    read_cifar10,
+    read_idx,
+    read_image_folder,
+    read_svhn,
+)
 from numpyro_kaem.datasets.text import (
     ALPHABET,
     TextWindows,

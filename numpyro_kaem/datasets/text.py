@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem._checks import as_count
-from numpyro_kaem.datasets._checks import check_alphabet
+from numpyro_kaem._checks import as_count, check_alphabet
 
 __all__ = [
     "ALPHABET",

@@ -6,8 +6,7 @@ decoder)`` makes its arrays parameters, and ``random_eqx_module`` gives them pri
 """
 
 from numpyro_kaem.decoders.convolutional import ConvDecoder
-from numpyro_kaem.decoders.kan import KANDecoder
-from numpyro_kaem.decoders.kan_layer import KANLayer
+from numpyro_kaem.decoders.kan import KANDecoder, KANLayer
 from numpyro_kaem.decoders.sequence import SequenceDecoder
 
 __all__ = ["ConvDecoder", "KANDecoder", "KANLayer", "SequenceDecoder"]

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count, check_key
-from numpyro_kaem.decoders._checks import (
+from numpyro_kaem._checks import (
     OUTPUT_ACTIVATIONS,
+    as_count,
     as_latents,
     as_name,
     as_shape,
+    check_key,
 )
-from numpyro_kaem.decoders._scales import mean_square
+from numpyro_kaem.decoders.kan import mean_square
 from numpyro_kaem.energy import BASE_ACTIVATIONS
 
 __all__ = ["ConvDecoder"]

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count, check_key
-from numpyro_kaem.decoders._checks import as_latents
+from numpyro_kaem._checks import as_count, as_latents, check_key
 from numpyro_kaem.distributions.token_sequence import TokenSequence, as_tokens
 
 __all__ = ["SequenceDecoder"]

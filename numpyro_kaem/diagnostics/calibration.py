@@ -12,8 +12,7 @@ from numpyro.infer import MCMC, NUTS, init_to_sample
 from tqdm import tqdm
 
 from numpyro_kaem._checks import as_count, as_real, check_function, check_key
-from numpyro_kaem.diagnostics.groups import SAMPLE_DIMS, Groups
-from numpyro_kaem.diagnostics.sites import ModelCall
+from numpyro_kaem.diagnostics.conversion import SAMPLE_DIMS, Groups, ModelCall
 
 __all__ = [
     "CalibrationResult",

@@ -12,9 +12,8 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions._cache import made_once, promoting_ranks
+from numpyro_kaem.distributions._base import StaticInterval, made_once, promoting_ranks
 from numpyro_kaem.distributions.prior import KAEMPrior, breaks_of
-from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.numerics import density
 from numpyro_kaem.numerics import mixture as mixture_density
 from numpyro_kaem.numerics.cells import Table, bracketed_step

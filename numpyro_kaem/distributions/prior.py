@@ -14,8 +14,12 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions._cache import made_once, promoting_ranks
-from numpyro_kaem.distributions.supports import StaticInterval, static_support
+from numpyro_kaem.distributions._base import (
+    StaticInterval,
+    made_once,
+    promoting_ranks,
+    static_support,
+)
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.numerics import density
 from numpyro_kaem.numerics.cells import Table

@@ -15,10 +15,9 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.distributions._cache import made_once
+from numpyro_kaem.distributions._base import StaticInterval, made_once
 from numpyro_kaem.distributions.mixture import KAEMMixture
 from numpyro_kaem.distributions.prior import KAEMPrior
-from numpyro_kaem.distributions.supports import StaticInterval
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.numerics.panels import Panels, warn_of_error
 from numpyro_kaem.references import (
@@ -31,7 +30,7 @@ from numpyro_kaem.references import (
     support_bounds,
     with_rank,
 )
-from numpyro_kaem.references.shape import interior_point, local_length
+from numpyro_kaem.references.distributions import interior_point, local_length
 
 __all__ = ["TruncatedKAEM", "broadcast_energy", "truncated"]
 

@@ -19,8 +19,8 @@ from numpyro_kaem.empirical_bayes.quadrature import (
 )
 from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.numerics import density
-from numpyro_kaem.numerics.cdf import masses
 from numpyro_kaem.numerics.cells import Table, tabulate_integrand
+from numpyro_kaem.numerics.inverse import masses
 from numpyro_kaem.numerics.panels import integrand
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 

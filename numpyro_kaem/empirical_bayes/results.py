@@ -16,14 +16,14 @@ from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.family import (
     Maximum,
     Problem,
+    constrain,
     maximise,
     unit_moments,
 )
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import node_positions
-from numpyro_kaem.empirical_bayes.reference_fit import constrain
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation.coordinates import Design
+from numpyro_kaem.estimation.exponential_family import Design
 from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import ReferenceParameters
 

@@ -27,8 +27,12 @@ from numpyro_kaem.estimation._arguments import (
     reference_parameters,
     support_ends,
 )
-from numpyro_kaem.estimation.coordinates import make_design
-from numpyro_kaem.estimation.exponential_family import Fit, fit_columns, mean_features
+from numpyro_kaem.estimation.exponential_family import (
+    Fit,
+    fit_columns,
+    make_design,
+    mean_features,
+)
 from numpyro_kaem.estimation.rounding import (
     as_widths,
     cell_ends,

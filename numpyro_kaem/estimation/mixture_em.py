@@ -9,8 +9,13 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
-from numpyro_kaem.estimation.coordinates import Design, make_design
-from numpyro_kaem.estimation.exponential_family import RIDGE, Fit, fit_columns
+from numpyro_kaem.estimation.exponential_family import (
+    RIDGE,
+    Design,
+    Fit,
+    fit_columns,
+    make_design,
+)
 from numpyro_kaem.numerics.nodes import Nodes, make_nodes
 from numpyro_kaem.references import ReferenceParameters, log_density
 

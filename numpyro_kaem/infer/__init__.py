@@ -17,22 +17,23 @@ The kernels are run by :class:`numpyro.infer.MCMC`, and collect what NumPyro's d
 """
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
-from numpyro_kaem.infer.auto_mala import AutoMALA
-from numpyro_kaem.infer.choosing import PosteriorSample, sample_posterior
 from numpyro_kaem.infer.evidence import Evidence, EvidenceEstimate, log_evidence
 from numpyro_kaem.infer.held_out import (
     MarginalLogLikelihood,
     log_marginal_likelihood,
 )
 from numpyro_kaem.infer.importance import ImportanceSampling
-from numpyro_kaem.infer.importance_result import ImportanceResult
-from numpyro_kaem.infer.importance_values import LogEvidence, ResampledDraws
-from numpyro_kaem.infer.mala import MALA
+from numpyro_kaem.infer.importance_result import (
+    ImportanceResult,
+    LogEvidence,
+    ResampledDraws,
+    SmoothedWeights,
+    pareto_smooth,
+)
+from numpyro_kaem.infer.langevin import MALA, PCNL, ULA, AutoMALA
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
-from numpyro_kaem.infer.pcnl import PCNL
 from numpyro_kaem.infer.resampling import Resampled, resample_below, resample_indices
-from numpyro_kaem.infer.smoothing import SmoothedWeights, pareto_smooth
-from numpyro_kaem.infer.ula import ULA
+from numpyro_kaem.infer.sample_posterior import PosteriorSample, sample_posterior
 
 __all__ = [
     "MALA",

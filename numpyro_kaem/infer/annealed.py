@@ -1,4 +1,4 @@
-"""Non-reversible parallel tempering with Langevin moves, for any NumPyro model."""
+"""Annealed Langevin populations with replica exchange."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,25 +8,228 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.infer import init_to_sample
+from numpyro.infer.hmc_util import build_adaptation_schedule, dual_averaging
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_kaem._checks import as_flag, as_number, check_function
-from numpyro_kaem.infer import auto_mala, mala, pcnl, target, ula
-from numpyro_kaem.infer.annealed_state import AnnealedState
-from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
-from numpyro_kaem.infer.ladder import check_ladder, power_ladder
-from numpyro_kaem.infer.mala import MALA
-from numpyro_kaem.infer.pcnl import PCNL
+from numpyro_kaem.infer import langevin, target
+from numpyro_kaem.infer.kernel import Preconditioner
+from numpyro_kaem.infer.ladder import (
+    Travels,
+    check_ladder,
+    equal_rejection_ladder,
+    power_ladder,
+)
+from numpyro_kaem.infer.langevin import MALA, PCNL
 from numpyro_kaem.infer.population import (
     Means,
+    Rungs,
     evaluate,
     local_moves,
     swap,
 )
-from numpyro_kaem.infer.swaps import Travels
 
-__all__ = ["AnnealedLangevin"]
+__all__ = ["AnnealedLangevin", "AnnealedState", "Rules", "Tuning"]
+
+_start_averaging, _update_averaging = dual_averaging()
+
+# Weight of what is known already, in iterations, beside a window's squared gradients.
+_PRIOR_WEIGHT = 5
+
+
+class Tuning(NamedTuple):
+    """What is learned for each rung; constant after warm-up."""
+
+    temperatures: jax.Array
+    """Ladder, shape ``(num_temperatures,)``."""
+    step_size: jax.Array
+    """Shape ``(num_temperatures,)``."""
+    preconditioner: Preconditioner
+    """Its arrays have the shape ``(num_temperatures, dim)``."""
+    averaging: tuple
+    """State of NumPyro's dual averaging of the log step sizes."""
+
+    @classmethod
+    def start(
+        cls, temperatures: jax.Array, step_size: float, position: jax.Array
+    ) -> "Tuning":
+        """Nothing learned yet."""
+        sizes = jnp.full_like(temperatures, step_size)
+        unit = Preconditioner(jnp.ones_like(position))
+        averaging = jax.vmap(_start_averaging)(jnp.log(sizes))
+        return cls(temperatures, sizes, unit, averaging)
+
+
+class Rules(NamedTuple):
+    """Rules of the warm-up, with NumPyro's schedule of windows.
+
+    In every window the step size of each rung follows its acceptance. At the end of an
+    inner window the ladder is moved to equal rejection, and each rung's scales become
+    the inverse root of its mean squared gradient: the distance over which the density
+    varies, which, unlike a variance, does not count the distance between modes.
+
+    References
+    ----------
+    Titsias (2023), "Optimal preconditioning and Fisher adaptive Langevin sampling",
+    *Advances in Neural Information Processing Systems* 36.
+    """
+
+    num_warmup: int
+    """Number of iterations of warm-up."""
+    target: float | None
+    """Acceptance at which the step sizes aim; ``None`` leaves them as they are."""
+    adapt_ladder: bool
+    """Whether to move the ladder."""
+    has_exact_prior: bool
+    """Whether the first rung draws exactly, and takes no steps."""
+
+    def learn(
+        self, iteration: jax.Array, tuning: Tuning, means: Means, accept_prob: jax.Array
+    ) -> tuple[Tuning, Means]:
+        """Learn from one iteration of the warm-up.
+
+        Parameters
+        ----------
+        iteration
+            Its number, from 0 to ``num_warmup - 1``.
+        tuning
+            What is known before it.
+        means
+            Over the present window, this iteration included.
+        accept_prob
+            Acceptance of each rung's local moves, shape ``(num_temperatures,)``.
+
+        Returns
+        -------
+        Tuning, Means
+            What is known after it; the means restart after a window.
+        """
+        windows = build_adaptation_schedule(self.num_warmup)
+        if self.target is not None:
+            missing = self.target - accept_prob
+            if self.has_exact_prior:
+                missing = missing.at[0].set(0.0)
+            averaging = jax.vmap(_update_averaging)(missing, tuning.averaging)
+            # The average of the last window is what stays.
+            last = iteration == self.num_warmup - 1
+            log_size = jnp.where(last, averaging[1], averaging[0])
+            tuning = tuning._replace(averaging=averaging, step_size=_positive(log_size))
+        # The first window leaves the start behind; the last settles the step sizes.
+        inner_ends = jnp.array([window.end for window in windows[1:-1]], int)
+        tuning = jax.lax.cond(
+            jnp.any(iteration == inner_ends), self._renew, lambda t, _: t, tuning, means
+        )
+        ends = jnp.array([window.end for window in windows], int)
+        means = jax.lax.cond(
+            jnp.any(iteration == ends),
+            lambda m: Means.start(m.squared_gradient),
+            lambda m: m,
+            means,
+        )
+        return tuning, means
+
+    def _renew(self, tuning: Tuning, means: Means) -> Tuning:
+        """Ladder and scales from the means over a window."""
+        old = tuning.temperatures
+        new = old
+        if self.adapt_ladder:
+            new = equal_rejection_ladder(old, 1 - means.swap_acceptance)
+
+        def at_new(values: jax.Array) -> jax.Array:
+            return jnp.interp(new, old, values)
+
+        known = tuning.preconditioner.scale**-2.0
+        count = means.count
+        learned = count * means.squared_gradient + _PRIOR_WEIGHT * known
+        precision = learned / (count + _PRIOR_WEIGHT)
+        precision = jnp.where(jnp.isfinite(precision), precision, known)
+        log_scale = -0.5 * jnp.log(precision)
+        scale = jnp.exp(jax.vmap(at_new, 1, 1)(log_scale))
+        if self.target is None:
+            return tuning._replace(
+                temperatures=new, preconditioner=Preconditioner(scale)
+            )
+        # From here again, a little above: too long a step is noticed sooner.
+        known_size = tuning.averaging[1]
+        if self.has_exact_prior:
+            # It takes no steps, but the rungs that come closer to it do.
+            known_size = known_size.at[0].set(known_size[1])
+        log_size = at_new(known_size)
+        averaging = jax.vmap(_start_averaging)(log_size + jnp.log(2.0))
+        return Tuning(new, _positive(averaging[4]), Preconditioner(scale), averaging)
+
+
+def _positive(log_size: jax.Array) -> jax.Array:
+    """Step size that is a positive finite number, as NumPyro's HMC keeps it."""
+    limits = jnp.finfo(log_size.dtype)
+    return jnp.clip(jnp.exp(log_size), limits.tiny, limits.max)
+
+
+class AnnealedState(NamedTuple):
+    """State of :class:`~numpyro_kaem.infer.AnnealedLangevin`: of one chain."""
+
+    i: jax.Array
+    """Number of iterations done, those of the warm-up included."""
+    z: dict[str, jax.Array]
+    """Unconstrained latent values at ``t = 1``."""
+    rungs: Rungs
+    """All replicas, in the order of their rungs."""
+    tuning: Tuning
+    """Ladder, step sizes and scales."""
+    travels: Travels
+    """Which replica is where, and their round trips."""
+    means: Means
+    """Running means since the end of warm-up, in warm-up since the window's start."""
+    accept_prob: jax.Array
+    """Acceptance of each rung's local moves, shape ``(num_temperatures,)``; 1 where the
+    prior is drawn exactly."""
+    swap_acceptance: jax.Array
+    """Probability that each pair of neighbours would swap, whether or not it was their
+    turn, shape ``(num_temperatures - 1,)``."""
+    rng_key: jax.Array
+    """Random key of the next iteration."""
+
+    @property
+    def temperatures(self) -> jax.Array:
+        """Ladder, shape ``(num_temperatures,)``."""
+        return self.tuning.temperatures
+
+    @property
+    def rung_log_likelihood(self) -> jax.Array:
+        """Log likelihood at each rung, shape ``(num_temperatures,)``."""
+        return self.rungs.log_likelihood
+
+    @property
+    def potential_energy(self) -> jax.Array:
+        """Potential energy at ``t = 1``, a scalar."""
+        return -self.rungs.log_prior[..., -1] - self.rungs.log_likelihood[..., -1]
+
+    @property
+    def mean_log_likelihood(self) -> jax.Array:
+        """Mean of the log likelihood at each rung, shape ``(num_temperatures,)``."""
+        return self.means.log_likelihood
+
+    @property
+    def mean_swap_acceptance(self) -> jax.Array:
+        """Mean of ``swap_acceptance``, shape ``(num_temperatures - 1,)``."""
+        return self.means.swap_acceptance
+
+    @property
+    def communication_barrier(self) -> jax.Array:
+        """Sum of the mean rejection rates of the swaps, a scalar."""
+        return jnp.sum(1 - self.means.swap_acceptance, -1)
+
+    @property
+    def round_trips(self) -> jax.Array:
+        """Round trips of all replicas since the end of warm-up, a scalar."""
+        return self.travels.round_trips
+
+    @property
+    def round_trip_rate(self) -> jax.Array:
+        """Round trips an iteration, a scalar."""
+        return self.travels.round_trips / jnp.maximum(self.means.count, 1)
+
 
 _NUM_TEMPERATURES = 16
 
@@ -39,12 +242,12 @@ class _Move(NamedTuple):
 
 
 _MOVES = {
-    "mala": _Move(mala.step, MALA.default_target_accept_prob),
-    "pcnl": _Move(pcnl.step, PCNL.default_target_accept_prob),
+    "mala": _Move(langevin.mala_step, MALA.default_target_accept_prob),
+    "pcnl": _Move(langevin.pcnl_step, PCNL.default_target_accept_prob),
     # It chooses its step size anew at every step.
-    "auto_mala": _Move(auto_mala.step, None),
+    "auto_mala": _Move(langevin.auto_mala_step, None),
     # Its step size is a bias that the user answers for.
-    "ula": _Move(ula.step, None),
+    "ula": _Move(langevin.ula_step, None),
 }
 
 

@@ -9,7 +9,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
-from numpyro_kaem.infer.smoothing import pareto_smooth
+from numpyro_kaem.infer.importance_result import pareto_smooth
 
 __all__ = ["Evidence", "EvidenceEstimate", "log_evidence"]
 

@@ -13,14 +13,14 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from numpyro_kaem._checks import as_count, check_function, check_key
-from numpyro_kaem.infer.chains import Chains, advance
-from numpyro_kaem.infer.importance_checks import check_params
+from numpyro_kaem.infer.importance_proposals import check_params
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.ladder import equal_rejection_ladder, power_ladder
+from numpyro_kaem.infer.langevin import Chains, advance
 from numpyro_kaem.infer.resampling import resample_below
 from numpyro_kaem.infer.units import UnitModel, prior_positions
-from numpyro_kaem.models.data import as_data
 from numpyro_kaem.models.kaem import KAEM
+from numpyro_kaem.models.likelihoods import as_data
 
 __all__ = [
     "MarginalLogLikelihood",

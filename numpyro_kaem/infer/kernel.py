@@ -1,4 +1,4 @@
-"""The NumPyro kernel around a Langevin step."""
+"""Langevin kernels of NumPyro: state, proposals, adaptation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,15 +8,310 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import init_to_uniform
+from numpyro.infer.hmc_util import (
+    build_adaptation_schedule,
+    dual_averaging,
+    welford_covariance,
+)
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from numpyro_kaem._checks import as_flag, as_number, check_function
 from numpyro_kaem.infer import target
-from numpyro_kaem.infer.adaptation import Adaptation, Rules
-from numpyro_kaem.infer.langevin import LangevinInfo, LangevinState, evaluate
 
-__all__ = ["LangevinKernel", "LangevinKernelState"]
+__all__ = [
+    "Adaptation",
+    "LangevinInfo",
+    "LangevinKernel",
+    "LangevinKernelState",
+    "LangevinState",
+    "LogDensity",
+    "Preconditioner",
+    "Rules",
+    "accept_or_stay",
+    "evaluate",
+    "propose",
+]
+
+LogDensity = Callable[[jax.Array], jax.Array]
+"""Log density, up to a constant: from ``(*chains, dim)`` to ``(*chains,)``."""
+
+
+class LangevinState(NamedTuple):
+    """A point and what a step needs to know of the density there."""
+
+    position: jax.Array
+    """Points in unconstrained space, shape ``(*chains, dim)``."""
+    log_density: jax.Array
+    """Log density there, shape ``(*chains,)``."""
+    gradient: jax.Array
+    """Its gradient, shape ``(*chains, dim)``."""
+
+
+class Preconditioner(NamedTuple):
+    """Diagonal scale of the target, learned in warm-up and fixed after it."""
+
+    scale: jax.Array
+    """Standard deviations, shape ``(dim,)`` or ``(*chains, dim)``."""
+
+
+class LangevinInfo(NamedTuple):
+    """What a step reports."""
+
+    acceptance: jax.Array
+    """Probability with which the proposal is accepted, shape ``(*chains,)``."""
+    step_size: jax.Array
+    """Step size that was used, a scalar or of shape ``(*chains,)``."""
+
+
+def evaluate(log_density: LogDensity, position: jax.Array) -> LangevinState:
+    """State at a point."""
+    value, pull_back = jax.vjp(log_density, position)
+    # The chains are independent, so one sweep gives the gradient of each.
+    (gradient,) = pull_back(jnp.ones_like(value))
+    return LangevinState(position, value, gradient)
+
+
+def propose(
+    rng_key: jax.Array,
+    log_density: LogDensity,
+    state: LangevinState,
+    drift: jax.Array,
+    diffusion: jax.Array,
+    preconditioner: Preconditioner,
+) -> tuple[LangevinState, jax.Array]:
+    r"""Draw a Langevin proposal, and the log ratio by which it is accepted.
+
+    The proposal is
+
+    .. math:: z' = z + a S^2 \nabla \log p(z) + b S \xi,
+              \qquad \xi \sim \mathcal N(0, I),
+
+    with the diagonal scale :math:`S` of the preconditioner.
+
+    Parameters
+    ----------
+    rng_key
+        Random key.
+    log_density
+        Log density, up to a constant.
+    state
+        Where the chain is.
+    drift, diffusion
+        The factors :math:`a` and :math:`b`, positive, scalars or of shape
+        ``(*chains,)``.
+    preconditioner
+        The scale.
+
+    Returns
+    -------
+    tuple
+        The state at the new point; the log of the ratio of Metropolis and Hastings.
+    """
+    scale = preconditioner.scale
+    shape, dtype = state.position.shape, state.position.dtype
+    drift, diffusion = (jnp.asarray(x)[..., None] for x in (drift, diffusion))
+    noise = jax.random.normal(rng_key, shape, dtype)
+    step = drift * scale * state.gradient + diffusion * noise
+    new = evaluate(log_density, state.position + scale * step)
+    # The noise that leads back, up to its sign. The two squared norms, of which the
+    # difference is wanted, may be large: they are subtracted element by element.
+    change = drift / diffusion * scale * (state.gradient + new.gradient)
+    log_ratio = new.log_density - state.log_density
+    log_ratio = log_ratio - 0.5 * jnp.sum(change * (2 * noise + change), axis=-1)
+    return new, log_ratio
+
+
+def is_finite(state: LangevinState) -> jax.Array:
+    """Whether the density and its gradient are finite."""
+    finite = jnp.all(jnp.isfinite(state.gradient), axis=-1)
+    return finite & jnp.isfinite(state.log_density)
+
+
+def acceptance_of(log_ratio: jax.Array, new: LangevinState) -> jax.Array:
+    """Probability of acceptance; none where the density is not finite."""
+    finite = is_finite(new)
+    finite = finite & ~jnp.isnan(log_ratio)
+    return jnp.where(finite, jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+
+
+def choose(
+    accepted: jax.Array, new: LangevinState, old: LangevinState
+) -> LangevinState:
+    """Take the new state where it is accepted."""
+
+    def where(new: jax.Array, old: jax.Array) -> jax.Array:
+        axes = tuple(range(accepted.ndim, new.ndim))
+        return jnp.where(jnp.expand_dims(accepted, axes), new, old)
+
+    return jax.tree.map(where, new, old)
+
+
+def accept_or_stay(
+    rng_key: jax.Array, log_ratio: jax.Array, new: LangevinState, old: LangevinState
+) -> tuple[LangevinState, jax.Array]:
+    """Take the proposal with the probability of Metropolis and Hastings.
+
+    Returns
+    -------
+    tuple
+        The next state, and the probability.
+    """
+    acceptance = acceptance_of(log_ratio, new)
+    uniform = jax.random.uniform(rng_key, acceptance.shape, acceptance.dtype)
+    accepted = uniform < acceptance
+    return choose(accepted, new, old), acceptance
+
+
+_start_averaging, _update_averaging = dual_averaging()
+_start_covariance, _update_covariance, _finish_covariance = welford_covariance(
+    diagonal=True
+)
+
+
+class Adaptation(NamedTuple):
+    """What is known; constant after warm-up."""
+
+    step_size: jax.Array
+    """A scalar."""
+    preconditioner: Preconditioner
+    """Scale of the steps."""
+    averaging: tuple
+    """State of NumPyro's dual averaging of the log step size."""
+    covariance: tuple
+    """State of NumPyro's running variances."""
+    window_log_size: jax.Array
+    """Mean of the log step sizes used since the last window began, a scalar."""
+    window_length: jax.Array
+    """Number of steps in it, a scalar."""
+
+    @classmethod
+    def start(cls, step_size: float, position: jax.Array) -> "Adaptation":
+        """Nothing learned yet."""
+        zero = jnp.zeros((), position.dtype)
+        return cls(
+            zero + step_size,
+            Preconditioner(jnp.ones_like(position)),
+            _start_averaging(jnp.log(2.0 * (zero + step_size))),
+            _start_covariance(position.shape[-1]),
+            zero,
+            jnp.array(0),
+        )
+
+
+class Rules(NamedTuple):
+    """Rules of the warm-up, with NumPyro's schedule of windows.
+
+    The scales are the standard deviations of the draws of a window, renewed at its end.
+    """
+
+    num_warmup: int
+    """Number of iterations of warm-up."""
+    target_accept_prob: float | None
+    """Acceptance to which dual averaging tunes the step size; ``None``: it does not."""
+    averages_step_size: bool
+    """Whether the step size becomes, at the end of a window, the geometric
+    mean of those used."""
+    adapt_scale: bool
+    """Whether to learn the scale."""
+    final_step_size: float | None = None
+    """Step size after the warm-up, if it is fixed."""
+
+    def learn(
+        self,
+        iteration: jax.Array,
+        adaptation: Adaptation,
+        position: jax.Array,
+        info: LangevinInfo,
+    ) -> Adaptation:
+        """Learn from one iteration.
+
+        Parameters
+        ----------
+        iteration
+            Its number, from 0 to ``num_warmup - 1``.
+        adaptation
+            What is known before it.
+        position
+            Where the chain is after it, shape ``(dim,)``.
+        info
+            What its step reports.
+        """
+        windows = _schedule(self.num_warmup)
+        ends = jnp.array([window.end for window in windows], int)
+        inner_ends = jnp.array([window.end for window in windows[1:-1]], int)
+        count = adaptation.window_length + 1
+        mean = adaptation.window_log_size
+        mean = mean + (jnp.log(info.step_size) - mean) / count
+        adaptation = adaptation._replace(window_log_size=mean, window_length=count)
+        if self.target_accept_prob is not None:
+            missing = self.target_accept_prob - info.acceptance
+            averaging = _update_averaging(missing, adaptation.averaging)
+            # The average of the last window is what stays.
+            last = iteration == self.num_warmup - 1
+            log_size = jnp.where(last, averaging[1], averaging[0])
+            adaptation = adaptation._replace(
+                averaging=averaging, step_size=_positive(jnp.exp(log_size))
+            )
+        # The first window leaves the start behind, the last settles the step size.
+        if len(windows) > 2:
+            inside = (iteration > windows[0].end) & (iteration < windows[-1].start)
+            adaptation = jax.lax.cond(
+                inside & self.adapt_scale,
+                lambda a: a._replace(
+                    covariance=_update_covariance(position, a.covariance)
+                ),
+                lambda a: a,
+                adaptation,
+            )
+        at_end = jnp.any(iteration == ends)
+        at_inner_end = jnp.any(iteration == inner_ends)
+        adaptation = jax.lax.cond(at_end, self._next_window, lambda a: a, adaptation)
+        adaptation = jax.lax.cond(at_inner_end, self._renew, lambda a: a, adaptation)
+        if self.final_step_size is None:
+            return adaptation
+        size = jnp.where(
+            iteration == self.num_warmup - 1, self.final_step_size, adaptation.step_size
+        )
+        return adaptation._replace(step_size=size)
+
+    def _next_window(self, adaptation: Adaptation) -> Adaptation:
+        if self.averages_step_size:
+            size = _positive(jnp.exp(adaptation.window_log_size))
+            adaptation = adaptation._replace(step_size=size)
+        return adaptation._replace(
+            window_log_size=jnp.zeros_like(adaptation.window_log_size),
+            window_length=jnp.zeros_like(adaptation.window_length),
+        )
+
+    def _renew(self, adaptation: Adaptation) -> Adaptation:
+        """Scale of the window, from which on the step size is sought again."""
+        if self.adapt_scale:
+            *_, scale = _finish_covariance(adaptation.covariance, regularize=True)
+            start = _start_covariance(scale.shape[-1])
+            adaptation = adaptation._replace(
+                preconditioner=Preconditioner(scale), covariance=start
+            )
+        if self.target_accept_prob is not None:
+            start = _start_averaging(jnp.log(2.0) + adaptation.averaging[1])
+            adaptation = adaptation._replace(averaging=start)
+        return adaptation
+
+
+def _schedule(num_warmup: int) -> list:
+    """NumPyro's windows, with a quarter of the warm-up for the last.
+
+    A Langevin step tells less of the right step size than a trajectory of HMC does.
+    """
+    last = num_warmup // 4
+    windows = build_adaptation_schedule(num_warmup - last)
+    return [*windows[:-1], windows[-1]._replace(end=num_warmup - 1)]
+
+
+def _positive(size: jax.Array) -> jax.Array:
+    """Step size that is a positive finite number, as NumPyro's HMC keeps it."""
+    limits = jnp.finfo(size.dtype)
+    return jnp.clip(size, limits.tiny, limits.max)
 
 
 class LangevinKernelState(NamedTuple):
@@ -58,7 +353,7 @@ class LangevinKernel(MCMCKernel):
     """
 
     step: ClassVar[Callable]
-    """Step of one chain, see :func:`numpyro_kaem.infer.mala.step`."""
+    """Step of one chain, see :func:`numpyro_kaem.infer.langevin.mala_step`."""
     default_target_accept_prob: ClassVar[float | None]
     """Acceptance to aim at; ``None`` where the step size does not follow it."""
     averages_step_size: ClassVar[bool] = False

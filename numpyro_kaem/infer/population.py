@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_kaem.infer.langevin import LangevinState, Preconditioner
-from numpyro_kaem.infer.swaps import Travels, even_odd_permutation, swap_probabilities
+from numpyro_kaem.infer.kernel import LangevinState, Preconditioner
+from numpyro_kaem.infer.ladder import Travels, even_odd_permutation, swap_probabilities
 
 __all__ = ["Means", "Rungs", "evaluate", "local_moves", "swap"]
 

@@ -11,7 +11,7 @@ from numpy.polynomial import legendre, polynomial
 
 from numpyro_kaem._quadrature import gauss_legendre
 from numpyro_kaem.energy import PlacedEnergy
-from numpyro_kaem.numerics.device import on_accelerator
+from numpyro_kaem.numerics.nodes import on_accelerator
 from numpyro_kaem.numerics.panels import Integrand, Panels, integrand
 from numpyro_kaem.references import ReferenceParameters
 

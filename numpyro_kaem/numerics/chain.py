@@ -11,7 +11,7 @@ import numpy as np
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 from numpyro_kaem.energy import Energy, PlacedEnergy
-from numpyro_kaem.numerics import cdf, cells, inverse
+from numpyro_kaem.numerics import cells, inverse
 from numpyro_kaem.numerics.panels import Panels, integrand, make_panels
 from numpyro_kaem.references import ReferenceParameters, support_bounds
 
@@ -100,7 +100,7 @@ def log_prob(chain: Chain, z: jax.Array) -> jax.Array:
     def of(z: jax.Array) -> jax.Array:
         energies = _energies(chain, z)
         normalizer = integrand(energies, chain.parameters, chain.panels).log_normalizer
-        values = cdf.log_prob(energies, chain.parameters, normalizer, z)
+        values = inverse.log_prob(energies, chain.parameters, normalizer, z)
         return jnp.sum(values, axis=-1)
 
     return _in_chunks(of, z)
@@ -113,7 +113,7 @@ def to_unit(chain: Chain, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     def of(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         energies = _energies(chain, z)
         table = cells.tabulate(energies, chain.parameters, chain.panels)
-        return cdf.cdf_pair(table, energies, chain.parameters, z)
+        return inverse.cdf_pair(table, energies, chain.parameters, z)
 
     return _in_chunks(of, z)
 

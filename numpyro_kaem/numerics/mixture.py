@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from numpyro_kaem.energy import PlacedEnergy
 from numpyro_kaem.numerics import density
 from numpyro_kaem.numerics.cells import Table, find_interval_in_rows
-from numpyro_kaem.numerics.draws import draw, folded_uniform
+from numpyro_kaem.numerics.density import draw, folded_uniform
 from numpyro_kaem.numerics.inverse import select_rows
 
 __all__ = ["log_prob", "sample_component", "tabulate"]

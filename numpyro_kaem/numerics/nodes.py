@@ -1,10 +1,15 @@
-"""Quadrature of a reference law on the grid of a basis, tails included."""
+"""Nodes of integrals over a reference, and what the device asks for."""
 
+import os
+import re
+import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from numpyro_kaem._quadrature import gauss_kronrod, gauss_legendre, nodes_per_panel
@@ -13,7 +18,97 @@ from numpyro_kaem.energy import Energy, PlacedEnergy
 from numpyro_kaem.numerics.panels import Panels, integrand, make_panels
 from numpyro_kaem.references import ReferenceParameters, with_rank
 
-__all__ = ["Cells", "Nodes", "make_cell_nodes", "make_nodes"]
+__all__ = [
+    "Cells",
+    "Nodes",
+    "avoid_wrong_sums",
+    "make_cell_nodes",
+    "make_nodes",
+    "on_accelerator",
+]
+
+_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+_KEEP = "NUMPYRO_KAEM_KEEP_XLA_FLAGS"
+# Releases of jaxlib whose sums on processors are wrong at times without the flag: from
+# the first of these on, up to the second, the first that is right again. There is none
+# yet. tests/numerics/test_device.py asks for one when the installed release passes
+# without.
+_WRONG_FROM: tuple[int, ...] = (0, 10, 2)
+_RIGHT_FROM: tuple[int, ...] | None = None
+
+
+def on_accelerator() -> bool:
+    """Whether the default device is not a processor.
+
+    An accelerator waits for the launch of every turn of a loop: its loops are unrolled,
+    and more is computed side by side. Results are the same, to rounding.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def needs_flag(version: str) -> bool:
+    """Whether sums are wrong at times under this release of jaxlib without the flag."""
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+    return release >= _WRONG_FROM and (_RIGHT_FROM is None or release < _RIGHT_FROM)
+
+
+def avoid_wrong_sums() -> None:
+    """Have JAX's compiler leave out the fusions with which it gives wrong sums on CPUs.
+
+    They are those of YNNPACK: sums over products with a matrix, and with the floats 0,
+    1, ..., of which the library's own sums take integers instead. The flag is read when
+    the CPU starts, with the first array: where that has happened, a warning is left.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    # Anything else than flags is the name of a file that holds them.
+    file = Path(flags) if flags and not flags.startswith("-") else None
+    platforms = jax.config.jax_platforms
+    if (
+        not needs_flag(jaxlib.__version__)
+        or _FLAG in (file.read_text() if file and file.is_file() else flags)
+        or os.environ.get(_KEEP)
+        or (platforms and "cpu" not in platforms.split(","))
+    ):
+        return
+    if file is None:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}".strip()
+    has_started = _has_started()
+    if has_started and (on_accelerator() or not _has_faulty_fusions()):
+        return
+    if has_started or file is not None:
+        reason = (
+            "JAX had started before numpyro_kaem was imported"
+            if has_started
+            else f"XLA_FLAGS names the file {file}"
+        )
+        warnings.warn(
+            f"{reason}, and the compiler of jaxlib {jaxlib.__version__} gives wrong "
+            "sums on CPUs at times. Import numpyro_kaem before the first array is "
+            f"made, or set before JAX starts: XLA_FLAGS={_FLAG}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _has_started() -> bool:
+    """Whether JAX has started its devices; this question does not start them."""
+    name = "jax_num_cpu_devices"
+    value = jax.config.jax_num_cpu_devices
+    try:
+        # Refused once they have started.
+        jax.config.update(name, value + 1)
+        jax.config.update(name, value)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _has_faulty_fusions() -> bool:
+    """Whether a reduction is compiled to one."""
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    compiled = jax.jit(lambda x: jnp.sum(x * x, -1)).lower(x).compile()
+    return "__ynn_fusion" in compiled.as_text()
+
 
 # The nodes are padded to a multiple of this: a compiled fit serves many data sets.
 _PADDING = 256

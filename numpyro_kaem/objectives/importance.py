@@ -8,12 +8,12 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from numpyro_kaem._checks import as_flag, as_number
+from numpyro_kaem.infer.importance_result import pareto_smooth
 from numpyro_kaem.infer.resampling import (
     check_count,
     effective_sample_size,
     resample_below,
 )
-from numpyro_kaem.infer.smoothing import pareto_smooth
 from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
 

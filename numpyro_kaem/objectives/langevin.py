@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_kaem._checks import as_flag, as_number
-from numpyro_kaem.infer.chains import Chains, advance, check_move
+from numpyro_kaem.infer.langevin import Chains, advance, check_move
 from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.infer.units import UnitModel, prior_positions
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data

@@ -9,10 +9,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_flag, check_function
-from numpyro_kaem.infer.chains import Chains, advance, check_move
-from numpyro_kaem.infer.ladder import check_ladder, equal_rejection_ladder, power_ladder
+from numpyro_kaem.infer.ladder import (
+    check_ladder,
+    equal_rejection_ladder,
+    even_odd_permutation,
+    power_ladder,
+    swap_probabilities,
+)
+from numpyro_kaem.infer.langevin import Chains, advance, check_move
 from numpyro_kaem.infer.resampling import check_count
-from numpyro_kaem.infer.swaps import even_odd_permutation, swap_probabilities
 from numpyro_kaem.infer.units import UnitModel, prior_positions
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
 from numpyro_kaem.objectives.langevin import check_memory, check_step_size

@@ -1,20 +1,8 @@
 """Reference laws: parameters by name, breaks of the density, and precise tails."""
 
-from numpyro_kaem.references.checks import check_reference
-from numpyro_kaem.references.laws import LAWS, Law
-from numpyro_kaem.references.parameters import (
-    ReferenceParameters,
-    arguments_of,
-    concretely,
-    is_concrete,
-)
-from numpyro_kaem.references.quantiles import (
-    PowerTail,
-    power_quantile,
-    power_tail,
-    tail_quantile,
-)
-from numpyro_kaem.references.shape import (
+from numpyro_kaem.references.distributions import (
+    LAWS,
+    Law,
     density_breaks,
     finest_scale,
     has_quantile,
@@ -23,13 +11,24 @@ from numpyro_kaem.references.shape import (
     support_bounds,
     with_rank,
 )
+from numpyro_kaem.references.parameters import (
+    ReferenceParameters,
+    arguments_of,
+    check_reference,
+    concretely,
+    is_concrete,
+)
 from numpyro_kaem.references.tails import (
+    PowerTail,
     far_breaks,
     log_density,
     log_tail_mass,
+    power_quantile,
+    power_tail,
     scaled_tail_mass,
     tail_mass,
     tail_nodes,
+    tail_quantile,
 )
 
 __all__ = [

@@ -12,23 +12,32 @@ from numpyro_kaem._checks import as_count
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation.marginals import as_positive
-from numpyro_kaem.symbolic.energy_fit import (
+from numpyro_kaem.symbolic.distributions import (
+    LAWS,
+    Component,
+    LawFit,
+    NamedLaw,
+    components,
+    distance,
+    divergence_of,
+    fit_law,
+    marginals_of,
+)
+from numpyro_kaem.symbolic.energies import (
     EnergyFit,
     Features,
     fit_energies,
     make_features,
     tilted_divergence,
 )
-from numpyro_kaem.symbolic.law_fit import LawFit, divergence_of, fit_law
-from numpyro_kaem.symbolic.laws import LAWS, NamedLaw
-from numpyro_kaem.symbolic.nodes import Component, components, distance, marginals_of
 from numpyro_kaem.symbolic.results import (
     NO_SHORT_FORM,
     Candidate,
     SymbolicResult,
     SymbolicResults,
+    describe_energy,
+    describe_law,
 )
-from numpyro_kaem.symbolic.text import describe_energy, describe_law
 
 __all__ = ["symbolic"]
 

@@ -2,8 +2,7 @@
 
 from numpyro_kaem.training.checkpoint import Checkpoint
 from numpyro_kaem.training.fit import fit
-from numpyro_kaem.training.grid_update import GridUpdate
-from numpyro_kaem.training.refit import PriorRefit, refit_prior
+from numpyro_kaem.training.refit import GridUpdate, PriorRefit, refit_prior
 from numpyro_kaem.training.regularizers import (
     coefficient_differences,
     entropy,
@@ -11,7 +10,7 @@ from numpyro_kaem.training.regularizers import (
     l1,
 )
 from numpyro_kaem.training.run import FitProgress, FitResult
-from numpyro_kaem.training.schedules import cyclical_schedule
+from numpyro_kaem.training.trainer import cyclical_schedule
 
 __all__ = [
     "Checkpoint",

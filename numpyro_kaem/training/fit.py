@@ -10,13 +10,11 @@ from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from numpyro_kaem._checks import as_count, as_flag, check_function, check_key
-from numpyro_kaem.models.data import as_data
 from numpyro_kaem.models.kaem import KAEM
+from numpyro_kaem.models.likelihoods import as_data
 from numpyro_kaem.objectives.base import MaximumLikelihood
-from numpyro_kaem.training.checkpoint import Checkpoint
-from numpyro_kaem.training.fingerprint import fingerprint
-from numpyro_kaem.training.grid_update import GridUpdate, grids_of
-from numpyro_kaem.training.refit import PriorRefit
+from numpyro_kaem.training.checkpoint import Checkpoint, fingerprint
+from numpyro_kaem.training.refit import GridUpdate, PriorRefit, grids_of
 from numpyro_kaem.training.run import FitProgress, FitResult, Run
 from numpyro_kaem.training.trainer import Batches, Trainer
 

@@ -14,12 +14,13 @@ from numpyro import handlers
 from numpyro_kaem.models.kaem import KAEM
 from numpyro_kaem.models.learning import learn_prior
 from numpyro_kaem.objectives.base import MaximumLikelihood
-from numpyro_kaem.training.checkpoint import Checkpoint
-from numpyro_kaem.training.fingerprint import differences
-from numpyro_kaem.training.grid_update import GridUpdate, grids_of, with_grids
+from numpyro_kaem.training.checkpoint import Checkpoint, differences
 from numpyro_kaem.training.refit import (
+    GridUpdate,
     PriorRefit,
+    grids_of,
     refinement_of,
+    with_grids,
     with_refinement,
 )
 from numpyro_kaem.training.trainer import Batches, Trainer, TrainingState

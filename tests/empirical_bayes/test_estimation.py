@@ -15,8 +15,7 @@ from scipy.special import logit
 import numpyro_kaem as kaem
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.empirical_bayes.family import Problem, maximise
-from numpyro_kaem.estimation.coordinates import make_design
-from numpyro_kaem.estimation.exponential_family import RIDGE
+from numpyro_kaem.estimation.exponential_family import RIDGE, make_design
 
 pytestmark = pytest.mark.float64
 

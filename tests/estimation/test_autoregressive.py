@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_kaem as kaem
-from numpyro_kaem.estimation import autoregressive_training as training
+from numpyro_kaem.estimation import autoregressive
 from tests.helpers import assert_close
 from tests.joint_laws import LAWS
 
@@ -47,7 +47,7 @@ def test_core_is_the_density_of_the_object():
     samples = ring_samples(20)
     rng = np.random.default_rng(0)
     flat = kaem.KAEMPrior(kaem.Energy(GRID, jnp.zeros((2, 10))), REFERENCE)
-    setting = training.make_setting(
+    setting = autoregressive.make_setting(
         GRID, flat._parameters, 2, np.array([1e-6, 1e-4]), 20.0
     )
     conditioner = kaem.MaskedConditioner(jax.random.key(0), 2, 10, width=4)
@@ -56,9 +56,9 @@ def test_core_is_the_density_of_the_object():
     last = jnp.asarray(last, jnp.zeros(()).dtype)
     object.__setattr__(conditioner, "weights", (*conditioner.weights[:-1], last))
     position = GRID.to_unit(jnp.asarray(samples, jnp.zeros(()).dtype))
-    values, coordinates = training._log_prob(conditioner, setting, position)
+    values, coordinates = autoregressive._log_prob(conditioner, setting, position)
     prior = kaem.AutoregressiveKAEMPrior(
-        GRID, training._in_coefficients(setting, conditioner), REFERENCE
+        GRID, autoregressive._in_coefficients(setting, conditioner), REFERENCE
     )
     expected = prior.log_prob(samples) - REFERENCE.log_prob(samples).sum(-1)
     assert_close(values, expected, rtol=(1e-3, 1e-8), atol=(1e-3, 1e-8))

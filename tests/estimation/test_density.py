@@ -16,9 +16,13 @@ from scipy.special import logsumexp
 import numpyro_kaem as kaem
 from numpyro_kaem.estimation import exponential_family
 from numpyro_kaem.estimation._arguments import as_real
-from numpyro_kaem.estimation.coordinates import make_design
 from numpyro_kaem.estimation.density import choose_parts
-from numpyro_kaem.estimation.exponential_family import RIDGE, fit_columns, mean_features
+from numpyro_kaem.estimation.exponential_family import (
+    RIDGE,
+    fit_columns,
+    make_design,
+    mean_features,
+)
 from numpyro_kaem.numerics.nodes import make_nodes
 from tests.helpers import assert_close, with_long
 

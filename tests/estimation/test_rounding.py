@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.estimation import exponential_family as family
+from numpyro_kaem.estimation import exponential_family
 from numpyro_kaem.estimation._arguments import support_ends
 from numpyro_kaem.estimation.marginals import spread_at_random
 from numpyro_kaem.estimation.rounding import as_widths, spread
@@ -119,7 +119,7 @@ def test_columns_and_an_open_end_of_rounded_samples():
 
 def test_derivatives_are_those_of_the_likelihood():
     dtype = jnp.zeros(()).dtype
-    num_nodes = family.nodes_per_panel(dtype)
+    num_nodes = exponential_family.nodes_per_panel(dtype)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
     cells = Cells(
@@ -127,16 +127,16 @@ def test_derivatives_are_those_of_the_likelihood():
     )
     log_mass = draw(6 * num_nodes).at[-num_nodes:].set(-60.0)
     psi = draw(6 * num_nodes, 4)
-    problem = family._Column(
+    problem = exponential_family._Column(
         psi, log_mass, (psi, log_mass), 0.2 * draw(4), jnp.asarray(50.0, dtype), cells
     )
     ridge, theta = jnp.exp(draw(4)), draw(4)
 
     @jax.jit
     def derivatives(theta):
-        value_of = lambda theta: family._objective(problem, ridge, theta)  # noqa: E731
+        value_of = lambda theta: exponential_family._objective(problem, ridge, theta)  # noqa: E731
         expected = jax.grad(value_of)(theta), -jax.hessian(value_of)(theta)
-        return family._derivatives(problem, ridge, theta), expected
+        return exponential_family._derivatives(problem, ridge, theta), expected
 
     (gradient, _, observed), expected = derivatives(theta)
     assert_close(gradient, expected[0], rtol=1e-3, atol=1e-4)

@@ -12,9 +12,8 @@ from numpyro.distributions import transforms
 
 import numpyro_kaem as kaem
 from numpyro_kaem.distributions import TruncatedKAEM
-from numpyro_kaem.files.arrays import describe_for_file, to_stored
-from numpyro_kaem.files.container import write_arrays
-from numpyro_kaem.files.description import Registry, describe
+from numpyro_kaem.files.container import describe_for_file, to_stored, write_arrays
+from numpyro_kaem.files.saving import Registry, describe
 from numpyro_kaem.references import ReferenceParameters
 from tests.helpers import random_leaves
 

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_kaem as kaem
-from numpyro_kaem.files import container as array_file
+from numpyro_kaem.files import container
 from tests.files.cases import DECODERS, header_of, prior, rewrite, same
 
 pytestmark = pytest.mark.float64
@@ -118,7 +118,7 @@ ELSEWHERE = "0123456789abcdef"
 @pytest.mark.skipif(os.name != "posix", reason="needs numbers of processes")
 def test_only_the_files_of_writers_that_have_ended_are_removed(path):
     """A file that another thread, process or host is writing must not be taken away."""
-    here, parent = array_file._place(), os.getppid()
+    here, parent = container._place(), os.getppid()
     days_and_whether_it_stays = {
         f".numpyro_kaem-{here}-{ENDED}-{ELSEWHERE}.tmp": (0, False),
         f".numpyro_kaem-{here}-{parent}-{ELSEWHERE}.tmp": (0, True),
@@ -222,7 +222,7 @@ def pack(path, entries, compression=zipfile.ZIP_STORED):
             for name, contents in entries:
                 archive.writestr(name, contents)
             archive.comment = bytes(64)
-        checksum = array_file._checksum(file)
+        checksum = container._checksum(file)
         file.seek(-64, os.SEEK_END)
         file.write(checksum)
 

@@ -12,7 +12,7 @@ from jax.scipy.special import logsumexp
 from numpyro.infer import MCMC, NUTS, Predictive, init_to_value
 from scipy import stats
 
-from numpyro_kaem.infer import AnnealedLangevin, swaps
+from numpyro_kaem.infer import AnnealedLangevin, ladder
 from tests.helpers import assert_close, assert_within_mcse
 
 OF_MCMC = ("chain_method", "thinning", "jit_model_args")
@@ -100,8 +100,8 @@ def test_bounded_law_at_every_rung():
     mcmc.run(jax.random.key(0), y, extra_fields=("rungs.position",))
     position = mcmc.get_extra_fields(group_by_chain=True)["rungs.position"][..., 0]
     p = np.asarray(jax.nn.sigmoid(position), dtype=float)
-    for chain, ladder in enumerate(np.asarray(mcmc.last_state.temperatures)):
-        for k, t in enumerate(ladder):
+    for chain, rungs in enumerate(np.asarray(mcmc.last_state.temperatures)):
+        for k, t in enumerate(rungs):
             law = stats.beta(2.0 + t * y, 3.0 + t * (12 - y))
             draws = np.stack([p[chain, :, k], (p[chain, :, k] - law.mean()) ** 2]).T
             assert_within_mcse(draws, [law.mean(), law.var()], num_errors=4.5)
@@ -140,7 +140,7 @@ def faults_at_two_modes(num_samples):
     centre = np.where(in_small[..., None], CENTRES[0], CENTRES[1])
     spread = ((z - centre) ** 2).mean()
     rejection = 1 - np.asarray(state.mean_swap_acceptance, dtype=float)
-    ideal = swaps.ideal_round_trip_rate(jnp.asarray(rejection))
+    ideal = ladder.ideal_round_trip_rate(jnp.asarray(rejection))
     ideal = np.asarray(ideal).reshape(5, 4).mean(-1)
     rate = np.asarray(state.round_trip_rate).reshape(5, 4).mean(-1)
     agrees = {
@@ -164,7 +164,7 @@ def test_two_modes_have_their_masses_where_nuts_misses_one():
     assert set(mass.tolist()) <= {0.0, 1.0}
 
 
-SWAP = swaps.swap_probabilities
+SWAP = ladder.swap_probabilities
 # What the swaps would be without the ladder's scale, with half of it, and not at all:
 # and the fault that shows at once.
 WRONG_SWAPS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
-from numpyro_kaem.infer.annealed_warmup import Rules, Tuning
+from numpyro_kaem.infer.annealed import Rules, Tuning
 from numpyro_kaem.infer.ladder import (
     check_ladder,
     equal_rejection_ladder,

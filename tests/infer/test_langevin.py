@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from numpyro_kaem.infer import auto_mala, mala, pcnl
-from numpyro_kaem.infer.langevin import Preconditioner, evaluate
+from numpyro_kaem.infer import langevin
+from numpyro_kaem.infer.kernel import Preconditioner, evaluate
 from tests.helpers import assert_close
 
-STEPS = [mala.step, auto_mala.step, pcnl.step]
+STEPS = [langevin.mala_step, langevin.auto_mala_step, langevin.pcnl_step]
 SCALE = np.array([0.5, 2.0])
 
 
@@ -45,7 +45,8 @@ def mean_of_pcnl(z, gradient, step_size):
 
 
 @pytest.mark.parametrize(
-    ("step", "law"), [(mala.step, mean_of_mala), (pcnl.step, mean_of_pcnl)]
+    ("step", "law"),
+    [(langevin.mala_step, mean_of_mala), (langevin.pcnl_step, mean_of_pcnl)],
 )
 def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
     size, count = 0.7, 200
@@ -92,7 +93,7 @@ def test_crank_nicolson_is_exact_on_its_reference_at_any_step_size():
     # 3e38 is next to the largest number in float32.
     step_size = np.repeat(3.0 * 10.0 ** np.array([-20, -3, 0, 20, 37, 38]), 4)
     start = jnp.full((24, 2), 1.3)
-    _, info = advance(pcnl.step, start, step_size, [jax.random.key(0)], normal)
+    _, info = advance(langevin.pcnl_step, start, step_size, [jax.random.key(0)], normal)
     assert_close(info.acceptance, np.ones(24), rtol=(1e-4, 1e-9))
 
 

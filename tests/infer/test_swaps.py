@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_kaem.infer.swaps import (
+from numpyro_kaem.infer.ladder import (
     Travels,
     even_odd_permutation,
     ideal_round_trip_rate,

@@ -9,7 +9,7 @@ from scipy import stats
 
 from numpyro_kaem.bases import RBF
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior
-from numpyro_kaem.distributions.conditioner import MaskedConditioner
+from numpyro_kaem.distributions.autoregressive import MaskedConditioner
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.models.kaem import KAEM
 from numpyro_kaem.models.likelihoods import (

@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.plotting.calibration import simultaneous_envelope
+from numpyro_kaem.plotting.sampling import simultaneous_envelope
 
 
 def model(y):

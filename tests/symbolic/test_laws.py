@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_kaem.symbolic.law_fit import fit_law
-from numpyro_kaem.symbolic.laws import LAWS, Unit
-from numpyro_kaem.symbolic.nodes import Component
+from numpyro_kaem.symbolic.distributions import LAWS, Component, Unit, fit_law
 from tests.helpers import assert_close
 
 pytestmark = pytest.mark.float64

@@ -15,7 +15,7 @@ import pytest
 from numpyro.optim import optax_to_numpyro
 
 from numpyro_kaem import RBF, BSpline, Energy, KAEMPrior
-from numpyro_kaem.files import container as array_file
+from numpyro_kaem.files import container
 from numpyro_kaem.training import Checkpoint
 from numpyro_kaem.training.checkpoint import name_leaves
 from tests.files.cases import bits
@@ -295,7 +295,7 @@ def test_damaged_files_are_passed_over(tmp_path):
 
 def test_newer_format(tmp_path, monkeypatch):
     """It is not taken for a damaged file."""
-    monkeypatch.setattr(array_file, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(container, "FORMAT_VERSION", 2)
     Checkpoint(tmp_path).save(1, jnp.ones(2))
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"has format 2, and this version .* up to 1"):

@@ -18,8 +18,7 @@ from numpyro.infer.autoguide import AutoNormal
 import numpyro_kaem as kaem
 from numpyro_kaem.files.container import write_arrays
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, ThermodynamicMLE
-from numpyro_kaem.training.checkpoint import read_state
-from numpyro_kaem.training.fingerprint import differences, fingerprint
+from numpyro_kaem.training.checkpoint import differences, fingerprint, read_state
 from numpyro_kaem.training.refit import _all_places
 from numpyro_kaem.training.trainer import Batches
 from tests.helpers import with_long

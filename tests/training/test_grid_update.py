@@ -10,7 +10,7 @@ import pytest
 
 import numpyro_kaem as kaem
 from numpyro_kaem.objectives import LangevinMLE
-from numpyro_kaem.training.grid_update import grids_of, with_grids
+from numpyro_kaem.training.refit import grids_of, with_grids
 from tests.helpers import random_leaves
 
 UPDATE = kaem.GridUpdate(start=2, every=100)

@@ -1,4 +1,4 @@
-"""Cosines and sines."""
+"""Bases of functions over the whole grid: Fourier and Chebyshev."""
 
 import math
 
@@ -14,7 +14,109 @@ from numpyro_kaem.bases._base import (
     with_ndim,
 )
 
-__all__ = ["Fourier"]
+__all__ = ["Chebyshev", "Fourier"]
+
+
+class Chebyshev(AbstractBasis):
+    r"""Chebyshev polynomials of the first kind.
+
+    .. math::
+
+        \phi_n(s) = T_n(2s - 1), \quad n = 0, \dots, N, \qquad
+        T_{n+1}(t) = 2t\,T_n(t) - T_{n-1}(t), \qquad s = \frac{z - l}{h - l},
+
+    with :math:`T_0 = 1` and :math:`T_1 = t`.
+
+    Parameters
+    ----------
+    low, high
+        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
+        arrays with one grid a column; they broadcast to ``grid_shape``.
+    degree
+        Highest degree :math:`N \ge 0`; there are :math:`N + 1` features, the first of
+        which is the constant 1.
+
+    Raises
+    ------
+    TypeError
+        If an end of the grid is not a real number, or ``degree`` not an integer.
+    ValueError
+        If an end is not finite, ``low`` not less than ``high``, their shapes do not
+        broadcast, or ``degree`` is negative.
+
+    Notes
+    -----
+    Computed by the recurrence, and sums by Clenshaw's, so that all derivatives are
+    finite at the ends, where those of :math:`\cos(n \arccos t)` are not. Slopes reach
+    :math:`N^2` at the ends, which amplifies the rounding of ``z`` there by as much.
+    Outside the grid the features continue as constants.
+
+    References
+    ----------
+    Sidharth et al. (2024), "Chebyshev Polynomial-Based Kolmogorov-Arnold Networks: An
+    Efficient Architecture for Nonlinear Function Approximation", arXiv:2405.07200.
+    Clenshaw (1955), "A note on the summation of Chebyshev series", *Mathematical Tables
+    and Other Aids to Computation* 9(51).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from numpyro_kaem.bases import Chebyshev
+    >>> basis = Chebyshev(low=1.0, high=5.0, degree=3)
+    >>> print(basis(jnp.array([2.0, 5.0])))
+    [[ 1.  -0.5 -0.5  1. ]
+     [ 1.   1.   1.   1. ]]
+    """
+
+    degree: int = eqx.field(static=True)
+    """Highest degree."""
+
+    def __init__(self, low: GridLike, high: GridLike, degree: int) -> None:
+        super().__init__(low, high)
+        self.degree = as_count("degree", degree, minimum=0)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features, ``degree + 1``."""
+        return self.degree + 1
+
+    @property
+    def panel_breaks(self) -> tuple[float, ...]:
+        r"""Sixths of the shortest local wavelength, but at least four panels.
+
+        With :math:`s = (1 - \cos\theta) / 2` the feature of degree :math:`n` is
+        :math:`\pm\cos(n\theta)`, so the breaks are uniform in :math:`\theta`.
+        """
+        num_panels = max(4, 3 * self.degree)
+        # sin(theta / 2)^2 is (1 - cos(theta)) / 2 without cancellation near 0.
+        return tuple(
+            math.sin(0.5 * math.pi * i / num_panels) ** 2 for i in range(num_panels + 1)
+        )
+
+    def unit_features(
+        self, s: Real[ArrayLike, " *shape"]
+    ) -> Float[Array, " *shape features"]:
+        """Features at ``s`` in [0, 1], shape ``s.shape + (degree + 1,)``."""
+        t = 2.0 * as_float(s) - 1.0
+        features = [jnp.ones_like(t), t]
+        for _ in range(self.degree - 1):
+            features.append(2.0 * t * features[-1] - features[-2])
+        return jnp.stack(features[: self.degree + 1], axis=-1)
+
+    def unit_combine(
+        self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
+    ) -> Float[Array, "..."]:
+        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
+
+        See :meth:`AbstractBasis.unit_combine`. By Clenshaw's recurrence.
+        """
+        s, coefficients = self._align(s, coefficients)
+        first, *others = jnp.unstack(coefficients, axis=-1)
+        t = 2.0 * s - 1.0
+        current = following = jnp.zeros_like(t)
+        for coefficient in reversed(others):
+            current, following = coefficient + 2.0 * t * current - following, current
+        return first + t * current - following
 
 
 class Fourier(AbstractBasis):

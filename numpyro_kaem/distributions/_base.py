@@ -1,7 +1,10 @@
-"""Supports whose ends are static numbers."""
+"""Supports, and what is computed once from parameters."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -10,7 +13,54 @@ from numpyro.distributions import constraints, transforms
 
 from numpyro_kaem.references import concretely, is_concrete, support_bounds
 
-__all__ = ["StaticInterval", "static_support"]
+__all__ = ["StaticInterval", "made_once", "promoting_ranks", "static_support"]
+
+
+def made_once(law: Any, name: str, parameters: Any, make: Callable[[], Any]) -> Any:
+    """Value made once for concrete parameters, and in each use for traced ones.
+
+    Parameters
+    ----------
+    law
+        Object that keeps the value.
+    name
+        Name under which it does.
+    parameters
+        Arrays that the value depends on.
+    make
+        Makes the value.
+
+    Returns
+    -------
+    Any
+        The value.
+    """
+    if name in law.__dict__:
+        return law.__dict__[name]
+    if not is_concrete(parameters):
+        return make()
+    with concretely():
+        value = make()
+    # Nothing of an outer trace may be kept beyond it.
+    if is_concrete(value):
+        law.__dict__[name] = value
+    return value
+
+
+def promoting_ranks(method: Callable) -> Callable:
+    """Let a method broadcast arrays of different rank where the user forbids it.
+
+    Points and batches of densities broadcast by design, as in NumPyro.
+    """
+
+    @functools.wraps(method)
+    def promoting(*args: Any, **kwargs: Any) -> Any:
+        if jax.config.jax_numpy_rank_promotion == "allow":
+            return method(*args, **kwargs)
+        with jax.numpy_rank_promotion("allow"):
+            return method(*args, **kwargs)
+
+    return promoting
 
 
 class StaticInterval(constraints.ParameterFreeConstraint):
@@ -27,7 +77,7 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 
     Examples
     --------
-    >>> from numpyro_kaem.distributions.supports import StaticInterval
+    >>> from numpyro_kaem.distributions._base import StaticInterval
     >>> support = StaticInterval(-1.0, 3.0)
     >>> bool(support(2.0)), bool(support(4.0))
     (True, False)
