@@ -139,7 +139,7 @@ def train(
 
 def log_likelihood(model: kaem.KAEM, x: np.ndarray, quick: bool) -> str:
     """Held-out log likelihood of a field, with its Monte Carlo error."""
-    found = kaem.infer.log_marginal_likelihood(
+    found = kaem.infer.held_out_log_likelihood(
         model,
         x[: 20 if quick else 100],
         rng_key=jax.random.key(0),

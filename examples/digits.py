@@ -248,13 +248,13 @@ save(
 # %%
 # Held-out likelihood
 # -------------------
-# ``kaem.infer.log_marginal_likelihood`` anneals from the prior to the posterior of each
+# ``kaem.infer.held_out_log_likelihood`` anneals from the prior to the posterior of each
 # image, and is unbiased before the logarithm.
 
 print("\nlog likelihood of an image that was left out, estimated")
 left_out = data.test_images[: 10 if args.quick else 100]
 for name in ["normal", *learned]:
-    result = kaem.infer.log_marginal_likelihood(
+    result = kaem.infer.held_out_log_likelihood(
         models[name],
         left_out,
         rng_key=jax.random.key(args.seed + 4),

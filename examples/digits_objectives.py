@@ -26,7 +26,7 @@ import numpyro.distributions as dist
 import optax
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import log_marginal_likelihood
+from numpyro_kaem.infer import held_out_log_likelihood
 from numpyro_kaem.objectives import (
     AmortisedELBO,
     ImportanceMLE,
@@ -143,7 +143,7 @@ for num_latents in (2,) if args.quick else (2, 8):
         result = train(model, objective, data.images, num_steps, args.seed)
         seconds = time.perf_counter() - start
         histories[num_latents][name] = result.losses / len(data.images)
-        likelihood = log_marginal_likelihood(
+        likelihood = held_out_log_likelihood(
             result.model,
             held_out,
             rng_key=jax.random.key(args.seed + 3),

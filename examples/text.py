@@ -199,7 +199,7 @@ def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
     if isinstance(model.decoder, WithoutLatents):
         law = model.conditional(jnp.zeros(NUM_LATENTS))
         return np.asarray(law.log_prob(tokens)), 0.0
-    found = kaem.infer.log_marginal_likelihood(
+    found = kaem.infer.held_out_log_likelihood(
         model,
         tokens,
         rng_key=jax.random.key(0),

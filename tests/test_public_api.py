@@ -16,7 +16,7 @@ READERS = [name for name in kaem.datasets.__all__ if name[0].islower()]
 RESULTS = set(
     """
     CalibrationResult Degeneracy Evidence EvidenceEstimate FitProgress FitResult
-    ImportanceResult LogEvidence MarginalFit MarginalLogLikelihood MissedModes
+    HeldOutLogLikelihood ImportanceResult LogEvidence MarginalFit MissedModes
     PosteriorSample PriorSummary Resampled ResampledDraws SampleQuality
     SmoothedWeights SymbolicResult SymbolicResults UnitPosterior
     """.split()
@@ -33,18 +33,19 @@ def test_names_are_those_that_are_there():
         KANLayer MaskedConditioner NormalLikelihood PriorRefit RBF RSWAF SequenceDecoder
         TokenSequence Wavelet cyclical_schedule fit fit_autoregressive fit_density
         fit_marginal fit_mixture interpolate_latents kan_penalty kart learn_prior load
-        log_marginal_likelihood parameter_priors plot_band plot_calibration plot_history
+        parameter_priors plot_band plot_calibration plot_history
         plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
         plot_weights posterior_predictive_p_values random_walk_energy refit_prior
         sample_quality save set_parameters simulation_based_calibration summarize_prior
-        symbolic to_arviz truncated unit_log_likelihood unit_posterior
+        symbolic to_arviz truncated unit_log_likelihood
+        unit_log_marginal_likelihood unit_posterior
     """
     assert set(PUBLIC) - RESULTS == set(expected.split())
     expected = """
         AmortisedELBO AnnealedLangevin AutoMALA ImportanceMLE ImportanceSampling
-        LangevinMLE MALA PCNL ThermodynamicMLE ULA check_missed_modes log_evidence
-        log_marginal_likelihood pareto_smooth resample_below resample_indices
-        sample_posterior
+        LangevinMLE MALA PCNL ThermodynamicMLE ULA check_missed_modes
+        held_out_log_likelihood log_evidence pareto_smooth resample_below
+        resample_indices sample_posterior
     """
     assert set(SAMPLERS) - RESULTS == set(expected.split())
     with pytest.raises(AttributeError, match="no attribute 'KAEMPosterior'"):

@@ -52,7 +52,7 @@ def of_site(function, *args, **kwargs):
 elbo_of = partial(objectives.AmortisedELBO, abs)
 deep_of = partial(kaem.DeepEnergyPrior, lambda z: z.sum(), 2)
 random_of = partial(kaem.Energy.init, KEY, BASIS)
-of_data = partial(infer.log_marginal_likelihood, model, rng_key=KEY)
+of_data = partial(infer.held_out_log_likelihood, model, rng_key=KEY)
 A_KEY = r"must be one random key such as jax.random.key\(0\), got "
 TARGET = r"target_accept_prob must be within \(0, 1\), got"
 STEP = "step_size must be a finite number > 0, got"
@@ -178,7 +178,7 @@ CALLS = [
     row(f"{MODELS}'a' of type str", infer.sample_posterior, "a", KEY),
     row(f"{MODELS}an object of type Nor", infer.sample_posterior, NORMAL, KEY),
     row(f"{MODELS}None", kaem.simulation_based_calibration, None, KEY),
-    row(MODELS, infer.log_marginal_likelihood, NORMAL, np.zeros(3), rng_key=KEY),
+    row(MODELS, infer.held_out_log_likelihood, NORMAL, np.zeros(3), rng_key=KEY),
     row("data must be an array of numbers of shape", of_data, "a"),
     row(PARAMS, of_data, [1.0], params=3),
     row("model must be a function with Nu", infer.ImportanceSampling, NORMAL),

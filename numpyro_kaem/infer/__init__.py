@@ -13,14 +13,14 @@
 ===========================  ========================================================
 
 The kernels are run by :class:`numpyro.infer.MCMC`, and collect what NumPyro's do.
-:func:`log_marginal_likelihood` measures a trained model on held-out data.
+:func:`held_out_log_likelihood` measures a trained model on held-out data.
 """
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.evidence import Evidence, EvidenceEstimate, log_evidence
 from numpyro_kaem.infer.held_out import (
-    MarginalLogLikelihood,
-    log_marginal_likelihood,
+    HeldOutLogLikelihood,
+    held_out_log_likelihood,
 )
 from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import (
@@ -46,7 +46,7 @@ __all__ = [
     "ImportanceResult",
     "ImportanceSampling",
     "LogEvidence",
-    "MarginalLogLikelihood",
+    "HeldOutLogLikelihood",
     "MissedModes",
     "PosteriorSample",
     "Resampled",
@@ -54,7 +54,7 @@ __all__ = [
     "SmoothedWeights",
     "check_missed_modes",
     "log_evidence",
-    "log_marginal_likelihood",
+    "held_out_log_likelihood",
     "pareto_smooth",
     "resample_below",
     "resample_indices",

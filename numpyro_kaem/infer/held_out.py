@@ -23,10 +23,10 @@ from numpyro_kaem.models.kaem import KAEM
 from numpyro_kaem.models.likelihoods import as_data
 
 __all__ = [
-    "MarginalLogLikelihood",
+    "HeldOutLogLikelihood",
     "Sizes",
     "annealed_weights",
-    "log_marginal_likelihood",
+    "held_out_log_likelihood",
 ]
 
 # The first finds where the rungs belong, the second the step sizes on them.
@@ -235,16 +235,16 @@ _LEAST_ESS = 0.05
 
 
 @dataclass(frozen=True, repr=False)
-class MarginalLogLikelihood:
-    """Log likelihood of each datum; made by :func:`log_marginal_likelihood`.
+class HeldOutLogLikelihood:
+    """Log likelihood of each datum; made by :func:`held_out_log_likelihood`.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.infer import MarginalLogLikelihood
+    >>> from numpyro_kaem.infer import HeldOutLogLikelihood
     >>> values, errors = np.array([-3.0, -5.0]), np.array([0.3, 0.4])
-    >>> MarginalLogLikelihood(values, errors, np.array([20.0, 9.0]), num_particles=64)
-    MarginalLogLikelihood(2 data, mean=-4.000 ± 0.250, least ess=9.0 of 64)
+    >>> HeldOutLogLikelihood(values, errors, np.array([20.0, 9.0]), num_particles=64)
+    HeldOutLogLikelihood(2 data, mean=-4.000 ± 0.250, least ess=9.0 of 64)
     """
 
     values: np.ndarray
@@ -272,13 +272,13 @@ class MarginalLogLikelihood:
 
     def __repr__(self) -> str:
         return (
-            f"MarginalLogLikelihood({len(self.values)} data, mean={self.mean:.3f} ± "
+            f"HeldOutLogLikelihood({len(self.values)} data, mean={self.mean:.3f} ± "
             f"{self.standard_error:.3f}, least ess={self.ess.min():.1f} of "
             f"{self.num_particles})"
         )
 
 
-def log_marginal_likelihood(
+def held_out_log_likelihood(
     model: Callable,
     data: ArrayLike,
     *,
@@ -290,7 +290,7 @@ def log_marginal_likelihood(
     params: dict[str, Any] | None = None,
     progress_bar: bool = True,
     unit_plate: str = "data",
-) -> MarginalLogLikelihood:
+) -> HeldOutLogLikelihood:
     r"""Log likelihood of every datum under a model with latent values.
 
     For held-out data this is the measure of a trained model. Annealed importance
@@ -337,7 +337,7 @@ def log_marginal_likelihood(
 
     Returns
     -------
-    MarginalLogLikelihood
+    HeldOutLogLikelihood
         ``.values``, ``.standard_errors`` and ``.ess`` by datum; ``.mean`` with its
         ``.standard_error``.
 
@@ -368,7 +368,7 @@ def log_marginal_likelihood(
       error is not to be trusted, and the value is too small.
     - **Cost**: ``3 * num_data * num_particles * num_temperatures * (num_steps + 2)``
       densities, compiled once for all chunks.
-    - :func:`numpyro_kaem.log_marginal_likelihood` integrates units of one latent value
+    - :func:`numpyro_kaem.unit_log_marginal_likelihood` integrates units of one latent value
       by quadrature instead.
 
     References
@@ -389,7 +389,7 @@ def log_marginal_likelihood(
     >>> weight = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
     >>> model = kaem.KAEM(prior, lambda z: z @ weight, kaem.NormalLikelihood(0.5))
     >>> x = jnp.array([[0.3, 0.2, -0.5], [1.0, 1.0, 1.0]])
-    >>> result = kaem.infer.log_marginal_likelihood(
+    >>> result = kaem.infer.held_out_log_likelihood(
     ...     model, x, rng_key=jax.random.key(0), progress_bar=False
     ... )
     >>> covariance = weight.T @ weight + 0.25 * jnp.eye(3)
@@ -426,12 +426,12 @@ def log_marginal_likelihood(
         log_weights.append(np.asarray(found)[index < len(data)])
     weighted = ImportanceResult({}, np.concatenate(log_weights).T, unit_plate, {})
     value, error = weighted.log_evidence
-    result = MarginalLogLikelihood(value, error, weighted.ess, num_particles)
+    result = HeldOutLogLikelihood(value, error, weighted.ess, num_particles)
     _warn_if_few(result)
     return result
 
 
-def _warn_if_few(result: MarginalLogLikelihood) -> None:
+def _warn_if_few(result: HeldOutLogLikelihood) -> None:
     few = int(np.sum(result.ess < _LEAST_ESS * result.num_particles))
     if few:
         warnings.warn(
@@ -458,7 +458,7 @@ def _of_chunk(
     Raises
     ------
     ValueError
-        As :func:`log_marginal_likelihood`.
+        As :func:`held_out_log_likelihood`.
     """
     options, given = {}, params
     if sizes.chunk_size is not None:

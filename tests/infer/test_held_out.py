@@ -10,7 +10,7 @@ from jax.scipy.special import logsumexp
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.infer import log_marginal_likelihood
+from numpyro_kaem.infer import held_out_log_likelihood
 from numpyro_kaem.objectives import LangevinMLE
 from tests.objectives import closed_model
 
@@ -37,14 +37,14 @@ def test_linear_model_in_closed_form():
     model = linear_model()
     x = model.sample(jax.random.key(0), 10)
     # The last chunk is not full.
-    result = log_marginal_likelihood(model, x, chunk_size=4, **OPTIONS)
+    result = held_out_log_likelihood(model, x, chunk_size=4, **OPTIONS)
     error = result.values - linear_log_prob(x)
     np.testing.assert_array_less(np.abs(error), 4 * result.standard_errors)
     assert abs(error.mean()) < 4 * result.standard_error
     assert result.mean == result.values.mean()
     assert np.all(result.standard_errors < 0.1)
     assert np.all((result.ess > 10) & (result.ess <= result.num_particles))
-    assert repr(result).startswith("MarginalLogLikelihood(10 data, mean=-")
+    assert repr(result).startswith("HeldOutLogLikelihood(10 data, mean=-")
 
 
 @pytest.mark.long
@@ -53,7 +53,7 @@ def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
     model = linear_model()
     x = jnp.array([[0.5, 0.3, -0.2, 0.1], [2.0, -1.0, 0.5, 0.5]])
     num_copies = 20_000
-    result = log_marginal_likelihood(
+    result = held_out_log_likelihood(
         model,
         jnp.repeat(x, num_copies, axis=0),
         num_temperatures=8,
@@ -122,7 +122,7 @@ def test_energy_priors_by_quadrature(form):
         joint="kart" if form == "kart" else None,
     )
     x = model.sample(jax.random.key(1), 6)
-    result = log_marginal_likelihood(model, x, **OPTIONS)
+    result = held_out_log_likelihood(model, x, **OPTIONS)
     error = np.abs(result.values - by_quadrature(model, x))
     np.testing.assert_array_less(error, 4 * result.standard_errors + 1e-3)
     assert np.all(result.standard_errors < 0.3)
@@ -131,7 +131,7 @@ def test_energy_priors_by_quadrature(form):
 @pytest.mark.long
 def test_a_model_of_numpyro_with_its_parameters():
     params = closed_model.initial_params()
-    result = log_marginal_likelihood(
+    result = held_out_log_likelihood(
         closed_model.model, closed_model.X, params=params, **OPTIONS
     )
     error = np.abs(result.values - closed_model.log_likelihood(params))
@@ -148,11 +148,11 @@ def test_it_rises_in_training():
     )
     x = linear_model().sample(jax.random.key(5), 220)
     train, held_out = x[:200], x[200:]
-    before = log_marginal_likelihood(model, held_out, **OPTIONS)
+    before = held_out_log_likelihood(model, held_out, **OPTIONS)
     params = kaem.fit(
         model, train, LangevinMLE(3), optax.adam(0.05), 200, progress_bar=False
     ).params
-    after = log_marginal_likelihood(model, held_out, params=params, **OPTIONS)
+    after = held_out_log_likelihood(model, held_out, params=params, **OPTIONS)
     assert after.mean > before.mean + 1
     # No model is better in the mean than the one that made the data, but by chance.
     exact = linear_log_prob(held_out)
@@ -165,7 +165,7 @@ def test_data_that_cannot_be():
     prior = kaem.KAEMPrior(energies(2))
     model = kaem.KAEM(prior, lambda z: dist.Uniform(z[..., 0], z[..., 0] + 1.0))
     with pytest.warns(UserWarning, match="1 of 2 data have less than 5%"):
-        result = log_marginal_likelihood(
+        result = held_out_log_likelihood(
             model, jnp.array([0.3, 50.0]), num_temperatures=4, **OPTIONS
         )
     assert np.isfinite(result.values[0])
@@ -208,4 +208,4 @@ def test_wrong_arguments():
     given = {"model": linear_model(), "data": np.zeros((5, 4)), **OPTIONS}
     for options, error, message in cases:
         with pytest.raises(error, match=message):
-            log_marginal_likelihood(**{**given, **options})
+            held_out_log_likelihood(**{**given, **options})
