@@ -96,8 +96,8 @@ print(
 # ----------
 # The same likelihood in a NumPyro model: ``kaem.random_walk_energy`` gives the
 # coefficients a random-walk prior whose scale is learned too, and
-# ``kaem.log_marginal_likelihood`` integrates the effects out, so that NUTS samples 17
-# values and not 217.
+# ``kaem.unit_log_marginal_likelihood`` integrates the effects out, so that NUTS samples
+# 17 values and not 217.
 
 
 def model(units) -> None:
@@ -105,7 +105,7 @@ def model(units) -> None:
     scale = numpyro.sample("scale", dist.HalfNormal(2.0))
     energy = kaem.random_walk_energy("energy", BASIS, scale)
     prior = kaem.KAEMPrior(energy, REFERENCE)
-    numpyro.factor("units", kaem.log_marginal_likelihood(prior, units).sum())
+    numpyro.factor("units", kaem.unit_log_marginal_likelihood(prior, units).sum())
 
 
 def run_nuts(units, seed: int, quick: bool) -> MCMC:

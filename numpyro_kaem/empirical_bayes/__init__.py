@@ -3,7 +3,7 @@
 from numpyro_kaem.empirical_bayes.estimation import fit_marginal
 from numpyro_kaem.empirical_bayes.likelihood import unit_log_likelihood
 from numpyro_kaem.empirical_bayes.posterior import UnitPosterior, unit_posterior
-from numpyro_kaem.empirical_bayes.quadrature import log_marginal_likelihood
+from numpyro_kaem.empirical_bayes.quadrature import unit_log_marginal_likelihood
 from numpyro_kaem.empirical_bayes.results import Band, Bootstrap, MarginalFit
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "MarginalFit",
     "UnitPosterior",
     "fit_marginal",
-    "log_marginal_likelihood",
     "unit_log_likelihood",
+    "unit_log_marginal_likelihood",
     "unit_posterior",
 ]

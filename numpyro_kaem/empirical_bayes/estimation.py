@@ -26,8 +26,8 @@ from numpyro_kaem.empirical_bayes.likelihood import (
 )
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
-    log_marginal_likelihood,
     node_positions,
+    unit_log_marginal_likelihood,
     unit_quadrature,
 )
 from numpyro_kaem.empirical_bayes.results import MarginalFit, Model
@@ -304,7 +304,7 @@ def fit_marginal(
       far out do not widen it. Latent values that have bounds need a reference with
       that support, such as a Gamma or a Beta law.
     - **Panels** are split where a unit's likelihood is narrow, see
-      :func:`log_marginal_likelihood`.
+      :func:`unit_log_marginal_likelihood`.
     - **Cost.** A step costs a few products of the matrix of units by nodes.
       Equal units may be given once, with counts.
 
@@ -373,7 +373,7 @@ def fit_marginal(
         fitted = Model(flat, model.design, parameters, model.names)
         prior = fitted.prior(start)
         energy = prior.energy
-        marginals = log_marginal_likelihood(prior, log_likelihood)
+        marginals = unit_log_marginal_likelihood(prior, log_likelihood)
         total = float(jnp.dot(model.counts, marginals, precision="highest"))
         if abs(total - _unpenalised(model, found)) <= _resolution(total, dtype):
             break

@@ -31,9 +31,9 @@ from numpyro_kaem.references import (
 __all__ = [
     "UnitQuadrature",
     "check_prior",
-    "log_marginal_likelihood",
     "log_masses",
     "node_positions",
+    "unit_log_marginal_likelihood",
     "unit_quadrature",
 ]
 
@@ -304,7 +304,7 @@ def _inspect(
     return jax.lax.scan(largest, start, (indices, log_likelihood))[0]
 
 
-def log_marginal_likelihood(
+def unit_log_marginal_likelihood(
     prior: KAEMPrior, log_likelihood: LogLikelihood
 ) -> jax.Array:
     r"""Log marginal likelihood of every unit, by quadrature.
@@ -356,7 +356,7 @@ def log_marginal_likelihood(
     >>> prior = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros(8)), dist.Normal(0.0, 1.0))
     >>> x = jnp.array([0.5, -8.0])
     >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), x)
-    >>> [f"{value:.3f}" for value in kaem.log_marginal_likelihood(prior, units)]
+    >>> [f"{value:.3f}" for value in kaem.unit_log_marginal_likelihood(prior, units)]
     ['-1.328', '-17.266']
     >>> [f"{value:.3f}" for value in dist.Normal(0.0, 2.0**0.5).log_prob(x)]
     ['-1.328', '-17.266']

@@ -368,8 +368,8 @@ def held_out_log_likelihood(
       error is not to be trusted, and the value is too small.
     - **Cost**: ``3 * num_data * num_particles * num_temperatures * (num_steps + 2)``
       densities, compiled once for all chunks.
-    - :func:`numpyro_kaem.unit_log_marginal_likelihood` integrates units of one latent value
-      by quadrature instead.
+    - :func:`numpyro_kaem.unit_log_marginal_likelihood` integrates units of one latent
+      value by quadrature instead.
 
     References
     ----------

@@ -139,9 +139,9 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
     Sites: ``{name}_steps``, the standardised steps :math:`\varepsilon`, which NUTS
     samples, and the deterministic ``{name}_coefficients``. This parameterisation is not
     centred. The steps are correlated in the posterior: with the units integrated out by
-    :func:`log_marginal_likelihood`, ``NUTS(model, dense_mass=True)`` makes trajectories
-    about five times shorter. Where the units' latents are sampled, make the block of
-    the walk dense, as in ``dense_mass=[("scale", "energy_steps")]``.
+    :func:`unit_log_marginal_likelihood`, ``NUTS(model, dense_mass=True)`` makes
+    trajectories about five times shorter. Where the units' latents are sampled, make
+    the block of the walk dense, as in ``dense_mass=[("scale", "energy_steps")]``.
 
     References
     ----------
@@ -163,7 +163,9 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
     ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
     ...     energy = kaem.random_walk_energy("energy", basis, scale)
     ...     prior = kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
-    ...     numpyro.factor("units", kaem.log_marginal_likelihood(prior, units).sum())
+    ...     numpyro.factor(
+    ...         "units", kaem.unit_log_marginal_likelihood(prior, units).sum()
+    ...     )
     >>> x = 1.0 + 1.5 * jax.random.normal(jax.random.key(0), (100,))
     >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 0.5), x)
     >>> with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:

@@ -50,7 +50,7 @@ def joint_model(x=None):
 def marginal_model(x):
     """The units are integrated out."""
     units = kaem.unit_log_likelihood(lambda z: dist.Binomial(TRIALS, probs=z), x)
-    marginals = kaem.log_marginal_likelihood(random_prior(), units)
+    marginals = kaem.unit_log_marginal_likelihood(random_prior(), units)
     numpyro.factor("units", marginals.sum())
 
 

@@ -76,7 +76,7 @@ def test_claims_lie_between_their_bounds(penalty, x64):
 @pytest.mark.long
 def test_flat_energy_has_the_gamma_priors_value():
     prior = kaem.KAEMPrior(kaem.Energy(kaem.BSpline(0.0, 4.0, 8), jnp.zeros(8)), GAMMA)
-    values = np.asarray(kaem.log_marginal_likelihood(prior, claims_units()), float)
+    values = np.asarray(kaem.unit_log_marginal_likelihood(prior, claims_units()), float)
     np.testing.assert_allclose(POLICIES @ values, GAMMA_VALUE, atol=0.02)
     posterior = kaem.unit_posterior(prior, claims_units())
     published = [0.164, 0.398, 0.632, 0.866, 1.100, 1.334, 1.568]
@@ -98,7 +98,7 @@ def test_maximum_is_scipys():
         def loss(coordinates):
             energy = kaem.Energy(BASIS, transform @ coordinates)
             prior = kaem.KAEMPrior(energy, REFERENCE)
-            value = kaem.log_marginal_likelihood(prior, units).sum()
+            value = kaem.unit_log_marginal_likelihood(prior, units).sum()
             return 0.5 * jnp.sum(ridge * coordinates**2) - value
 
         best = optimize.minimize(

@@ -86,7 +86,7 @@ def test_compiled_quadrature_resolves_narrow_units():
 
     def total(coefficients):
         prior = kaem.KAEMPrior(kaem.Energy(BASIS, coefficients), REFERENCE)
-        return kaem.log_marginal_likelihood(prior, narrow).sum()
+        return kaem.unit_log_marginal_likelihood(prior, narrow).sum()
 
     value, slope = jax.jit(jax.value_and_grad(total))(coefficients)
 
@@ -126,7 +126,7 @@ def marginal_model():
     """Coefficients alone; the units are integrated out."""
     energy = kaem.random_walk_energy("energy", BASIS, SCALE)
     prior = kaem.KAEMPrior(energy, REFERENCE)
-    numpyro.factor("units", kaem.log_marginal_likelihood(prior, units()).sum())
+    numpyro.factor("units", kaem.unit_log_marginal_likelihood(prior, units()).sum())
 
 
 def joint_model():
@@ -145,7 +145,7 @@ def module_model():
     energy = random_eqx_module("energy", flat, priors)
     numpyro.deterministic("energy_coefficients", energy.coefficients)
     prior = kaem.KAEMPrior(energy, REFERENCE)
-    numpyro.factor("units", kaem.log_marginal_likelihood(prior, units()).sum())
+    numpyro.factor("units", kaem.unit_log_marginal_likelihood(prior, units()).sum())
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def assert_log_marginals(actual, name, x64):
 
 @pytest.mark.parametrize("name", with_long(CASES, "narrow normal"))
 def test_log_marginal_likelihood(name, x64):
-    actual = kaem.log_marginal_likelihood(*built(name))
+    actual = kaem.unit_log_marginal_likelihood(*built(name))
     assert_log_marginals(np.asarray(actual, float), name, x64)
 
 
@@ -251,7 +251,7 @@ def test_latent_values_that_are_logarithms(case, x64):
         units = kaem.unit_log_likelihood(
             lambda z, options=options: law(jnp.exp(z), **options), data
         )
-        actual = kaem.log_marginal_likelihood(prior, units)
+        actual = kaem.unit_log_marginal_likelihood(prior, units)
         np.testing.assert_allclose(actual, expected, atol=bar)
 
 
@@ -293,11 +293,11 @@ def test_log_marginal_likelihood_under_jit_and_grad(x64):
 
     def total(coefficients):
         prior = kaem.KAEMPrior(kaem.Energy(basis, coefficients), reference)
-        return kaem.log_marginal_likelihood(prior, units).sum()
+        return kaem.unit_log_marginal_likelihood(prior, units).sum()
 
     start = jnp.asarray(COEFFICIENTS)
     prior = make_prior(low, high, reference)
-    concrete = np.asarray(kaem.log_marginal_likelihood(prior, units))
+    concrete = np.asarray(kaem.unit_log_marginal_likelihood(prior, units))
     value, gradient = jax.jit(jax.value_and_grad(total))(start)
     np.testing.assert_allclose(value, concrete.sum(), rtol=1e-5)
     # Of each feature: its posterior means, less its prior means.
@@ -314,7 +314,7 @@ def test_log_marginal_likelihood_under_jit_and_grad(x64):
     @jax.jit
     def traced(scale):
         units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, scale), VALUES)
-        return kaem.log_marginal_likelihood(prior, units)
+        return kaem.unit_log_marginal_likelihood(prior, units)
 
     np.testing.assert_allclose(traced(1.0), concrete, rtol=2e-5)
 
@@ -323,14 +323,14 @@ def test_finds_a_jump_and_warns_of_units_that_are_too_narrow():
     prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
     jump = lambda z: jnp.where(z > 0.1234567, 0.0, -1e4)[None]  # noqa: E731
     np.testing.assert_allclose(
-        kaem.log_marginal_likelihood(prior, jump)[0],
+        kaem.unit_log_marginal_likelihood(prior, jump)[0],
         np.log(prior.cdf_pair(0.1234567)[1]),
         rtol=1e-4,
     )
     data = np.linspace(-3.0, 3.0, 700)
     units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 2e-4), data)
     with pytest.warns(UserWarning, match=r"the likelihood of unit \d+ is too narrow"):
-        kaem.log_marginal_likelihood(prior, units)
+        kaem.unit_log_marginal_likelihood(prior, units)
 
 
 # --- bad input -----------------------------------------------------------------------
@@ -347,24 +347,24 @@ def test_refuses_log_likelihoods():
         (lambda z: jnp.stack([z, jnp.log(z - 0.5)]), "nan for unit 1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            kaem.log_marginal_likelihood(prior, log_likelihood)
+            kaem.unit_log_marginal_likelihood(prior, log_likelihood)
     for log_likelihood, message in [
         (3.0, "must be a function"),
         (dist.Normal(0.0, 1.0), "must be a function.*got Normal"),
     ]:
         with pytest.raises(TypeError, match=message):
-            kaem.log_marginal_likelihood(prior, log_likelihood)
+            kaem.unit_log_marginal_likelihood(prior, log_likelihood)
     # Where a heavy tail has mass: the maximum over nodes must not lose it.
     prior = make_prior(-4.0, 4.0, dist.Normal(0.0, 1.5))
     units = lambda z: jnp.where(z > 2.0, jnp.nan, -(z**2))[None]  # noqa: E731
     with pytest.raises(ValueError, match=r"nan for unit 0 at .* 2\..*clip"):
-        kaem.log_marginal_likelihood(prior, units)
+        kaem.unit_log_marginal_likelihood(prior, units)
 
 
 def test_refuses_priors():
     units = built("normal")[1]
     with pytest.raises(TypeError, match=r"must be a numpyro_kaem\.KAEMPrior"):
-        kaem.log_marginal_likelihood(dist.Normal(0.0, 1.0), units)
+        kaem.unit_log_marginal_likelihood(dist.Normal(0.0, 1.0), units)
     basis = kaem.BSpline(-4.0, 4.0, 5)
     batch = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros((2, 5))))
     with pytest.raises(ValueError, match="batch shape \\(\\), got \\(2,\\)"):
@@ -407,4 +407,4 @@ def test_refuses_observations():
             np.array([1.0, 2.0]),
         )
         with pytest.raises(ValueError, match=r"unit 1 has .*standard error"):
-            kaem.log_marginal_likelihood(prior, unchecked)
+            kaem.unit_log_marginal_likelihood(prior, unchecked)

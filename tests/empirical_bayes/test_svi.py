@@ -40,7 +40,7 @@ def test_marginal_likelihood_is_maximised():
         # Without a prior on the coefficients the maximum is at infinity.
         penalty = 0.5 * jnp.sum(jnp.square(jnp.diff(energy.coefficients)))
         prior = kaem.KAEMPrior(energy, dist.Normal(2.0, 2.5))
-        marginals = kaem.log_marginal_likelihood(prior, units)
+        marginals = kaem.unit_log_marginal_likelihood(prior, units)
         numpyro.factor("units", marginals.sum() - penalty)
 
     result = run_svi(model, lambda: None, 400, 0.05, num_particles=1)
