@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 FOLDERS = (
     "infer",
     "bases",
+    "closed_forms",
     "datasets",
     "decoders",
     "diagnostics",
@@ -19,7 +20,6 @@ FOLDERS = (
     "empirical_bayes",
     "objectives",
     "plotting",
-    "symbolic",
     "training",
 )
 # Without public names, or theirs are those of ``numpyro_kaem`` itself.

@@ -15,7 +15,7 @@ energy
 numerics
 distributions
 decoders estimation
-symbolic empirical_bayes models
+closed_forms empirical_bayes models
 infer
 objectives
 training

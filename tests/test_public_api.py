@@ -1,7 +1,9 @@
 """What `import numpyro_kaem` offers, and that all of it says what it is."""
 
 import ast
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -72,14 +74,15 @@ import importlib, sys
 import numpyro_kaem as kaem
 
 # Figures and diagnostics are imported where they are used, and so is the rest.
-later = {f"numpyro_kaem.{module}" for module in kaem._LATER}
+modules = (*kaem._MODULES, *kaem._NAMES)
+later = {f"numpyro_kaem.{module}" for module in modules}
 assert not {"matplotlib", "arviz", *later} & set(sys.modules)
 assert set(kaem.__all__) <= set(dir(kaem))
 before = set(sys.modules)
 import numpyro_kaem.datasets
 loaded = {name.split(".")[0] for name in set(sys.modules) - before}
 assert loaded <= {"numpyro_kaem"}, loaded
-for name in kaem._LATER:
+for name in modules:
     for module in [m for m in sys.modules if m.split(".")[0] == "numpyro_kaem"]:
         del sys.modules[module]
     importlib.import_module(f"numpyro_kaem.{name}")
@@ -94,7 +97,17 @@ def test_type_checkers_see_what_is_imported_later():
     tree = ast.parse(inspect.getsource(kaem))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {node.module: {name.name for name in node.names} for node in block.body}
-    modules = seen.pop("numpyro_kaem")
-    assert modules == {module for module, names in kaem._LATER.items() if not names}
-    later = {f"numpyro_kaem.{m}": set(names) for m, names in kaem._LATER.items()}
-    assert seen == {module: names for module, names in later.items() if names}
+    assert seen.pop("numpyro_kaem") == set(kaem._MODULES)
+    later = {f"numpyro_kaem.{m}": set(n.split()) for m, n in kaem._NAMES.items()}
+    assert seen == later
+
+
+def test_no_public_name_hides_a_module():
+    for found in pkgutil.walk_packages(kaem.__path__, "numpyro_kaem."):
+        importlib.import_module(found.name)
+        package, _, name = found.name.rpartition(".")
+        package = sys.modules[package]
+        assert getattr(package, name) is sys.modules[found.name], found.name
+        # Nor is there a name that hides it once it is loaded.
+        names = set(getattr(package, "__all__", ())) - set(kaem._MODULES)
+        assert name not in names, found.name

@@ -17,6 +17,7 @@ The kernels are run by :class:`numpyro.infer.MCMC`, and collect what NumPyro's d
 """
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
+from numpyro_kaem.infer.choose_sampler import PosteriorSample, sample_posterior
 from numpyro_kaem.infer.evidence import Evidence, EvidenceEstimate, log_evidence
 from numpyro_kaem.infer.held_out import (
     HeldOutLogLikelihood,
@@ -33,7 +34,6 @@ from numpyro_kaem.infer.importance_result import (
 from numpyro_kaem.infer.langevin import MALA, PCNL, ULA, AutoMALA
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
 from numpyro_kaem.infer.resampling import Resampled, resample_below, resample_indices
-from numpyro_kaem.infer.sample_posterior import PosteriorSample, sample_posterior
 
 __all__ = [
     "MALA",
@@ -43,18 +43,18 @@ __all__ = [
     "AutoMALA",
     "Evidence",
     "EvidenceEstimate",
+    "HeldOutLogLikelihood",
     "ImportanceResult",
     "ImportanceSampling",
     "LogEvidence",
-    "HeldOutLogLikelihood",
     "MissedModes",
     "PosteriorSample",
     "Resampled",
     "ResampledDraws",
     "SmoothedWeights",
     "check_missed_modes",
-    "log_evidence",
     "held_out_log_likelihood",
+    "log_evidence",
     "pareto_smooth",
     "resample_below",
     "resample_indices",

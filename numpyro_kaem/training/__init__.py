@@ -1,7 +1,7 @@
 """Training of models: fits, checkpoints, refits, and penalties."""
 
 from numpyro_kaem.training.checkpoint import Checkpoint
-from numpyro_kaem.training.fit import fit
+from numpyro_kaem.training.fitting import fit
 from numpyro_kaem.training.refit import GridUpdate, PriorRefit, refit_prior
 from numpyro_kaem.training.regularizers import (
     coefficient_differences,

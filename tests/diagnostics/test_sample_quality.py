@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.linalg import sqrtm
 
-from numpyro_kaem.diagnostics.sample_quality import sample_quality
+from numpyro_kaem.diagnostics import sample_quality
 
 
 def rows_with_moments(mean, covariance, n, seed):
@@ -93,7 +93,7 @@ def brute_force(points, rows, k):
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_by_brute_force(k, monkeypatch):
     # Several blocks, the last of them not full.
-    module = sys.modules["numpyro_kaem.diagnostics.sample_quality"]
+    module = sys.modules["numpyro_kaem.diagnostics.quality"]
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
     rng = np.random.default_rng(0)
     reference = rng.normal(1.0, 2.0, (40, 3))

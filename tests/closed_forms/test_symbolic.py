@@ -11,7 +11,7 @@ import pytest
 from scipy import integrate, stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.symbolic.distributions import marginals_of
+from numpyro_kaem.closed_forms.distributions import marginals_of
 from tests.helpers import assert_close
 
 pytestmark = pytest.mark.float64

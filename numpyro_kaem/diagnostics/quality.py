@@ -115,7 +115,7 @@ def sample_quality(
     Samples that miss one of two groups, each 1 wide and 6 apart:
 
     >>> import numpy as np
-    >>> from numpyro_kaem.diagnostics.sample_quality import sample_quality
+    >>> from numpyro_kaem.diagnostics import sample_quality
     >>> rng = np.random.default_rng(0)
     >>> groups = np.repeat([-3.0, 3.0], 200)[:, None]
     >>> reference = groups + rng.normal(size=(400, 2))

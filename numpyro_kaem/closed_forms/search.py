@@ -9,10 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from numpyro_kaem._checks import as_count
-from numpyro_kaem.distributions import KAEMPrior
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation.marginals import as_positive
-from numpyro_kaem.symbolic.distributions import (
+from numpyro_kaem.closed_forms.distributions import (
     LAWS,
     Component,
     LawFit,
@@ -23,14 +20,14 @@ from numpyro_kaem.symbolic.distributions import (
     fit_law,
     marginals_of,
 )
-from numpyro_kaem.symbolic.energies import (
+from numpyro_kaem.closed_forms.energies import (
     EnergyFit,
     Features,
     fit_energies,
     make_features,
     tilted_divergence,
 )
-from numpyro_kaem.symbolic.results import (
+from numpyro_kaem.closed_forms.results import (
     NO_SHORT_FORM,
     Candidate,
     SymbolicResult,
@@ -38,6 +35,9 @@ from numpyro_kaem.symbolic.results import (
     describe_energy,
     describe_law,
 )
+from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.energy import Energy
+from numpyro_kaem.estimation.marginals import as_positive
 
 __all__ = ["symbolic"]
 

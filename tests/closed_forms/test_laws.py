@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_kaem.symbolic.distributions import LAWS, Component, Unit, fit_law
+from numpyro_kaem.closed_forms.distributions import LAWS, Component, Unit, fit_law
 from tests.helpers import assert_close
 
 pytestmark = pytest.mark.float64

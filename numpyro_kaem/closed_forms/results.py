@@ -9,15 +9,15 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem.references import ReferenceParameters
-from numpyro_kaem.symbolic.distributions import (
+from numpyro_kaem.closed_forms.distributions import (
     Component,
     NamedLaw,
     Unit,
     components,
     marginals_of,
 )
-from numpyro_kaem.symbolic.energies import Features
+from numpyro_kaem.closed_forms.energies import Features
+from numpyro_kaem.references import ReferenceParameters
 
 __all__ = [
     "NO_SHORT_FORM",
@@ -179,7 +179,7 @@ class Candidate(NamedTuple):
 
     Examples
     --------
-    >>> from numpyro_kaem.symbolic import Candidate
+    >>> from numpyro_kaem.closed_forms import Candidate
     >>> short = Candidate("Normal", 2, divergence=0.001, criterion=10.6)
     >>> long = Candidate("StudentT", 3, divergence=0.0009, criterion=14.0)
     >>> min([short, long], key=lambda candidate: candidate.criterion).name

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.bases._base import AbstractBasis, as_float, uniform_breaks
-from numpyro_kaem.symbolic.distributions import Component
+from numpyro_kaem.closed_forms.distributions import Component
 
 __all__ = [
     "EnergyFit",
@@ -93,7 +93,7 @@ class TermBasis(AbstractBasis):
 
     Examples
     --------
-    >>> from numpyro_kaem.symbolic.energies import TermBasis
+    >>> from numpyro_kaem.closed_forms.energies import TermBasis
     >>> basis = TermBasis(0.0, 4.0, "from zero", location=0.0, scale=2.0)
     >>> print(basis(4.0)[:4])
     [ 2.  4.  8. 16.]
