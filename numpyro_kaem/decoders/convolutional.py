@@ -12,15 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import (
-    OUTPUT_ACTIVATIONS,
-    as_count,
-    as_latents,
-    as_name,
-    as_shape,
-    check_key,
-)
-from numpyro_kaem.decoders.kan import mean_square
+from numpyro_kaem._checks import as_count, as_name, as_shape, as_vectors, check_key
+from numpyro_kaem.decoders.kan import OUTPUT_ACTIVATIONS, mean_square
 from numpyro_kaem.energy import BASE_ACTIVATIONS
 
 __all__ = ["ConvDecoder"]
@@ -48,8 +41,8 @@ class ConvDecoder(eqx.Module):
         ``(height, width)`` or ``(height, width, channels)`` of the image; channels are
         last, as in NumPy's images.
     channels
-        Channels of the maps that enter the transposed convolutions; their number is
-        that of the convolutions. The last one makes the channels of the image.
+        Channels of the map that enters each transposed convolution, at least one; the
+        last convolution makes the channels of the image.
     strides
         Factor by which each transposed convolution enlarges the map, an integer or a
         pair for height and width. Their product must divide the image. ``None``: the
@@ -67,9 +60,9 @@ class ConvDecoder(eqx.Module):
     TypeError
         If a size or a stride is not an integer.
     ValueError
-        If one is not positive, if ``output_shape`` has not two or three entries,
-        ``channels`` none, ``strides`` another length than ``channels``, if strides do
-        not divide the image or exceed the kernel, or if a name is not known.
+        If one is not positive, if ``output_shape`` has not two or three entries, if
+        ``channels`` is empty or ``strides`` of another length, if strides do not divide
+        the image or exceed the kernel, or if a name is not known.
 
     Notes
     -----
@@ -78,7 +71,7 @@ class ConvDecoder(eqx.Module):
     - A kernel whose size is a multiple of the stride gives every pixel the same number
       of terms.
     - Weights start Normal, so that for standard Normal latents the maps have mean
-      square one inside; offsets start at zero.
+      square one away from the border; offsets start at zero.
     - Leaves, in this order: ``weights`` and ``biases``, first those of the dense layer.
 
     References
@@ -92,8 +85,8 @@ class ConvDecoder(eqx.Module):
     --------
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.decoders import ConvDecoder
-    >>> decoder = ConvDecoder(jax.random.key(0), num_latents=10, output_shape=(28, 28))
+    >>> import numpyro_kaem as kaem
+    >>> decoder = kaem.ConvDecoder(jax.random.key(0), 10, output_shape=(28, 28))
     >>> decoder.strides
     ((2, 2), (2, 2))
     >>> decoder.map_shape
@@ -107,13 +100,9 @@ class ConvDecoder(eqx.Module):
     biases: tuple[jax.Array, ...]
     """Offsets, ``(map_size,)`` and then one for each output channel."""
     output_shape: tuple[int, ...] = eqx.field(static=True)
-    """Shape of the image."""
     strides: tuple[tuple[int, int], ...] = eqx.field(static=True)
-    """Factors in height and width of each transposed convolution."""
     activation: str = eqx.field(static=True)
-    """Name of the activation of the hidden maps."""
     output_activation: str | None = eqx.field(static=True)
-    """Name of the output activation."""
 
     def __init__(
         self,
@@ -151,22 +140,12 @@ class ConvDecoder(eqx.Module):
         self.output_activation = as_name(
             "output_activation", output_activation, OUTPUT_ACTIVATIONS
         )
-
-        factors = np.prod(self.strides, axis=0)
-        small = [
-            size // int(factor) for size, factor in zip(image, factors, strict=True)
-        ]
-        map_size = math.prod(small) * channels[0]
+        factors = np.prod(self.strides, axis=0).tolist()
+        map_size = image[0] // factors[0] * (image[1] // factors[1]) * channels[0]
         sizes = (*channels, *(self.output_shape[2:] or (1,)))
-        kernels = [
-            (kernel_size, kernel_size, *pair) for pair in itertools.pairwise(sizes)
-        ]
-        self.weights = _initial(
-            key,
-            ((num_latents, map_size), *kernels),
-            self.strides,
-            self.activation,
-        )
+        kernels = [(kernel_size, kernel_size, *p) for p in itertools.pairwise(sizes)]
+        shapes = ((num_latents, map_size), *kernels)
+        self.weights = _initial(key, shapes, self.strides, self.activation)
         self.biases = tuple(jnp.zeros(size) for size in (map_size, *sizes[1:]))
 
     @property
@@ -177,15 +156,14 @@ class ConvDecoder(eqx.Module):
     @property
     def map_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the map that the dense layer makes."""
-        rows, columns = np.prod(self.strides, axis=0)
+        rows, columns = np.prod(self.strides, axis=0).tolist()
         height, width = self.output_shape[:2]
-        channels = self.weights[1].shape[-2]
-        return height // int(rows), width // int(columns), channels
+        return height // rows, width // columns, self.weights[1].shape[-2]
 
     def __call__(self, z: ArrayLike) -> jax.Array:
         """Decode: ``(*batch, num_latents)`` -> ``(*batch, *output_shape)``."""
-        z = as_latents(z, self.num_latents, self.weights[0].dtype)
-        # A convolution wants one format for all that it takes.
+        z = as_vectors("z", z, self.num_latents, self.weights[0].dtype)
+        # A convolution takes arrays of one format.
         return _decode(self, z.astype(jnp.result_type(z, self.weights[0])))
 
 
@@ -251,16 +229,7 @@ def _default_strides(
 def _as_strides(
     strides: Any, image: tuple[int, ...], num_layers: int, kernel_size: int
 ) -> tuple[tuple[int, int], ...]:
-    """Check strides and return them as pairs.
-
-    Raises
-    ------
-    TypeError
-        If one is not an integer or a pair of integers.
-    ValueError
-        If their number is not that of the layers, one exceeds the kernel, or their
-        product does not divide the image.
-    """
+    """Check strides, and return them as pairs."""
     if not isinstance(strides, Sequence) or isinstance(strides, str):
         raise TypeError(
             "strides must be a sequence with an integer or a pair for each of the "

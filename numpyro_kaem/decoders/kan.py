@@ -12,32 +12,25 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import (
-    OUTPUT_ACTIVATIONS,
     as_count,
     as_flag,
-    as_latents,
     as_name,
     as_shape,
+    as_vectors,
     check_key,
 )
 from numpyro_kaem.bases import RBF, AbstractBasis
 from numpyro_kaem.energy import BASE_ACTIVATIONS, Energy
 
-__all__ = ["KANDecoder", "KANLayer", "mean_square", "normal_points"]
+__all__ = ["OUTPUT_ACTIVATIONS", "KANDecoder", "KANLayer", "mean_square"]
 
-_NUM_POINTS = 512
-
-
-def normal_points() -> jax.Array:
-    """Points of equal mass under a standard Normal law, shape ``(num_points,)``."""
-    masses = (np.arange(_NUM_POINTS) + 0.5) / _NUM_POINTS
-    points = np.vectorize(NormalDist().inv_cdf)(masses)
-    return jnp.asarray(points, jnp.result_type(float))
-
-
-def mean_square(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Mean square of an elementwise function of a standard Normal number."""
-    return jnp.mean(jnp.square(function(normal_points())))
+OUTPUT_ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
+    None: lambda x: x,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "softplus": jax.nn.softplus,
+}
+"""Output activations by name: static, hashable, and saved as text."""
 
 
 class KANLayer(eqx.Module):
@@ -48,8 +41,8 @@ class KANLayer(eqx.Module):
         y_j = \sum_i \Bigl( w_{ji}\,\mathrm{act}(x_i)
               + \sum_g c_{jig}\,\phi_g\bigl(\mathrm{clip}(x_i, l, h)\bigr) \Bigr),
 
-    where :math:`[l, h]` is the grid of the basis. Outside it the expansion stays
-    constant, and the base activation carries on.
+    where :math:`[l, h]` is the grid of the basis. Outside it the expansion is constant,
+    and the base activation is not.
 
     Parameters
     ----------
@@ -73,7 +66,7 @@ class KANLayer(eqx.Module):
     Notes
     -----
     - The expansion is one matrix product over inputs and features together: memory
-      grows with points times inputs times features, never with outputs as well.
+      grows with points times inputs times features, not with outputs as well.
     - Products have JAX's default precision, which accelerators may round; see
       :func:`jax.default_matmul_precision`.
     - The leaves are ``basis.bandwidth``, if the basis has one, ``coefficients`` and
@@ -86,26 +79,20 @@ class KANLayer(eqx.Module):
 
     Examples
     --------
-    >>> import jax
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.decoders import KANLayer
     >>> basis = kaem.BSpline(low=1.0, high=3.0, num_basis=2, degree=1)
     >>> coefficients = jnp.array([[[0.0, 4.0], [1.0, 1.0]]])
-    >>> layer = KANLayer(basis, coefficients, jnp.zeros((1, 2)))
+    >>> layer = kaem.KANLayer(basis, coefficients, jnp.zeros((1, 2)))
     >>> print(layer(jnp.array([[2.0, 0.0], [9.0, 0.0]])))
     [[3.]
      [5.]]
     """
 
     basis: AbstractBasis
-    """Univariate features."""
     coefficients: jax.Array
-    """Weights of the features, shape ``(num_outputs, num_inputs, num_features)``."""
     base_weight: jax.Array
-    """Weights of the base activation, shape ``(num_outputs, num_inputs)``."""
     base_activation: str = eqx.field(static=True)
-    """Name of the base activation."""
 
     def __init__(
         self,
@@ -128,7 +115,7 @@ class KANLayer(eqx.Module):
                 f"base_weight must have shape (num_outputs, num_inputs) = {shape}, got "
                 f"{base_weight.shape}."
             )
-        _check_grid(basis, shape[1])
+        _check_basis(basis, shape[1])
         self.basis = basis
         self.coefficients = coefficients
         self.base_weight = base_weight
@@ -148,8 +135,9 @@ class KANLayer(eqx.Module):
         For independent standard Normal inputs, the mean square of an output, over
         inputs and weights, is one: half of it from the base activation, with
         :math:`w \sim \text{Normal}(0, 1 / (2 n\,E[\mathrm{act}^2]))` for :math:`n`
-        inputs, and half from the expansion. Coefficients are Normal, made orthogonal to
-        :math:`E[\phi]`, so that no expansion starts with an offset.
+        inputs, and half from the expansion. Coefficients are Normal and orthogonal to
+        :math:`E[\phi]`, so that no expansion starts with an offset; they are zero where
+        features hardly vary under a standard Normal, as on a grid far from the origin.
 
         Parameters
         ----------
@@ -165,9 +153,7 @@ class KANLayer(eqx.Module):
         Returns
         -------
         KANLayer
-            With coefficients of shape ``(num_outputs, num_inputs, num_features)``. They
-            are zero where features hardly vary under a standard Normal law, as on a
-            grid far from the origin.
+            With coefficients of shape ``(num_outputs, num_inputs, num_features)``.
 
         Raises
         ------
@@ -181,21 +167,15 @@ class KANLayer(eqx.Module):
         --------
         >>> import jax
         >>> import numpyro_kaem as kaem
-        >>> from numpyro_kaem.decoders import KANLayer
-        >>> layer = KANLayer.init(jax.random.key(0), kaem.RBF(-3.0, 3.0, 8), 5, 2)
-        >>> layer.coefficients.shape
+        >>> basis = kaem.RBF(-3.0, 3.0, 8)
+        >>> kaem.KANLayer.init(jax.random.key(0), basis, 5, 2).coefficients.shape
         (2, 5, 8)
         """
         check_key(key, "key")
         num_inputs = as_count("num_inputs", num_inputs)
         num_outputs = as_count("num_outputs", num_outputs)
-        if not isinstance(basis, AbstractBasis):
-            raise TypeError(
-                "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
-                f"got {type(basis).__name__}."
-            )
         as_name("base_activation", base_activation, BASE_ACTIVATIONS)
-        _check_grid(basis, num_inputs)
+        _check_basis(basis, num_inputs)
         coefficients, base_weight = _initial(
             key, basis, num_inputs, num_outputs, base_activation
         )
@@ -213,12 +193,13 @@ class KANLayer(eqx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Layer: ``(*batch, num_inputs)`` -> ``(*batch, num_outputs)``."""
-        return _evaluate(self, as_latents(x, self.num_inputs, self.coefficients.dtype))
+        x = as_vectors("x", x, self.num_inputs, self.coefficients.dtype)
+        return _evaluate(self, x)
 
     def refit(self, basis: AbstractBasis) -> "KANLayer":
         """Transfer to another basis or grid by least squares.
 
-        Every expansion is fitted for itself, as :meth:`Energy.refit` does; base weights
+        Every expansion is fitted separately, as by :meth:`Energy.refit`; base weights
         stay.
 
         Parameters
@@ -238,14 +219,17 @@ class KANLayer(eqx.Module):
         ValueError
             If its grid is neither one nor one for each input.
         """
-        if not isinstance(basis, AbstractBasis):
-            raise TypeError(f"basis must be a basis, got {type(basis).__name__}.")
-        _check_grid(basis, self.num_inputs)
+        _check_basis(basis, self.num_inputs)
         coefficients = _refit(Energy(self.basis, self.coefficients), basis)
         return KANLayer(basis, coefficients, self.base_weight, self.base_activation)
 
 
-def _check_grid(basis: AbstractBasis, num_inputs: int) -> None:
+def _check_basis(basis: AbstractBasis, num_inputs: int) -> None:
+    if not isinstance(basis, AbstractBasis):
+        raise TypeError(
+            "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
+            f"got {type(basis).__name__}."
+        )
     if basis.grid_shape not in ((), (num_inputs,)):
         raise ValueError(
             f"basis must have one grid, or one for each of the {num_inputs} inputs, "
@@ -268,6 +252,21 @@ def _refit(expansion: Energy, basis: AbstractBasis) -> jax.Array:
     return expansion.refit(basis).coefficients
 
 
+_NUM_POINTS = 512
+
+
+def _normal_points() -> jax.Array:
+    """Points of equal mass under a standard Normal."""
+    masses = (np.arange(_NUM_POINTS) + 0.5) / _NUM_POINTS
+    points = np.vectorize(NormalDist().inv_cdf)(masses)
+    return jnp.asarray(points, jnp.result_type(float))
+
+
+def mean_square(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Mean square of an elementwise function of a standard Normal number."""
+    return jnp.mean(jnp.square(function(_normal_points())))
+
+
 @partial(jax.jit, static_argnames=("num_inputs", "num_outputs", "base_activation"))
 def _initial(
     key: jax.Array,
@@ -277,7 +276,7 @@ def _initial(
     base_activation: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Coefficients and base weights of :meth:`KANLayer.init`."""
-    features = basis(normal_points()[:, None])
+    features = basis(_normal_points()[:, None])
     mean = jnp.mean(features, axis=0)
     square = jnp.sum(mean**2, axis=-1, keepdims=True)
     square = jnp.where(square > 0, square, 1)
@@ -292,7 +291,7 @@ def _initial(
     # The mean square of an expansion whose coefficients have variance one.
     total = jnp.mean(jnp.sum(features**2, axis=-1), axis=0)
     varying = jnp.mean(jnp.sum(without_mean(features) ** 2, axis=-1), axis=0)
-    # What rounding leaves of features that do not vary must not be divided by.
+    # Features that do not vary leave only rounding, by which nothing is divided.
     varies = varying > 1e-3 * total
     varying = jnp.where(varies, varying, 1)
     scale = jnp.where(varies, (2 * num_inputs * varying) ** -0.5, 0)
@@ -326,8 +325,8 @@ class KANDecoder(eqx.Module):
     basis
         Features of all layers, or a sequence with a basis for each of the
         ``len(hidden) + 1`` layers; ``None`` is ``RBF(-3.0, 3.0, 8)``. The first grid is
-        that of the latents: for latents in (0, 1) give it one of its own, such as
-        ``basis=(RBF(0.0, 1.0, 8), RBF(-3.0, 3.0, 8))``.
+        that of the latents, such as ``(RBF(0.0, 1.0, 8), RBF(-3.0, 3.0, 8))`` for
+        latents in (0, 1).
     layer_norm
         Shift and scale the units of each hidden layer to mean zero and variance one,
         which keeps them in the next grid.
@@ -367,9 +366,9 @@ class KANDecoder(eqx.Module):
     >>> import jax
     >>> import numpyro
     >>> import numpyro.distributions as dist
+    >>> import numpyro_kaem as kaem
     >>> from numpyro.contrib.module import eqx_module
-    >>> from numpyro_kaem.decoders import KANDecoder
-    >>> decoder = KANDecoder(jax.random.key(0), num_latents=2, output_shape=(8, 8))
+    >>> decoder = kaem.KANDecoder(jax.random.key(0), num_latents=2, output_shape=(8, 8))
     >>> def model(x):
     ...     decode = eqx_module("decoder", decoder)
     ...     with numpyro.plate("images", 5):
@@ -382,13 +381,9 @@ class KANDecoder(eqx.Module):
     """
 
     layers: tuple[KANLayer, ...]
-    """The layers, first the one that acts on the latents."""
     output_shape: tuple[int, ...] = eqx.field(static=True)
-    """Shape of the output without batch."""
     layer_norm: bool = eqx.field(static=True)
-    """Whether hidden layers are normalised."""
     output_activation: str | None = eqx.field(static=True)
-    """Name of the output activation."""
 
     def __init__(
         self,
@@ -416,19 +411,11 @@ class KANDecoder(eqx.Module):
             "output_activation", output_activation, OUTPUT_ACTIVATIONS
         )
         sizes = (num_latents, *hidden, math.prod(self.output_shape))
-        bases = _one_a_layer(
-            RBF(-3.0, 3.0, 8) if basis is None else basis, len(hidden) + 1
-        )
-        self.layers = tuple(
-            KANLayer.init(key, basis, num_inputs, num_outputs, base_activation)
-            for key, basis, num_inputs, num_outputs in zip(
-                jax.random.split(key, len(bases)),
-                bases,
-                sizes[:-1],
-                sizes[1:],
-                strict=True,
-            )
-        )
+        basis = RBF(-3.0, 3.0, 8) if basis is None else basis
+        bases = _one_per_layer(basis, len(hidden) + 1)
+        keys = jax.random.split(key, len(bases))
+        layers = zip(keys, bases, sizes[:-1], sizes[1:], strict=True)
+        self.layers = tuple(KANLayer.init(*row, base_activation) for row in layers)
 
     @property
     def num_latents(self) -> int:
@@ -437,23 +424,24 @@ class KANDecoder(eqx.Module):
 
     def __call__(self, z: ArrayLike) -> jax.Array:
         """Decode: ``(*batch, num_latents)`` -> ``(*batch, *output_shape)``."""
-        dtype = self.layers[0].coefficients.dtype
-        return _decode(self, as_latents(z, self.num_latents, dtype))
+        return _decode(self, self._as_latents(z))
 
     def layer_inputs(self, z: ArrayLike) -> tuple[jax.Array, ...]:
-        """Return what arrives at each layer, shapes ``(*batch, num_inputs)``.
+        """Return the inputs of each layer, shapes ``(*batch, num_inputs)``.
 
         Examples
         --------
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from numpyro_kaem.decoders import KANDecoder
-        >>> decoder = KANDecoder(jax.random.key(0), 2, 3, hidden=(5,))
+        >>> import numpyro_kaem as kaem
+        >>> decoder = kaem.KANDecoder(jax.random.key(0), 2, 3, hidden=(5,))
         >>> [x.shape for x in decoder.layer_inputs(jnp.zeros((10, 2)))]
         [(10, 2), (10, 5)]
         """
-        dtype = self.layers[0].coefficients.dtype
-        return _inputs(self, as_latents(z, self.num_latents, dtype))
+        return _inputs(self, self._as_latents(z))
+
+    def _as_latents(self, z: ArrayLike) -> jax.Array:
+        return as_vectors("z", z, self.num_latents, self.layers[0].coefficients.dtype)
 
     def refit(self, basis: AbstractBasis | Sequence[AbstractBasis]) -> "KANDecoder":
         """Transfer every layer to another basis or grid by least squares.
@@ -466,7 +454,7 @@ class KANDecoder(eqx.Module):
         Returns
         -------
         KANDecoder
-            The same function, as near as the new features come to it.
+            The nearest function that the new features represent.
 
         Raises
         ------
@@ -481,19 +469,16 @@ class KANDecoder(eqx.Module):
         >>> import jax
         >>> import numpy as np
         >>> import numpyro_kaem as kaem
-        >>> from numpyro_kaem.decoders import KANDecoder
-        >>> coarse = KANDecoder(jax.random.key(0), 2, 3, basis=kaem.BSpline(-4, 4, 7))
+        >>> basis = kaem.BSpline(-4, 4, 7)
+        >>> coarse = kaem.KANDecoder(jax.random.key(0), 2, 3, basis=basis)
         >>> fine = coarse.refit(kaem.BSpline(-4, 4, 11))
         >>> z = jax.random.normal(jax.random.key(1), (50, 2))
         >>> bool(np.max(np.abs(fine(z) - coarse(z))) < 1e-4)
         True
         """
-        layers = tuple(
-            layer.refit(new)
-            for layer, new in zip(
-                self.layers, _one_a_layer(basis, len(self.layers)), strict=True
-            )
-        )
+        bases = _one_per_layer(basis, len(self.layers))
+        pairs = zip(self.layers, bases, strict=True)
+        layers = tuple(layer.refit(new) for layer, new in pairs)
         return eqx.tree_at(lambda decoder: decoder.layers, self, layers)
 
 
@@ -515,26 +500,12 @@ def _decode(decoder: KANDecoder, x: jax.Array) -> jax.Array:
     return OUTPUT_ACTIVATIONS[decoder.output_activation](x)
 
 
-def _one_a_layer(
+def _one_per_layer(
     basis: AbstractBasis | Sequence[AbstractBasis], num_layers: int
 ) -> tuple[AbstractBasis, ...]:
-    """Repeat a single basis; check the number of several.
-
-    Raises
-    ------
-    TypeError
-        If one is not a basis.
-    ValueError
-        If their number is not ``num_layers``.
-    """
+    """Repeat a single basis; check the number of several."""
     several = isinstance(basis, Sequence) and not isinstance(basis, str)
     bases = tuple(basis) if several else (basis,) * num_layers
-    for one in bases:
-        if not isinstance(one, AbstractBasis):
-            raise TypeError(
-                "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
-                f"or a sequence with one for each layer, got {type(one).__name__}."
-            )
     if len(bases) != num_layers:
         raise ValueError(
             f"basis must be one, or one for each of the {num_layers} layers, got "

@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count, as_latents, check_key
+from numpyro_kaem._checks import as_count, as_vectors, check_key
 from numpyro_kaem.distributions.token_sequence import TokenSequence, as_tokens
 
 __all__ = ["SequenceDecoder"]
 
 
 class SequenceDecoder(eqx.Module):
-    r"""Autoregressive transformer from latents to a law of token sequences.
+    r"""Autoregressive transformer: latents to a distribution of token sequences.
 
     .. math:: p(x \mid z) = \prod_{t=1}^{T} p(x_t \mid x_1, \dots, x_{t-1}, z).
 
-    Each position is the sum of the embedding of the token before it, of its place and
-    of the latents; blocks of causal attention and a perceptron follow.
+    Each position is the sum of the embeddings of the previous token, of the position
+    and of the latents; blocks of causal attention and a perceptron follow.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class SequenceDecoder(eqx.Module):
     num_blocks
         Number of blocks.
     context
-        Number of positions that attention looks back on, the present one included.
-        ``None`` is all.
+        Number of positions that attention sees, the present one included; ``None`` for
+        all.
 
     Raises
     ------
@@ -54,9 +54,10 @@ class SequenceDecoder(eqx.Module):
     - Calling the decoder gives a distribution, so a model reads
       ``numpyro.sample("x", decoder(z), obs=tokens)``.
     - A token depends on the ``num_blocks * (context - 1) + 1`` before it. A decoder
-      that sees them all may do without latents, which are then ignored ("posterior
-      collapse"). What reaches further than a short context they alone can tell.
-    - Layers are normalised before attention and before the perceptron, as in GPT-2.
+      that sees all of them may ignore the latents ("posterior collapse"); with a short
+      context, only the latents carry what reaches further.
+    - Layer normalisation comes before attention and before the perceptron, as in
+      GPT-2.
     - Leaves, in this order: ``token_embedding``, ``position_embedding``, those of
       ``latent_embedding``, ``blocks``, ``norm`` and ``head``.
 
@@ -73,30 +74,21 @@ class SequenceDecoder(eqx.Module):
     --------
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.decoders import SequenceDecoder
-    >>> decoder = SequenceDecoder(
-    ...     jax.random.key(0), num_latents=3, num_tokens=5, length=7, width=16
-    ... )
-    >>> law = decoder(jnp.zeros((4, 3)))
-    >>> law.batch_shape, law.event_shape
-    ((4,), (7,))
-    >>> tokens = law.sample(jax.random.key(1))
-    >>> tokens.shape, law.log_prob(tokens).shape
+    >>> import numpyro_kaem as kaem
+    >>> key = jax.random.key(0)
+    >>> decoder = kaem.SequenceDecoder(key, num_latents=3, num_tokens=5, length=7)
+    >>> sequences = decoder(jnp.zeros((4, 3)))
+    >>> tokens = sequences.sample(jax.random.key(1))
+    >>> tokens.shape, sequences.log_prob(tokens).shape
     ((4, 7), (4,))
     """
 
     token_embedding: jax.Array
-    """Embeddings of the tokens, shape ``(num_tokens, width)``."""
     position_embedding: jax.Array
-    """Embeddings of the positions, shape ``(length, width)``."""
     latent_embedding: eqx.nn.Linear
-    """Embedding of the latents, from ``num_latents`` to ``width``."""
     blocks: tuple["_Block", ...]
-    """Blocks of attention and perceptron."""
     norm: eqx.nn.LayerNorm
-    """Normalisation before the last layer."""
     head: eqx.nn.Linear
-    """Last layer, from ``width`` to ``num_tokens``."""
 
     def __init__(
         self,
@@ -132,14 +124,7 @@ class SequenceDecoder(eqx.Module):
             self.norm,
             self.head,
         ) = _initial(
-            key,
-            num_latents,
-            num_tokens,
-            length,
-            width,
-            num_heads,
-            num_blocks,
-            context,
+            key, num_latents, num_tokens, length, width, num_heads, num_blocks, context
         )
 
     @property
@@ -158,7 +143,7 @@ class SequenceDecoder(eqx.Module):
         return self.position_embedding.shape[-2]
 
     def __call__(self, z: ArrayLike) -> TokenSequence:
-        """Law of sequences, batch shape ``z.shape[:-1]``, event shape ``(length,)``."""
+        """Distribution, batch shape ``z.shape[:-1]``, event shape ``(length,)``."""
         return TokenSequence(self, z)
 
     def logits(self, z: ArrayLike, tokens: ArrayLike) -> jax.Array:
@@ -184,7 +169,7 @@ class SequenceDecoder(eqx.Module):
         ValueError
             If a last axis has another size.
         """
-        z = as_latents(z, self.num_latents, self.token_embedding.dtype)
+        z = as_vectors("z", z, self.num_latents, self.token_embedding.dtype)
         tokens = as_tokens("tokens", tokens, self.length)
         batch = jnp.broadcast_shapes(z.shape[:-1], tokens.shape[:-1])
         z = jnp.broadcast_to(z, (*batch, z.shape[-1]))
@@ -213,7 +198,7 @@ class _Block(eqx.Module):
     ) -> None:
         keys = jax.random.split(key, 4)
         self.attention_norm = eqx.nn.LayerNorm(width)
-        # No offset: the weights of attention would not depend on that of the keys.
+        # Without offset: attention does not depend on that of the keys.
         self.query_key_value = eqx.nn.Linear(
             width, 3 * width, use_bias=False, key=keys[0]
         )
@@ -246,7 +231,7 @@ class _Block(eqx.Module):
 @partial(jax.vmap, in_axes=(None, 0, 0))
 def _logits(decoder: SequenceDecoder, z: jax.Array, tokens: jax.Array) -> jax.Array:
     """Logits of each sequence, shape ``(num_sequences, length, num_tokens)``."""
-    # Nothing precedes the first token: its place says that it is the first.
+    # Nothing precedes the first token; its position says that it is the first.
     before = jnp.take(decoder.token_embedding, tokens[:-1], axis=0, mode="clip")
     x = decoder.position_embedding + decoder.latent_embedding(z)
     x = x + jnp.pad(before, ((1, 0), (0, 0)))

@@ -133,7 +133,7 @@ def test_errors(key, decoder):
         decoder.logits(Z, TOKENS * 1.0)
     with pytest.raises(ValueError, match=r"tokens must have shape \(\.\.\., 6\), got"):
         decoder.logits(Z, TOKENS[:-1])
-    with pytest.raises(ValueError, match=r"z must have shape \(\*batch, 2\)"):
+    with pytest.raises(ValueError, match=r"z must have shape \(\.\.\., 2\)"):
         decoder.logits(np.zeros(3), TOKENS)
 
 
