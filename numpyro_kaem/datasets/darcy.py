@@ -18,29 +18,29 @@ def gaussian_random_field(
     variance: float = 1.0,
     smoothness: float = 1.0,
 ) -> np.ndarray:
-    r"""Draw Gaussian random fields of a Matérn-like covariance on the unit square.
+    r"""Draw Gaussian random fields with a Matérn-like covariance on the unit square.
 
     .. math::
 
         a \sim \text{Normal}\!\left(0, \; c \, (-\Delta + \tau^2 I)^{-(\nu + 1)}\right),
         \qquad \tau = \sqrt{2 \nu} \, / \, \ell,
 
-    with the Laplacian of zero normal derivative on the boundary. Its eigenfunctions
-    are products of cosines, so that a draw is one cosine transform of independent
-    normal numbers.
+    where the Laplacian has zero normal derivative on the boundary. Its eigenfunctions
+    are products of cosines, so a draw is one cosine transform of independent normal
+    numbers.
 
     Parameters
     ----------
     rng
         NumPy generator, or a seed.
     num_fields
-        How many to draw. The first few are the same whatever the number.
+        Number of fields. The first few do not depend on it.
     size
-        Number of cells along a side. Values are those at the middles of the cells.
+        Number of cells along a side. Values are those at cell centres.
     length_scale
-        Length :math:`\ell` over which values are alike; the square has side one.
+        Correlation length :math:`\ell`; the square has side one.
     variance
-        Variance, on average over the square. The constant :math:`c` follows from it.
+        Variance averaged over the square; it sets the constant :math:`c`.
     smoothness
         Smoothness :math:`\nu` of the Matérn covariance.
 
@@ -52,16 +52,16 @@ def gaussian_random_field(
     Raises
     ------
     TypeError
-        If an argument is not a number of its kind.
+        If an argument is of the wrong type.
     ValueError
         If one is not positive, or ``size`` is less than 2.
 
     Notes
     -----
-    Away from the boundary the covariance is the Matérn covariance. Within about a
-    length scale of a side the variance rises to twice that of the middle, and to four
-    times in a corner, as the boundary mirrors the field. Frequencies that the grid
-    cannot hold are left out.
+    Away from the boundary the covariance is Matérn, truncated to the grid's
+    frequencies. Within about a length scale of a side the variance rises to twice that
+    of the centre, and to four times in a corner, because the boundary mirrors the
+    field.
 
     References
     ----------
@@ -82,7 +82,7 @@ def gaussian_random_field(
     smoothness = as_positive("smoothness", smoothness)
     from scipy.fft import idctn
 
-    # In units of tau, so that the constant has weight one. At great length scales the
+    # In units of tau, so that the constant has weight one. At large length scales the
     # squares of the others may overflow, which leaves the constant alone.
     frequencies = np.pi * np.arange(size) * length_scale / np.sqrt(2 * smoothness)
     with np.errstate(over="ignore"):
@@ -96,21 +96,12 @@ def gaussian_random_field(
 
 
 class DarcyFlow(NamedTuple):
-    """Pressure fields and the permeability they come from; made by :func:`darcy_flow`.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.datasets import darcy_flow
-    >>> pressure, log_permeability = darcy_flow(0, num_fields=2, size=8)
-    >>> pressure.shape, log_permeability.shape
-    ((2, 8, 8), (2, 8, 8))
-    """
+    """Pressure fields and their permeability; made by :func:`darcy_flow`."""
 
     pressure: np.ndarray
-    """Pressures at the middles of the cells, float32, shape
-    ``(num_fields, size, size)``."""
+    """Pressures at cell centres, float32, shape ``(num_fields, size, size)``."""
     log_permeability: np.ndarray
-    """Logs of the permeability there, of the same shape."""
+    """Log permeability there, of the same shape."""
 
 
 def darcy_flow(
@@ -136,15 +127,15 @@ def darcy_flow(
     rng
         NumPy generator, or a seed.
     num_fields
-        How many to draw. The first few are the same whatever the number.
+        Number of fields. The first few do not depend on it.
     size
         Number of cells along a side.
     length_scale, variance, smoothness
-        Law of the log permeability, as of :func:`gaussian_random_field`.
+        Distribution of the log permeability, as of :func:`gaussian_random_field`.
     source
-        Rate :math:`s > 0` at which fluid comes in, everywhere the same.
+        Rate :math:`s > 0` of inflow, the same everywhere.
     progress_bar
-        Whether to show how many fields are solved.
+        Whether to show progress.
 
     Returns
     -------
@@ -153,22 +144,21 @@ def darcy_flow(
     Raises
     ------
     TypeError
-        If an argument is not a number of its kind.
+        If an argument is of the wrong type.
     ValueError
-        If one is not positive, if ``size`` is less than 2, or if the permeability
-        varies too much to solve.
+        If one is not positive, ``size`` is less than 2, or the permeability varies too
+        much to solve.
 
     Notes
     -----
-    Pressures are positive, and of the size of ``0.07 * source`` in the middle where the
-    permeability is one. A field takes about half a millisecond at 32×32, and five at
-    64×64.
+    Pressures are positive, about ``0.07 * source`` in the centre for permeability one.
+    A field takes about half a millisecond at 32×32, and five at 64×64.
 
     References
     ----------
     Li et al. (2021), "Fourier neural operator for parametric partial differential
     equations", *International Conference on Learning Representations*, section 5.2,
-    takes ``length_scale=2**0.5 / 3`` and ``smoothness=1``, and thresholds the field.
+    who take ``length_scale=2**0.5 / 3`` and ``smoothness=1``, and threshold the field.
 
     Examples
     --------
@@ -200,31 +190,30 @@ def solve_darcy(
 
     .. math:: -\nabla \cdot (e^{a} \, \nabla p) = s
 
-    Finite volumes: what flows out of a cell through its four faces is what its source
-    gives. The permeability of a face is the harmonic mean of the two cells that it
-    parts. The error falls as the square of the cells' side where :math:`a` is smooth.
+    Finite volumes: the flow out of a cell through its four faces equals its source.
+    The permeability of a face is the harmonic mean of its two cells. The error falls as
+    the square of the cells' side where :math:`a` is smooth.
 
     Parameters
     ----------
     log_permeability
-        Values of :math:`a` at the middles of the cells, shape ``(*batch, size, size)``.
+        Values of :math:`a` at cell centres, shape ``(*batch, size, size)``.
     source
-        Values of :math:`s` there, a number or any shape that broadcasts to that of
-        ``log_permeability``.
+        Values of :math:`s` there, of a shape that broadcasts to ``log_permeability``.
     progress_bar
-        Whether to show how many fields are solved.
+        Whether to show progress.
 
     Returns
     -------
     numpy.ndarray
-        Pressures at the middles of the cells, float64, shape ``(*batch, size, size)``.
+        Pressures at cell centres, float64, shape ``(*batch, size, size)``.
 
     Raises
     ------
     ValueError
-        If an argument is not finite or of another shape, if there is no field, or if
-        the permeability varies too much to solve in float64: by a factor of about
-        :math:`10^{12}` within a field.
+        If an argument is not finite or of another shape, there is no field, or the
+        permeability varies within a field by more than float64 can solve, a factor of
+        about :math:`10^{12}`.
 
     References
     ----------
@@ -271,17 +260,10 @@ def solve_darcy(
 
 
 def _check_range(fields: np.ndarray) -> None:
-    """Check that float64 can solve for fields of shape ``(num_fields, size, size)``.
-
-    Raises
-    ------
-    ValueError
-        If not.
-    """
+    """Check that float64 can solve for fields of shape ``(num_fields, size, size)``."""
     low, high = fields.min(axis=(1, 2)), fields.max(axis=(1, 2))
-    # Where an island of high permeability lies in one of low permeability, little leaks
-    # out: rounding adds to it up to this part of it. A hundredth is rarely reached;
-    # dense algebra in higher precision found a tenth of the bound.
+    # Little leaks out of an island of high permeability: rounding changes that by up to
+    # a hundredth at this bound, by a tenth of that against algebra in higher precision.
     allowed = np.log(0.01 / (fields.shape[-1] * np.finfo(np.float64).eps))
     worst = np.argmax(high - low)
     if high[worst] - low[worst] > allowed:

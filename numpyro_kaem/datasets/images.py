@@ -1,4 +1,4 @@
-"""Images: digits, MNIST, CIFAR-10, SVHN and folders."""
+"""Images: digits, MNIST, SVHN, CIFAR-10 and folders."""
 
 import math
 from collections.abc import Sequence
@@ -19,413 +19,28 @@ __all__ = [
     "read_idx",
     "read_image_folder",
     "read_svhn",
-    "to_unit_interval",
 ]
 
-
-class LabelledImages(NamedTuple):
-    """Images of known classes; made by :func:`read_svhn` and :func:`read_cifar10`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.datasets import LabelledImages
-    >>> data = LabelledImages(np.zeros((3, 32, 32, 3), "float32"), np.array([0, 7, 7]))
-    >>> data.images[data.labels == 7].shape
-    (2, 32, 32, 3)
-    """
-
-    images: np.ndarray
-    """Colours last, shape ``(num_images, height, width, 3)``: float32 in [0, 1], or
-    uint8 if not scaled."""
-    labels: np.ndarray
-    """Classes counted from zero, int32, shape ``(num_images,)``."""
-
-
-def to_unit_interval(images: np.ndarray) -> np.ndarray:
-    """Bytes as float32 in [0, 1], of the same shape; 255 becomes exactly one."""
-    return np.divide(images, np.float32(255), dtype=np.float32)
-
-
+_IDX = "an IDX file"
 # Third byte of the file; numbers are stored with the highest byte first.
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_IDX = "an IDX file"
-
-
-def read_idx(path: str | PathLike, *, scale: bool = True) -> np.ndarray:
-    """Read an IDX file, such as those of MNIST, compressed by gzip or not.
-
-    Parameters
-    ----------
-    path
-        Path of the file. It is found to be compressed by what it holds, not by its
-        name.
-    scale
-        Whether to scale images to [0, 1]. Images are unsigned bytes of three axes or
-        more. All else, such as labels, is left as stored.
-
-    Returns
-    -------
-    numpy.ndarray
-        The array that the file holds: float32 in [0, 1] for images that are scaled,
-        else of the stored type, in the byte order of this machine.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If it is a folder, not an IDX file, damaged, or shorter or longer than it says
-        that it is.
-
-    References
-    ----------
-    LeCun, Cortes and Burges (1998), "The MNIST database of handwritten digits", with
-    the format at the end.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from numpyro_kaem.datasets import read_idx
-    >>> header = bytes([0, 0, 8, 1]) + (3).to_bytes(4, "big")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "labels-idx1-ubyte"
-    ...     _ = path.write_bytes(header + bytes([7, 2, 1]))
-    ...     read_idx(path)
-    array([7, 2, 1], dtype=uint8)
-    """
-    path = existing_file(path, _IDX)
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = _decompressed(content, path)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
-        codes = ", ".join(f"{code:02x}" for code in _DTYPES)
-        raise ValueError(
-            f"{path} is not {_IDX}: its first four bytes must be 00 00, one of "
-            f"{codes}, and the number of axes, got {content[:4].hex(' ') or 'nothing'}."
-        )
-    dtype, num_axes = np.dtype(_DTYPES[content[2]]), content[3]
-    start = 4 + 4 * num_axes
-    if len(content) < start:
-        raise ValueError(
-            f"{path} is truncated: expected {start} bytes of header for {num_axes} "
-            f"axes, found {len(content)} bytes."
-        )
-    shape = tuple(np.frombuffer(content, ">u4", num_axes, 4).tolist())
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(content) != expected:
-        wrong = "is truncated" if len(content) < expected else "is too long"
-        raise ValueError(
-            f"{path} {wrong}: expected {expected} bytes for shape {shape} of "
-            f"{dtype.name}, found {len(content)}."
-        )
-    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    if scale and dtype == np.uint8 and num_axes >= 3:
-        return to_unit_interval(array)
-    return array.astype(dtype.newbyteorder("="))
-
-
-def _decompressed(content: bytes, path: PathLike) -> bytes:
-    """Contents of a gzip file.
-
-    Raises
-    ------
-    ValueError
-        If it is truncated or damaged.
-    """
-    import gzip
-    import zlib
-
-    try:
-        return gzip.decompress(content)
-    except EOFError:
-        raise ValueError(
-            f"{path} is truncated: its gzip data end after {len(content)} bytes, "
-            "before their end marker."
-        ) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} has damaged gzip data: {error}.") from error
-
-
+_SVHN = "a MATLAB file of SVHN's cropped digits"
+# A label and three planes of 32×32 pixels: red, green, blue.
+_CIFAR10_RECORD = 1 + 3 * 32 * 32
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Pillow's modes of more than eight bits a colour, which it would cut off, not scale.
+# Pillow's modes of more than eight bits per colour, which it would cut off, not scale.
 _DEEP = ("I", "F")
 
 
-class ImageFolder(NamedTuple):
-    """Images of a folder, all of one size; made by :func:`read_image_folder`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.datasets import ImageFolder
-    >>> folder = ImageFolder(np.zeros((2, 64, 64, 3), "float32"), ("a.png", "b.png"))
-    >>> len(folder.names) == len(folder.images)
-    True
-    """
-
-    images: np.ndarray
-    """Colours last, shape ``(num_images, size, size, 3)``: float32 in [0, 1], or uint8
-    if not scaled."""
-    names: tuple[str, ...]
-    """Names of their files, in the same order."""
-
-
-def read_image_folder(
-    path: str | PathLike,
-    size: int = 64,
-    *,
-    crop: int | None = None,
-    limit: int | None = None,
-    scale: bool = True,
-    progress_bar: bool = False,
-) -> ImageFolder:
-    """Read the images of a folder, such as CelebA's, as squares of one size.
-
-    Of each image the square in the middle is cut out and resized, with smoothing where
-    it gets smaller. Grey images get three equal colours, transparency is dropped, and
-    photographs are turned upright.
-
-    Parameters
-    ----------
-    path
-        Path of the folder. Files whose name does not end as an image's, and folders
-        within, are passed over.
-    size
-        Number of pixels along a side of the result.
-    crop
-        Number of pixels along a side of the square to cut out; by default the shorter
-        side of each image. For CelebA, 148 or 140 keeps the face.
-    limit
-        How many images to read at most, the first by name; by default all.
-    scale
-        Whether to scale images to [0, 1].
-    progress_bar
-        Whether to show how many images are read.
-
-    Returns
-    -------
-    ImageFolder
-        In order of the names.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist.
-    TypeError
-        If a number is not an integer.
-    ValueError
-        If the path is not a folder, if no image is in it, if a file cannot be read as
-        an image or is smaller than ``crop``, or if a number is not positive.
-
-    References
-    ----------
-    Liu, Luo, Wang and Tang (2015), "Deep learning face attributes in the wild",
-    *International Conference on Computer Vision*.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> import numpy as np
-    >>> from matplotlib.image import imsave
-    >>> from numpyro_kaem.datasets import read_image_folder
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("b.png", "a.png"):
-    ...         imsave(Path(folder) / name, np.ones((20, 16, 3)))
-    ...     data = read_image_folder(folder, size=8)
-    >>> data.images.shape, data.names
-    ((2, 8, 8, 3), ('a.png', 'b.png'))
-    """
-    size = as_count("size", size)
-    crop = None if crop is None else as_count("crop", crop)
-    limit = None if limit is None else as_count("limit", limit)
-    files = _image_files(as_path("path", path))[:limit]
-    images = np.empty((len(files), size, size, 3), np.float32 if scale else np.uint8)
-    steps = files
-    if progress_bar:
-        from tqdm.auto import tqdm
-
-        steps = tqdm(files, desc="Images")
-    # Scaled one by one: as bytes and as numbers at once, a large folder may not fit.
-    for i, file in enumerate(steps):
-        image = _read_square(file, size, crop)
-        images[i] = to_unit_interval(image) if scale else image
-    return ImageFolder(images, tuple(file.name for file in files))
-
-
-def _image_files(path: Path) -> list[Path]:
-    """Files of a folder that are named as images, in order.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist.
-    ValueError
-        If it is a file, or holds no image.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a folder of images.")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file; expected a folder of images.")
-    # Hidden files, as some systems leave beside images, are none.
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in _SUFFIXES
-        and not file.name.startswith(".")
-        and file.is_file()
-    )
-    if not files:
-        raise ValueError(
-            f"{path} holds no image: no file name ends in {', '.join(_SUFFIXES)}."
-        )
-    return files
-
-
-def _read_square(file: Path, size: int, crop: int | None) -> np.ndarray:
-    """Read the square in the middle of an image, shape ``(size, size, 3)``, uint8.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read or is too small.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-    except Exception as error:
-        # What Pillow raises depends on the format and on which byte is wrong.
-        raise ValueError(
-            f"{file} cannot be read as an image: it is another file, truncated or "
-            f"damaged ({type(error).__name__}: {error})."
-        ) from error
-    if image.mode.startswith(_DEEP):
-        raise ValueError(
-            f"{file} must have eight bits a colour, got an image of mode {image.mode}."
-        )
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB")
-    width, height = image.size
-    side = min(width, height) if crop is None else crop
-    if side > min(width, height):
-        raise ValueError(
-            f"{file} must be at least crop={crop} pixels wide and high, got "
-            f"{width}×{height}."
-        )
-    left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-# A label and three planes of 32×32 pixels: red, green, blue.
-_RECORD = 1 + 3 * 32 * 32
-
-
-def read_cifar10(
-    paths: str | PathLike | Sequence[str | PathLike], *, scale: bool = True
-) -> LabelledImages:
-    """Read files of CIFAR-10, binary version.
-
-    Parameters
-    ----------
-    paths
-        Path of a file, such as ``test_batch.bin``, or several, such as
-        ``data_batch_1.bin`` to ``data_batch_5.bin``, which are joined in this order.
-    scale
-        Whether to scale images to [0, 1].
-
-    Returns
-    -------
-    LabelledImages
-        Images of shape ``(num_images, 32, 32, 3)``, and their classes.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file does not exist.
-    ValueError
-        If no path is given, or if a file is a folder, is empty, does not consist of
-        records of 3,073 bytes, or has a label above 9.
-
-    References
-    ----------
-    Krizhevsky (2009), "Learning multiple layers of features from tiny images",
-    technical report, University of Toronto.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from numpyro_kaem.datasets import read_cifar10
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "test_batch.bin"
-    ...     _ = path.write_bytes(bytes([3] + [255] * 3072))
-    ...     data = read_cifar10(path)
-    >>> data.images.shape, data.labels
-    ((1, 32, 32, 3), array([3], dtype=int32))
-    """
-    paths = [paths] if isinstance(paths, str | PathLike) else list(paths)
-    if not paths:
-        raise ValueError("paths must name at least one file of CIFAR-10, got none.")
-    records = np.concatenate([_records(path) for path in paths])
-    labels = records[:, 0].astype(np.int32)
-    images = records[:, 1:].reshape(-1, 3, 32, 32)
-    images = np.ascontiguousarray(np.moveaxis(images, 1, 3))
-    return LabelledImages(to_unit_interval(images) if scale else images, labels)
-
-
-def _records(path: str | PathLike) -> np.ndarray:
-    """Read the records of a file, shape ``(num_images, 3073)``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it does not exist.
-    ValueError
-        If it is not as CIFAR-10's.
-    """
-    path = existing_file(path, "a binary file of CIFAR-10")
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0 or content.size % _RECORD:
-        raise ValueError(
-            f"{path} must consist of records of {_RECORD} bytes, found {content.size} "
-            f"bytes: {content.size // _RECORD} records and {content.size % _RECORD} "
-            "bytes. It is truncated, or not the binary version of CIFAR-10."
-        )
-    records = content.reshape(-1, _RECORD)
-    wrong = records[:, 0] > 9
-    if np.any(wrong):
-        place = int(np.argmax(wrong))
-        raise ValueError(
-            f"{path} must hold labels from 0 to 9, found {records[place, 0]} in record "
-            f"{place}."
-        )
-    return records
-
-
 class Digits(NamedTuple):
-    """Handwritten digits, to train on and set aside; made by :func:`load_digits`.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.datasets import load_digits
-    >>> digits = load_digits(test_size=100)
-    >>> digits.images.shape, digits.test_labels.shape
-    ((1697, 8, 8), (100,))
-    """
+    """Handwritten digits for training and for testing; made by :func:`load_digits`."""
 
     images: np.ndarray
-    """Images to train on, float32 in [0, 1], shape ``(num_images, 8, 8)``."""
+    """Training images, float32 in [0, 1], shape ``(num_images, 8, 8)``."""
     labels: np.ndarray
     """Their digits, int32, shape ``(num_images,)``."""
     test_images: np.ndarray
-    """Images set aside, shape ``(test_size, 8, 8)``."""
+    """Test images, shape ``(test_size, 8, 8)``."""
     test_labels: np.ndarray
     """Their digits, shape ``(test_size,)``."""
 
@@ -436,23 +51,23 @@ def load_digits(test_size: int = 0, *, seed: int = 0) -> Digits:
     Parameters
     ----------
     test_size
-        How many to set aside, 0 or from 10 to 1787: each digit has its share.
+        Number of test images, 0 or from 10 to 1787; the split is stratified by digit.
     seed
-        Chooses them. The same seed gives the same split.
+        Seed of the split.
 
     Returns
     -------
     Digits
-        In their own order if none are set aside, else in random order.
+        In their original order without test images, else in random order.
 
     Raises
     ------
     ImportError
-        If scikit-learn, of which they are a part, is not installed.
+        If scikit-learn, which holds them, is not installed.
     TypeError
         If a number is not an integer.
     ValueError
-        If one is negative, or ``test_size`` is not as above.
+        If a number is out of its range.
 
     References
     ----------
@@ -493,7 +108,102 @@ def load_digits(test_size: int = 0, *, seed: int = 0) -> Digits:
     return Digits(images[train], labels[train], images[test], labels[test])
 
 
-_SVHN = "a MATLAB file of SVHN's cropped digits"
+def read_idx(path: str | PathLike, *, scale: bool = True) -> np.ndarray:
+    """Read an IDX file, such as those of MNIST, compressed by gzip or not.
+
+    Parameters
+    ----------
+    path
+        Path of the file. Compression is detected by content, not by name.
+    scale
+        Whether to scale images, unsigned bytes of three axes or more, to [0, 1]. Other
+        arrays, such as labels, are left as stored.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 in [0, 1] for scaled images, else of the stored type, in native byte
+        order.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If it is a folder, not an IDX file, damaged, or of another length than its
+        header states.
+
+    References
+    ----------
+    LeCun, Cortes and Burges (1998), "The MNIST database of handwritten digits".
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from numpyro_kaem.datasets import read_idx
+    >>> header = bytes([0, 0, 8, 1]) + (3).to_bytes(4, "big")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "labels-idx1-ubyte"
+    ...     _ = path.write_bytes(header + bytes([7, 2, 1]))
+    ...     read_idx(path)
+    array([7, 2, 1], dtype=uint8)
+    """
+    path = existing_file(path, _IDX)
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = _decompressed(content, path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
+        codes = ", ".join(f"{code:02x}" for code in _DTYPES)
+        raise ValueError(
+            f"{path} is not {_IDX}: its first four bytes must be 00 00, one of "
+            f"{codes}, and the number of axes, got {content[:4].hex(' ') or 'nothing'}."
+        )
+    dtype, num_axes = np.dtype(_DTYPES[content[2]]), content[3]
+    start = 4 + 4 * num_axes
+    if len(content) < start:
+        raise ValueError(
+            f"{path} is truncated: expected {start} bytes of header for {num_axes} "
+            f"axes, found {len(content)} bytes."
+        )
+    shape = tuple(np.frombuffer(content, ">u4", num_axes, 4).tolist())
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        wrong = "is truncated" if len(content) < expected else "is too long"
+        raise ValueError(
+            f"{path} {wrong}: expected {expected} bytes for shape {shape} of "
+            f"{dtype.name}, found {len(content)}."
+        )
+    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    if scale and dtype == np.uint8 and num_axes >= 3:
+        return _to_unit_interval(array)
+    return array.astype(dtype.newbyteorder("="))
+
+
+def _decompressed(content: bytes, path: PathLike) -> bytes:
+    """Contents of a gzip file."""
+    import gzip
+    import zlib
+
+    try:
+        return gzip.decompress(content)
+    except EOFError:
+        raise ValueError(
+            f"{path} is truncated: its gzip data end after {len(content)} bytes, "
+            "before their end marker."
+        ) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} has damaged gzip data: {error}.") from error
+
+
+class LabelledImages(NamedTuple):
+    """Images of known classes; made by :func:`read_svhn` and :func:`read_cifar10`."""
+
+    images: np.ndarray
+    """float32 in [0, 1], or uint8 if not scaled, shape
+    ``(num_images, height, width, 3)``."""
+    labels: np.ndarray
+    """Classes counted from zero, int32, shape ``(num_images,)``."""
 
 
 def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
@@ -562,8 +272,8 @@ def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
         raise ValueError(f"{path} must hold images X of uint8, found {images.dtype}.")
     if np.size(labels) != images.shape[3]:
         raise ValueError(
-            f"{path} must hold one label for each image, found {np.size(labels)} "
-            f"labels y for {images.shape[3]} images X."
+            f"{path} must hold one label per image, found {np.size(labels)} labels y "
+            f"for {images.shape[3]} images X."
         )
     labels = np.ravel(labels)
     wrong = ~np.isin(labels, np.arange(1, 11))
@@ -575,17 +285,11 @@ def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
         )
     images = np.ascontiguousarray(np.moveaxis(images, 3, 0))
     labels = (labels % 10).astype(np.int32)
-    return LabelledImages(to_unit_interval(images) if scale else images, labels)
+    return LabelledImages(_to_unit_interval(images) if scale else images, labels)
 
 
 def _check_length(path: Path) -> None:
-    """Check that a MATLAB file is as long as its variables say.
-
-    Raises
-    ------
-    ValueError
-        If it is shorter.
-    """
+    """Check that a MATLAB file is as long as its variables say."""
     found, place = path.stat().st_size, 128
     with path.open("rb") as file:
         order = {b"IM": "little", b"MI": "big"}.get(file.read(place)[126:])
@@ -605,13 +309,7 @@ def _check_length(path: Path) -> None:
 
 
 def _variables(path: Path) -> dict[str, np.ndarray]:
-    """Variables of a MATLAB file by name.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read.
-    """
+    """Variables of a MATLAB file by name."""
     from scipy.io import loadmat
 
     try:
@@ -627,3 +325,230 @@ def _variables(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as {_SVHN}: it is another file, truncated or "
             f"damaged ({type(error).__name__}: {error})."
         ) from error
+
+
+def read_cifar10(
+    paths: str | PathLike | Sequence[str | PathLike], *, scale: bool = True
+) -> LabelledImages:
+    """Read files of CIFAR-10, binary version.
+
+    Parameters
+    ----------
+    paths
+        Path of a file, such as ``test_batch.bin``, or of several, which are joined in
+        this order.
+    scale
+        Whether to scale images to [0, 1].
+
+    Returns
+    -------
+    LabelledImages
+        Images of shape ``(num_images, 32, 32, 3)``, and their classes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If no path is given, or if a file is a folder, is empty, does not consist of
+        records of 3,073 bytes, or has a label above 9.
+
+    References
+    ----------
+    Krizhevsky (2009), "Learning multiple layers of features from tiny images",
+    technical report, University of Toronto.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from numpyro_kaem.datasets import read_cifar10
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "test_batch.bin"
+    ...     _ = path.write_bytes(bytes([3] + [255] * 3072))
+    ...     data = read_cifar10(path)
+    >>> data.images.shape, data.labels
+    ((1, 32, 32, 3), array([3], dtype=int32))
+    """
+    paths = [paths] if isinstance(paths, str | PathLike) else list(paths)
+    if not paths:
+        raise ValueError("paths must name at least one file of CIFAR-10, got none.")
+    records = np.concatenate([_records(path) for path in paths])
+    labels = records[:, 0].astype(np.int32)
+    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(np.moveaxis(images, 1, 3))
+    return LabelledImages(_to_unit_interval(images) if scale else images, labels)
+
+
+def _records(path: str | PathLike) -> np.ndarray:
+    """Read the records of a file, shape ``(num_images, 3073)``."""
+    path = existing_file(path, "a binary file of CIFAR-10")
+    content = np.fromfile(path, np.uint8)
+    count, rest = divmod(content.size, _CIFAR10_RECORD)
+    if content.size == 0 or rest:
+        raise ValueError(
+            f"{path} must consist of records of {_CIFAR10_RECORD} bytes, found "
+            f"{content.size} bytes: {count} records and {rest} bytes. It is truncated, "
+            "or not the binary version of CIFAR-10."
+        )
+    records = content.reshape(-1, _CIFAR10_RECORD)
+    wrong = records[:, 0] > 9
+    if np.any(wrong):
+        place = int(np.argmax(wrong))
+        raise ValueError(
+            f"{path} must hold labels from 0 to 9, found {records[place, 0]} in record "
+            f"{place}."
+        )
+    return records
+
+
+class ImageFolder(NamedTuple):
+    """Images of a folder, all of one size; made by :func:`read_image_folder`."""
+
+    images: np.ndarray
+    """float32 in [0, 1], or uint8 if not scaled, shape
+    ``(num_images, size, size, 3)``."""
+    names: tuple[str, ...]
+    """File names, in the same order."""
+
+
+def read_image_folder(
+    path: str | PathLike,
+    size: int = 64,
+    *,
+    crop: int | None = None,
+    limit: int | None = None,
+    scale: bool = True,
+    progress_bar: bool = False,
+) -> ImageFolder:
+    """Read the images of a folder, such as CelebA's, as squares of one size.
+
+    The central square of each image is cropped and resized, antialiased where it
+    shrinks. Grey images get three equal colours, transparency is dropped, and
+    photographs are turned upright.
+
+    Parameters
+    ----------
+    path
+        Path of the folder. Files without an image's suffix, and folders within, are
+        ignored.
+    size
+        Pixels along a side of the result.
+    crop
+        Pixels along a side of the cropped square; by default the shorter side of each
+        image. For CelebA, 148 or 140 keeps the face.
+    limit
+        Largest number of images to read, the first by name; by default all.
+    scale
+        Whether to scale images to [0, 1].
+    progress_bar
+        Whether to show progress.
+
+    Returns
+    -------
+    ImageFolder
+        In order of the names.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    TypeError
+        If a number is not an integer.
+    ValueError
+        If the path is not a folder or holds no image, a file cannot be read as an image
+        or is smaller than ``crop``, or a number is not positive.
+
+    References
+    ----------
+    Liu, Luo, Wang and Tang (2015), "Deep learning face attributes in the wild",
+    *International Conference on Computer Vision*.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from matplotlib.image import imsave
+    >>> from numpyro_kaem.datasets import read_image_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("b.png", "a.png"):
+    ...         imsave(Path(folder) / name, np.ones((20, 16, 3)))
+    ...     data = read_image_folder(folder, size=8)
+    >>> data.images.shape, data.names
+    ((2, 8, 8, 3), ('a.png', 'b.png'))
+    """
+    size = as_count("size", size)
+    crop = None if crop is None else as_count("crop", crop)
+    limit = None if limit is None else as_count("limit", limit)
+    files = _image_files(as_path("path", path))[:limit]
+    images = np.empty((len(files), size, size, 3), np.float32 if scale else np.uint8)
+    steps = files
+    if progress_bar:
+        from tqdm.auto import tqdm
+
+        steps = tqdm(files, desc="Images")
+    # Scaled one by one: a large folder may not fit in memory in both types.
+    for i, file in enumerate(steps):
+        image = _read_square(file, size, crop)
+        images[i] = _to_unit_interval(image) if scale else image
+    return ImageFolder(images, tuple(file.name for file in files))
+
+
+def _image_files(path: Path) -> list[Path]:
+    """Files of a folder that are named as images, in order."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a folder of images.")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; expected a folder of images.")
+    # Some systems leave hidden files beside images.
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in _SUFFIXES
+        and not file.name.startswith(".")
+        and file.is_file()
+    )
+    if not files:
+        raise ValueError(
+            f"{path} holds no image: no file name ends in {', '.join(_SUFFIXES)}."
+        )
+    return files
+
+
+def _read_square(file: Path, size: int, crop: int | None) -> np.ndarray:
+    """Read the square in the middle of an image, shape ``(size, size, 3)``, uint8."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+    except Exception as error:
+        # What Pillow raises depends on the format and on which byte is wrong.
+        raise ValueError(
+            f"{file} cannot be read as an image: it is another file, truncated or "
+            f"damaged ({type(error).__name__}: {error})."
+        ) from error
+    if image.mode.startswith(_DEEP):
+        raise ValueError(
+            f"{file} must have eight bits per colour, got mode {image.mode}."
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    image = image.convert("RGB")
+    width, height = image.size
+    side = min(width, height) if crop is None else crop
+    if side > min(width, height):
+        raise ValueError(
+            f"{file} must be at least crop={crop} pixels wide and high, got "
+            f"{width}×{height}."
+        )
+    left, top = (width - side) // 2, (height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _to_unit_interval(images: np.ndarray) -> np.ndarray:
+    """Bytes as float32 in [0, 1], of the same shape; 255 becomes exactly one."""
+    return np.divide(images, np.float32(255), dtype=np.float32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_kaem._checks import as_count, check_alphabet
+from numpyro_kaem._checks import as_count, check_alphabet, check_name
 
 __all__ = [
     "ALPHABET",
@@ -18,26 +18,17 @@ __all__ = [
 ]
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz.,;:'()-"
-"""Characters of :func:`load_text`; the token of a character is its place here."""
+"""Characters of :func:`load_text`; the token of a character is its index here."""
 
 # How typographic apostrophes and dashes are typed.
 _TYPED = str.maketrans("\N{LEFT SINGLE QUOTATION MARK}’–\N{EM DASH}", "''--")
 
 
 class TextWindows(NamedTuple):
-    """Pieces of a text, all of one length; made by :func:`load_text`.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.datasets import load_text
-    >>> windows = load_text(length=16)
-    >>> windows.tokens.shape[1], len(windows.decode(windows.tokens[0]))
-    (16, 16)
-    """
+    """Pieces of a text, all of one length; made by :func:`load_text`."""
 
     tokens: np.ndarray
-    """Places of the characters in the alphabet, int32, shape
-    ``(num_windows, length)``."""
+    """Indices into the alphabet, int32, shape ``(num_windows, length)``."""
     alphabet: str
     """The characters, each once."""
 
@@ -51,17 +42,16 @@ def load_text(
 ) -> TextWindows:
     """Load English prose as sequences of characters: Python's own documentation.
 
-    The text is that of ``pydoc_data.topics``, which every Python brings along for
-    ``help()``. Code and tables are left out, and about 170,000 characters stay, no
-    paragraph twice.
+    The text is that of ``pydoc_data.topics``, which Python ships for ``help()``,
+    without code, tables and repeated paragraphs: about 170,000 characters.
 
     Parameters
     ----------
     length
-        Number of characters of a sequence.
+        Number of characters per sequence.
     stride
-        Number of characters from the start of a sequence to that of the next; by
-        default ``length``, so that none overlap.
+        Number of characters between the starts of sequences; by default ``length``, so
+        that none overlap.
     alphabet
         Characters to keep, as of :func:`clean_text`.
 
@@ -74,9 +64,9 @@ def load_text(
     ImportError
         If this Python was installed without the text.
     TypeError
-        If an argument is not of its kind.
+        If an argument is of the wrong type.
     ValueError
-        If a number is not positive, if the text is shorter than ``length``, or if
+        If a number is not positive, the text is shorter than ``length``, or
         ``alphabet`` is empty or has a character twice.
 
     Notes
@@ -89,10 +79,8 @@ def load_text(
     --------
     >>> from numpyro_kaem.datasets import load_text
     >>> text = load_text(length=24)
-    >>> text.tokens.shape[1]
-    24
-    >>> len(text.decode(text.tokens[0]))
-    24
+    >>> text.tokens.shape[1], len(text.decode(text.tokens[0]))
+    (24, 24)
     """
     # Before the text is read, to fail early.
     length, alphabet = as_count("length", length), check_alphabet(alphabet)
@@ -104,9 +92,9 @@ def load_text(
 def clean_text(text: str, alphabet: str = ALPHABET) -> str:
     """Write a text in the characters of an alphabet.
 
-    A character that is not in it becomes its lower case if that is, or its letter
-    without accents, or else a space. Runs of spaces become one. An alphabet without
-    the space leaves such characters out.
+    A character that is not in it becomes its lower case or its letter without accents,
+    if that is in it, or else a space. Runs of spaces become one. An alphabet without
+    the space drops such characters.
 
     Parameters
     ----------
@@ -133,7 +121,7 @@ def clean_text(text: str, alphabet: str = ALPHABET) -> str:
     'kolmogorov-arnold: theoreme, p.'
     """
     alphabet = check_alphabet(alphabet)
-    _check_text(text)
+    check_name("text", text, "a string")
     if not set(text) <= set(alphabet):
         # Decomposed, letters are followed by their accents, which are then left out.
         text = unicodedata.normalize("NFKD", text.translate(_TYPED))
@@ -161,26 +149,25 @@ def character_windows(
     text
         Text in the characters of the alphabet; see :func:`clean_text`.
     length
-        Number of characters of a sequence.
+        Number of characters per sequence.
     stride
-        Number of characters from the start of a sequence to that of the next; by
-        default ``length``. What is left at the end is dropped.
+        Number of characters between the starts of sequences; by default ``length``. A
+        shorter rest at the end is dropped.
     alphabet
         Characters, each once.
 
     Returns
     -------
     numpy.ndarray
-        Places of the characters in the alphabet, int32, shape
-        ``(num_windows, length)``.
+        Indices into the alphabet, int32, shape ``(num_windows, length)``.
 
     Raises
     ------
     TypeError
-        If an argument is not of its kind.
+        If an argument is of the wrong type.
     ValueError
-        If a number is not positive, if the text is shorter than ``length`` or has a
-        character that is not in the alphabet, or if ``alphabet`` is empty or has a
+        If a number is not positive, the text is shorter than ``length`` or has a
+        character that is not in the alphabet, or ``alphabet`` is empty or has a
         character twice.
 
     Examples
@@ -193,7 +180,7 @@ def character_windows(
     """
     length, alphabet = as_count("length", length), check_alphabet(alphabet)
     stride = length if stride is None else as_count("stride", stride)
-    _check_text(text)
+    check_name("text", text, "a string")
     if len(text) < length:
         raise ValueError(
             f"text must have at least length={length} characters, got {len(text)}."
@@ -203,10 +190,10 @@ def character_windows(
         place = min(text.index(character) for character in strangers)
         raise ValueError(
             f"text must consist of characters of the alphabet, got {text[place]!r} at "
-            f"place {place}; clean_text replaces such characters."
+            f"index {place}; clean_text replaces such characters."
         )
-    place_of = {character: i for i, character in enumerate(alphabet)}
-    tokens = np.fromiter((place_of[c] for c in text), np.int32, len(text))
+    index_of = {character: i for i, character in enumerate(alphabet)}
+    tokens = np.fromiter((index_of[c] for c in text), np.int32, len(text))
     windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
     return windows[::stride].copy()
 
@@ -217,7 +204,7 @@ def decode_characters(tokens: np.ndarray, alphabet: str = ALPHABET) -> str | lis
     Parameters
     ----------
     tokens
-        Places in the alphabet, integers of shape ``(length,)`` or
+        Indices into the alphabet, integers of shape ``(length,)`` or
         ``(num_sequences, length)``.
     alphabet
         Characters, each once.
@@ -225,15 +212,15 @@ def decode_characters(tokens: np.ndarray, alphabet: str = ALPHABET) -> str | lis
     Returns
     -------
     str or list of str
-        One text, or one for each sequence.
+        One text, or one per sequence.
 
     Raises
     ------
     TypeError
         If tokens are not integers, or ``alphabet`` is not a string.
     ValueError
-        If tokens are of another shape, or not places in the alphabet, or if
-        ``alphabet`` is empty or has a character twice.
+        If tokens are of another shape or not indices into the alphabet, or ``alphabet``
+        is empty or has a character twice.
 
     Examples
     --------
@@ -253,33 +240,15 @@ def decode_characters(tokens: np.ndarray, alphabet: str = ALPHABET) -> str | lis
     bad = tokens[(tokens < 0) | (tokens >= len(alphabet))]
     if bad.size:
         raise ValueError(
-            f"tokens must be from 0 to {len(alphabet) - 1}, the last place of the "
+            f"tokens must be from 0 to {len(alphabet) - 1}, the last index of the "
             f"alphabet, got {bad[0]}."
         )
     texts = ["".join(alphabet[i] for i in row) for row in np.atleast_2d(tokens)]
     return texts if tokens.ndim == 2 else texts[0]
 
 
-def _check_text(text: object) -> None:
-    """Check that a text is a string.
-
-    Raises
-    ------
-    TypeError
-        If it is not.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {type(text).__name__}.")
-
-
 def _documentation() -> str:
-    """Prose of Python's documentation, paragraphs joined by spaces.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed.
-    """
+    """Prose of Python's documentation, paragraphs joined by spaces."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:

@@ -1,26 +1,23 @@
 """Figures of samples, and of what latents do."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jax.typing import ArrayLike
-
-from numpyro_kaem._checks import as_count
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_real
+from numpyro_kaem._checks import as_count, as_name, as_real
 from numpyro_kaem.distributions import AutoregressiveKAEMPrior
 from numpyro_kaem.models.kaem import KAEM
+from numpyro_kaem.plotting.style import make_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
-    "draw_image",
     "interpolate_latents",
     "plot_interpolation",
     "plot_samples",
@@ -45,7 +42,7 @@ def plot_samples(
     Parameters
     ----------
     samples
-        Generated ones, shape ``(num_samples, height, width)``, or with three colours
+        Generated images, shape ``(num_samples, height, width)``, or with three colours
         from 0 to 1 in a last axis. The first ones are drawn.
     real
         Data to compare with, shape ``(num_data, height, width)``, drawn on the left.
@@ -54,12 +51,12 @@ def plot_samples(
     cmap
         Colour map of matplotlib; by default grey, or ``"viridis"`` with a colour bar.
     limits
-        Values at both ends of the colour map; by default those of all that is drawn, so
-        that both grids have one scale.
+        Values at both ends of the colour map; by default the extremes of all that is
+        drawn, so that both grids have one scale.
     colorbar
         Whether to draw the scale, as for fields with units.
     titles
-        Above the real and the generated ones.
+        Above the real and the generated images.
     ax
         Axes to draw in: one, or two with ``real``. ``None`` makes a new figure.
 
@@ -105,9 +102,10 @@ def plot_samples(
     if cmap is None:
         cmap = "viridis" if colorbar else "gray_r"
 
-    axes = _grid_axes(ax, len(grids), num_columns, num_rows)
+    size = (0.6 * num_columns * len(grids) + 0.4, 0.6 * num_rows + 0.4)
+    axes = make_axes(ax, (len(grids),), size)
     for panel, grid in zip(axes, grids, strict=True):
-        image = draw_image(panel, _tile(grid, num_columns), cmap, limits)
+        image = _draw_image(panel, _tile(grid, num_columns), cmap, limits)
     if len(grids) == 2:
         for panel, title in zip(axes, titles, strict=True):
             panel.set_title(title, fontsize="medium")
@@ -116,7 +114,7 @@ def plot_samples(
     return axes if len(grids) == 2 else axes[0]
 
 
-def draw_image(
+def _draw_image(
     panel: "Axes", image: np.ndarray, cmap: str, limits: tuple[float, float]
 ) -> Any:
     """Draw one image without ticks."""
@@ -126,19 +124,12 @@ def draw_image(
         drawn = panel.imshow(
             image, cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest"
         )
-    panel.set_xticks([])
-    panel.set_yticks([])
+    panel.set(xticks=[], yticks=[])
     return drawn
 
 
 def _as_images(name: str, images: ArrayLike) -> np.ndarray:
-    """Finite images, ``(n, height, width)`` or ``(n, height, width, 3)``.
-
-    Raises
-    ------
-    ValueError
-        If they are none.
-    """
+    """Finite images, ``(n, height, width)`` or ``(n, height, width, 3)``."""
     images = np.asarray(images)
     is_grey, is_colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if not (is_grey or is_colour) or images.size == 0:
@@ -152,7 +143,7 @@ def _as_images(name: str, images: ArrayLike) -> np.ndarray:
 
 
 def _tile(images: np.ndarray, num_columns: int) -> np.ndarray:
-    """One picture of all images, row after row, one empty pixel between them."""
+    """One picture of all images, row by row, one empty pixel between them."""
     count, height, width = images.shape[:3]
     num_columns = min(num_columns, count)
     num_rows = -(-count // num_columns)
@@ -166,26 +157,6 @@ def _tile(images: np.ndarray, num_columns: int) -> np.ndarray:
     return picture
 
 
-def _grid_axes(ax: Any, count: int, num_columns: int, num_rows: int) -> np.ndarray:
-    """Axes of the grids.
-
-    Raises
-    ------
-    ValueError
-        If ``ax`` holds more or fewer.
-    """
-    if ax is not None:
-        axes = np.array(ax, dtype=object).reshape(-1)
-        if axes.size != count:
-            raise ValueError(f"ax must hold {count} axes, got {axes.size}.")
-        return axes
-    import matplotlib.pyplot as plt
-
-    size = (0.6 * num_columns * count + 0.4, 0.6 * num_rows + 0.4)
-    _, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
-    return axes[0]
-
-
 def interpolate_latents(
     prior: dist.Distribution,
     start: ArrayLike,
@@ -196,16 +167,16 @@ def interpolate_latents(
 ) -> jax.Array:
     r"""Path between two latent vectors.
 
-    Through the distribution function the path is a straight line in
-    :math:`u = F(z)`, so that equal steps have equal probability in every latent, and no
-    step lands where the prior has no mass. The spherical path, the usual one for Normal
-    latents, is an arc in :math:`z` itself.
+    Through the cdf the path is a straight line in :math:`u = F(z)`: equal steps have
+    equal probability in every latent, and no step lands where the prior has no mass.
+    The spherical path, usual for Normal latents, is an arc in :math:`z` itself.
 
     Parameters
     ----------
     prior
-        Law of the latents: independent densities with a ``cdf`` and an ``icdf``, or an
-        :class:`AutoregressiveKAEMPrior`, whose :math:`u` are conditional.
+        Distribution of the latents: independent densities with a ``cdf`` and an
+        ``icdf``, or an :class:`AutoregressiveKAEMPrior`, whose :math:`u` are
+        conditional.
     start, end
         Latent vectors of the prior's shape.
     num_points
@@ -221,11 +192,11 @@ def interpolate_latents(
     Raises
     ------
     TypeError
-        If the prior has no distribution function of each latent, as a mixture of
-        products has not.
+        If the prior has no cdf for each latent, as a mixture of products, or
+        ``num_points`` is not an integer.
     ValueError
-        If a shape does not fit, ``num_points`` is less than 2, or ``method`` is neither
-        of these.
+        If a shape does not fit, ``num_points`` is less than 2, or ``method`` is
+        unknown.
 
     References
     ----------
@@ -235,8 +206,8 @@ def interpolate_latents(
     --------
     >>> import numpyro.distributions as dist
     >>> import numpyro_kaem as kaem
-    >>> law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-    >>> path = kaem.interpolate_latents(law, [-2.0, 0.0], [2.0, 1.0], 3)
+    >>> prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    >>> path = kaem.interpolate_latents(prior, [-2.0, 0.0], [2.0, 1.0], 3)
     >>> print(path[1].round(2))
     [0.   0.44]
     """
@@ -248,22 +219,25 @@ def interpolate_latents(
             raise ValueError(
                 f"{name} must have the shape of the prior, {shape}, got {value.shape}."
             )
-    num_points = as_count("num_points", num_points)
-    if num_points < 2:
-        raise ValueError(f"num_points must be at least 2, got {num_points}.")
-    share = jnp.linspace(0.0, 1.0, num_points).reshape(-1, *(1,) * len(shape))
-    if method == "spherical":
-        return _spherical(start, end, share)
-    if method != "cdf":
-        raise ValueError(f"method must be 'cdf' or 'spherical', got {method!r}.")
-    to_unit, from_unit = _unit_maps(prior)
-    first, last = to_unit(start), to_unit(end)
-    path = from_unit(first + share * (last - first))
-    # The ends themselves, whatever the rounding of the way there and back.
+    num_points = as_count("num_points", num_points, 2)
+    fraction = jnp.linspace(0.0, 1.0, num_points).reshape(-1, *(1,) * len(shape))
+    paths = {"cdf": _cdf_path, "spherical": _spherical_path}
+    return paths[as_name("method", method, paths)](prior, start, end, fraction)
+
+
+def _cdf_path(
+    prior: dist.Distribution, start: jax.Array, end: jax.Array, fraction: jax.Array
+) -> jax.Array:
+    cdf, icdf = _unit_maps(prior)
+    first, last = cdf(start), cdf(end)
+    path = icdf(first + fraction * (last - first))
+    # Exactly the ends given, whatever cdf and icdf round.
     return path.at[0].set(start).at[-1].set(end)
 
 
-def _spherical(start: jax.Array, end: jax.Array, share: jax.Array) -> jax.Array:
+def _spherical_path(
+    prior: dist.Distribution, start: jax.Array, end: jax.Array, fraction: jax.Array
+) -> jax.Array:
     """Arc between two vectors, or the line between parallel ones."""
     cosine = jnp.sum(start * end) / (
         jnp.linalg.norm(start) * jnp.linalg.norm(end) + jnp.finfo(start.dtype).tiny
@@ -272,35 +246,30 @@ def _spherical(start: jax.Array, end: jax.Array, share: jax.Array) -> jax.Array:
     sine = jnp.sin(angle)
     bent = sine > 1e-4
     divisor = jnp.where(bent, sine, 1.0)
-    weights = jnp.sin((1 - share) * angle) / divisor, jnp.sin(share * angle) / divisor
-    line = (1 - share) * start + share * end
-    return jnp.where(bent, weights[0] * start + weights[1] * end, line)
+    first = jnp.sin((1 - fraction) * angle) / divisor
+    last = jnp.sin(fraction * angle) / divisor
+    line = (1 - fraction) * start + fraction * end
+    return jnp.where(bent, first * start + last * end, line)
 
 
-def _unit_maps(prior: dist.Distribution) -> tuple[Any, Any]:
-    """Latents to probabilities and back.
-
-    Raises
-    ------
-    TypeError
-        If the prior has none.
-    """
-    law = prior
-    # An expanded law has neither function, but that below it broadcasts.
-    while isinstance(law, dist.Independent | dist.ExpandedDistribution):
-        law = law.base_dist
-    if isinstance(law, AutoregressiveKAEMPrior):
-        return law.to_unit, law.from_unit
-    if law.event_shape == ():
+def _unit_maps(prior: dist.Distribution) -> tuple[Callable, Callable]:
+    """Latents to probabilities, and back."""
+    base = prior
+    # An expanded distribution has neither function, but that below it broadcasts.
+    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
+        base = base.base_dist
+    if isinstance(base, AutoregressiveKAEMPrior):
+        return base.to_unit, base.from_unit
+    if base.event_shape == ():
         try:
-            law.icdf(law.cdf(jnp.full(law.batch_shape, 0.5)))
+            base.icdf(base.cdf(jnp.full(base.batch_shape, 0.5)))
         except NotImplementedError:
             pass
         else:
-            return law.cdf, law.icdf
+            return base.cdf, base.icdf
     raise TypeError(
         "prior must be of independent densities with a cdf and an icdf, or an "
-        f"AutoregressiveKAEMPrior, got {type(law).__name__}."
+        f"AutoregressiveKAEMPrior, got {type(base).__name__}."
     )
 
 
@@ -315,15 +284,14 @@ def plot_interpolation(
 ) -> np.ndarray:
     """Draw what is decoded between two latent vectors, along two paths.
 
-    Above, through the distribution function; below, the spherical path. See
-    :func:`interpolate_latents`.
+    Above, through the cdf; below, the spherical path: see :func:`interpolate_latents`.
 
     Parameters
     ----------
     model
         Trained model of images or fields.
     start, end
-        Latent vectors, such as posterior means of two images, of the prior's shape.
+        Latent vectors of the prior's shape, such as posterior means of two images.
     num_points
         Number of images in a row, both ends included.
     cmap
@@ -339,8 +307,8 @@ def plot_interpolation(
     Raises
     ------
     TypeError, ValueError
-        As :func:`interpolate_latents`; if ``model`` is not a :class:`KAEM` of images,
-        or ``ax`` holds another number of axes.
+        As :func:`interpolate_latents`; or if ``model`` is not a :class:`KAEM` of
+        images, or ``ax`` holds another number of axes.
 
     Examples
     --------
@@ -361,8 +329,7 @@ def plot_interpolation(
         interpolate_latents(model.prior, start, end, num_points, method=method)
         for method in ("cdf", "spherical")
     ]
-    images = np.stack([_decode(model, path) for path in paths])
-    return _rows(images, ("through the cdf", "spherical"), cmap, ax)
+    return _draw_rows(model, paths, ("through the cdf", "spherical"), cmap, ax)
 
 
 def plot_traversal(
@@ -374,7 +341,7 @@ def plot_traversal(
     cmap: str = "gray_r",
     ax: Any = None,
 ) -> np.ndarray:
-    """Draw what each latent does: one moves through its law, the others stay.
+    """Draw what each latent does: it moves through its prior, the others stay.
 
     It takes equal steps of probability, from 5 % to 95 %.
 
@@ -383,15 +350,15 @@ def plot_traversal(
     model
         Trained model of images or fields, whose prior is of independent densities.
     latents
-        Which latents, one a row; by default all, at most 8.
+        Which latents, one per row; by default all, at most 8.
     num_points
         Number of images in a row.
     at
-        Where the others stay, shape of the prior; by default at their medians.
+        Where the others stay, in the prior's shape; by default at their medians.
     cmap
         Colour map of matplotlib.
     ax
-        Axes to draw in, one an image; ``None`` makes a new figure.
+        Axes to draw in, one per image; ``None`` makes a new figure.
 
     Returns
     -------
@@ -425,28 +392,27 @@ def plot_traversal(
     shape = model.prior.shape()
     if isinstance(model.prior, AutoregressiveKAEMPrior) or len(shape) != 1:
         raise TypeError(
-            "model must have a prior of independent densities, one a latent, got "
+            "model must have a prior of independent densities, one per latent, got "
             f"{type(model.prior).__name__} of shape {shape}."
         )
-    _, from_unit = _unit_maps(model.prior)
+    _, icdf = _unit_maps(model.prior)
     rows = list(range(min(shape[0], 8))) if latents is None else list(latents)
     if not rows or not all(0 <= row < shape[0] for row in rows):
         raise ValueError(
             f"latents must be indices from 0 to {shape[0] - 1}, got {rows}."
         )
     if at is None:
-        at = from_unit(jnp.full(shape, 0.5))
+        at = icdf(jnp.full(shape, 0.5))
     else:
         at = as_real("at", at).astype(float)
     if at.shape != shape:
         raise ValueError(f"at must have the shape {shape}, got {at.shape}.")
-    share = jnp.linspace(0.05, 0.95, num_points)
-    moved = from_unit(jnp.broadcast_to(share[:, None], (num_points, *shape)))
+    probability = jnp.linspace(0.05, 0.95, num_points)
+    moved = icdf(jnp.broadcast_to(probability[:, None], (num_points, *shape)))
     paths = [
         jnp.broadcast_to(at, moved.shape).at[:, row].set(moved[:, row]) for row in rows
     ]
-    images = np.stack([_decode(model, path) for path in paths])
-    return _rows(images, [f"latent {row}" for row in rows], cmap, ax)
+    return _draw_rows(model, paths, [f"latent {row}" for row in rows], cmap, ax)
 
 
 def _check_model(model: Any) -> None:
@@ -454,54 +420,30 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"model must be a KAEM, got {type(model).__name__}.")
     if isinstance(model.prior, dist.MixtureSameFamily):
         raise TypeError(
-            "model must have a prior with a distribution function of each latent, a "
-            "mixture of products has none."
+            "model must have a prior with a cdf for each latent, got a mixture of "
+            "products, which has none."
         )
 
 
-def _decode(model: KAEM, z: jax.Array) -> np.ndarray:
-    """Decode images.
-
-    Raises
-    ------
-    ValueError
-        If they are no images.
-    """
-    images = np.asarray(model.decode(z))
-    if images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3):
-        raise ValueError(
-            "model must decode to images (height, width) or (height, width, 3), got "
-            f"{images.shape[1:]}."
-        )
-    return images
-
-
-def _rows(images: np.ndarray, names: Sequence[str], cmap: str, ax: Any) -> np.ndarray:
-    """Rows of images, each with its name.
-
-    Raises
-    ------
-    ValueError
-        If ``ax`` holds another number of axes.
-    """
-    shape = images.shape[:2]
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        size = (0.75 * shape[1] + 1.3, 0.8 * shape[0])
-        _, axes = plt.subplots(
-            *shape, figsize=size, squeeze=False, layout="constrained"
-        )
-    else:
-        axes = np.array(ax, dtype=object)
-        if axes.size != shape[0] * shape[1]:
+def _draw_rows(
+    model: KAEM, paths: list[jax.Array], names: Sequence[str], cmap: str, ax: Any
+) -> np.ndarray:
+    """Rows of decoded images, one per path, each with its name."""
+    decoded = []
+    for path in paths:
+        images = np.asarray(model.decode(path))
+        if images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3):
             raise ValueError(
-                f"ax must hold {shape[0] * shape[1]} axes, got {axes.size}."
+                "model must decode to images (height, width) or (height, width, 3), "
+                f"got {images.shape[1:]}."
             )
-        axes = axes.reshape(shape)
+        decoded.append(images)
+    images = np.stack(decoded)
+    shape = images.shape[:2]
+    axes = make_axes(ax, shape, (0.75 * shape[1] + 1.3, 0.8 * shape[0]))
     limits = images.min(), images.max()
     for index in np.ndindex(shape):
-        draw_image(axes[index], images[index], cmap, limits)
-    for line, name in zip(axes, names, strict=True):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        _draw_image(axes[index], images[index], cmap, limits)
+    for row, name in zip(axes, names, strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return axes

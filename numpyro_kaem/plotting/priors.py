@@ -1,4 +1,4 @@
-"""Figures of priors and their bands."""
+"""Figures of priors and of bands around them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import check_function
+from numpyro_kaem._checks import as_count, as_number, check_function
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.plotting.style import (
@@ -21,6 +21,7 @@ from numpyro_kaem.plotting.style import (
     LEARNED,
     OVERLAY,
     REFERENCE,
+    TRUTH,
     legend,
     make_axes,
 )
@@ -28,13 +29,12 @@ from numpyro_kaem.references import log_density
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from typing import TYPE_CHECKING
 
-from numpyro_kaem.plotting.style import TRUTH
+__all__ = ["plot_band", "plot_prior"]
 
-__all__ = ["band_of_draws", "plot_band", "plot_prior"]
-
-# Masses outside the plotted range, where neither the grid nor the data are wider.
+_MAX_COLUMNS = 4
+# Probability beyond each end of the plotted range, unless the grid or the data extend
+# farther.
 _TAIL = 0.001
 
 
@@ -60,31 +60,29 @@ def plot_prior(
     Parameters
     ----------
     prior
-        The density, or a batch of them, each of which gets its own axes: a
-        :class:`KAEMPrior`, a :class:`KAEMMixture`, or a ``MixtureSameFamily`` of
-        products of KAEM priors, of which the marginal of each latent is drawn; also
-        with ``to_event``.
+        One density or a batch, each in its own axes: a :class:`KAEMPrior`, a
+        :class:`KAEMMixture`, or a ``MixtureSameFamily`` of products of KAEM priors,
+        whose marginals are drawn; also with ``to_event``.
     data
         Sample to show as a histogram behind the curve, shape ``(n, *batch_shape)``.
     posterior
-        Draws to compare with the prior, such as those of the posteriors of all units,
-        as the outline of a histogram, shape ``(n, *batch_shape)``.
+        Draws to compare with the prior, such as those of all units' posteriors, as the
+        outline of a histogram, shape ``(n, *batch_shape)``.
     band
-        Uncertainty of the density, as pointwise intervals: posterior draws of it, as
-        one prior of batch shape ``(num_draws, *batch_shape)``, or, of one density, a
-        function of latent values such as ``density_band`` of a :class:`MarginalFit`.
+        Pointwise intervals: posterior draws of the density, as one prior of batch shape
+        ``(num_draws, *batch_shape)``, or, for a single density, a function of latent
+        values such as ``density_band`` of a :class:`MarginalFit`.
     level
-        Share of the draws in each interval, in (0, 1). A function has its own.
+        Probability of each interval, in (0, 1); a function has its own.
     names
         Titles of the densities of a batch, in order.
     reference
-        Whether to draw the density of the reference, dashed. That of a mixture is the
-        mixture of its components' references.
+        Whether to draw the reference density, dashed; for a mixture, the mixture of its
+        components' references.
     components
         Whether to draw the components of a mixture, each times its weight.
     ax
-        Axes to draw in: one, or an array or list with one for each density of a batch.
-        ``None`` makes a new figure.
+        One axes per density to draw in; ``None`` makes a new figure.
     num_points
         Number of points at which each curve is evaluated, at least 2.
     bins
@@ -103,22 +101,21 @@ def plot_prior(
     Raises
     ------
     TypeError
-        If ``prior`` is of none of these forms.
+        If ``prior`` has none of these forms, or a number is of the wrong type.
     ValueError
-        If the batch is empty; if ``ax`` or ``names`` do not hold one for each density;
-        if ``data`` or ``posterior`` are empty, not finite or of another shape, or the
-        band is; if ``num_points`` is less than 2, or ``level`` not in (0, 1).
+        If the batch is empty; if ``ax`` or ``names`` do not hold one per density; if
+        ``data``, ``posterior`` or ``band`` have another shape, or the first two are
+        empty or not finite; or if ``num_points`` or ``level`` is out of its range.
 
     Notes
     -----
-    The range covers the grid of the energy, the data, and all but 0.1 % of the mass on
-    either side, within the support. The colours are those of Okabe and Ito (2008),
-    which do not depend on the reader's colour vision; line styles differ as well.
+    The range covers the grid of the energy, the data, and all but 0.1 % of the
+    probability on either side, within the support.
 
     References
     ----------
-    Okabe and Ito (2008), "Color Universal Design",
-    https://jfly.uni-koeln.de/color/.
+    Okabe and Ito (2008), "Color Universal Design", https://jfly.uni-koeln.de/color/,
+    for the colours.
 
     Examples
     --------
@@ -128,65 +125,49 @@ def plot_prior(
     >>> import numpyro_kaem as kaem
     >>> energy = kaem.Energy.init(jax.random.key(0), kaem.RBF(-2.0, 4.0, 8), scale=1.0)
     >>> prior = kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
-    >>> fig, ax = plt.subplots()
     >>> data = prior.sample(jax.random.key(1), (500,))
-    >>> ax = kaem.plot_prior(prior, data=data, ax=ax, xlabel="velocity")
+    >>> ax = kaem.plot_prior(prior, data=data, xlabel="velocity")
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['learned density', 'reference', 'data']
-    >>> plt.close(fig)
+    >>> plt.close(ax.figure)
     """
-    law = _as_law(prior)
-    batch_shape = law.batch_shape
-    if 0 in batch_shape:
-        raise ValueError(
-            f"prior must hold a density to plot, got batch_shape {batch_shape}."
-        )
-    if num_points < 2:
-        raise ValueError(f"num_points must be at least 2, got {num_points!r}.")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level!r}.")
-    count = int(np.prod(batch_shape))
+    drawn = _as_drawn(prior)
+    shape = drawn.batch_shape
+    count = int(np.prod(shape))
+    if count == 0:
+        raise ValueError(f"prior must hold a density to plot, got batch_shape {shape}.")
+    num_points, level = as_count("num_points", num_points, 2), _as_level(level)
     if names is not None and len(names) != count:
         raise ValueError(
-            f"names must hold {count}, one for each density of batch_shape "
-            f"{batch_shape}, got {len(names)}."
+            f"names must hold {count}, one per density of batch_shape {shape}, got "
+            f"{len(names)}."
         )
     samples = {
-        name: _check_sample(name, value, batch_shape)
+        name: _as_sample(name, value, shape)
         for name, value in (("data", data), ("posterior", posterior))
         if value is not None
     }
-    z = _points(law, list(samples.values()), num_points)
-    learned, of_reference, parts = jax.tree.map(np.asarray, _densities(law, z))
-    interval = None if band is None else _interval(band, z, batch_shape, level)
-
+    z = _points(drawn, list(samples.values()), num_points)
+    learned, of_reference, parts = jax.tree.map(
+        np.asarray, _evaluate(drawn.prior, drawn.log_weights, z, drawn.axis)
+    )
+    interval = None if band is None else _interval(band, z, shape, level)
     of_draws = isinstance(band, KAEMPrior)
     interval_label = f"{100 * level:.3g}% interval" if of_draws else "interval"
-    axes = make_axes(ax, batch_shape)
-    for number, index in enumerate(np.ndindex(batch_shape)):
+
+    columns = min(shape[-1] if len(shape) == 2 else count, _MAX_COLUMNS)
+    size = (6.4, 4.0) if count == 1 else (3.2 * columns, 2.6 * -(-count // columns))
+    axes = make_axes(ax, shape, size, columns)
+    for number, index in enumerate(np.ndindex(shape)):
         panel, column = axes[index], (slice(None), *index)
-        if data is not None:
-            panel.hist(
-                samples["data"][column],
-                bins=bins,
-                density=True,
-                label="data",
-                **HISTOGRAM,
-            )
-        if posterior is not None:
-            panel.hist(
-                samples["posterior"][column],
-                bins=bins,
-                density=True,
-                label="posterior",
-                **OVERLAY,
-            )
+        for name, style in (("data", HISTOGRAM), ("posterior", OVERLAY)):
+            if name in samples:
+                sample = samples[name][column]
+                panel.hist(sample, bins=bins, density=True, label=name, **style)
         if interval is not None:
-            lower, upper = (end[column] for end in interval)
             panel.fill_between(
                 z[column],
-                lower,
-                upper,
+                *(end[column] for end in interval),
                 color=LEARNED["color"],
                 label=interval_label,
                 **BAND,
@@ -202,29 +183,24 @@ def plot_prior(
                 label="weighted components" if i == 0 else None,
                 **COMPONENT,
             )
-        panel.set_xlabel(xlabel)
-        panel.set_ylabel(ylabel)
+        panel.set(xlabel=xlabel, ylabel=ylabel)
         panel.set_ylim(bottom=0.0)
         if names is not None:
             panel.set_title(names[number], fontsize="medium")
-        elif batch_shape:
+        elif shape:
             panel.set_title(f"density {', '.join(map(str, index))}", fontsize="medium")
         if number == 0:
             legend(panel)
-    return axes if batch_shape else axes[()]
+    return axes if shape else axes[()]
 
 
-class _Law(NamedTuple):
-    """Densities, and the components that they are mixtures of."""
+class _Drawn(NamedTuple):
+    """KAEM priors, or mixtures over one batch axis of theirs with ``log_weights``."""
 
     prior: KAEMPrior
-    """Densities, or all components."""
     mixture: KAEMMixture | None = None
-    """The mixture, if it is one on the line."""
     log_weights: jax.Array | None = None
-    """Log weights of components, or None where each density stands alone."""
     axis: int = -1
-    """Batch axis of the components."""
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -237,46 +213,35 @@ class _Law(NamedTuple):
         return tuple(shape)
 
 
-def _as_law(prior: Any) -> _Law:
-    """Densities of any form that is drawn.
-
-    Raises
-    ------
-    TypeError
-        If it is none of these.
-    """
-    law = _unwrap(prior)
-    if isinstance(law, KAEMPrior):
-        return _Law(law)
-    if isinstance(law, KAEMMixture):
-        return _Law(law.prior, law, law.log_weights)
-    if isinstance(law, dist.MixtureSameFamily):
-        component = _unwrap(law.component_distribution)
+def _as_drawn(prior: Any) -> _Drawn:
+    base = _unwrap(prior)
+    if isinstance(base, KAEMPrior):
+        return _Drawn(base)
+    if isinstance(base, KAEMMixture):
+        return _Drawn(base.prior, base, base.log_weights)
+    if isinstance(base, dist.MixtureSameFamily):
+        component = _unwrap(base.component_distribution)
         if isinstance(component, KAEMPrior) and len(component.batch_shape) < 3:
-            logits = jax.nn.log_softmax(law.mixing_distribution.logits)
-            return _Law(component, None, logits, -len(component.batch_shape))
+            log_weights = jax.nn.log_softmax(base.mixing_distribution.logits)
+            return _Drawn(component, None, log_weights, -len(component.batch_shape))
     raise TypeError(
         "prior must be a KAEMPrior, a KAEMMixture or a MixtureSameFamily of products "
-        f"of KAEM priors, got {type(law).__name__}."
+        f"of KAEM priors, got {type(base).__name__}."
     )
 
 
-def _unwrap(law: Any) -> Any:
-    while isinstance(law, dist.Independent):
-        law = law.base_dist
-    return law
+def _unwrap(prior: Any) -> Any:
+    while isinstance(prior, dist.Independent):
+        prior = prior.base_dist
+    return prior
 
 
-def _check_sample(
-    name: str, data: ArrayLike, batch_shape: tuple[int, ...]
-) -> np.ndarray:
-    """Sample of shape ``(n, *batch_shape)``, of finite numbers.
+def _as_level(level: float) -> float:
+    return as_number("level", level, "between 0 and 1", lambda value: 0 < value < 1)
 
-    Raises
-    ------
-    ValueError
-        If it is empty, not finite or of another shape.
-    """
+
+def _as_sample(name: str, data: ArrayLike, batch_shape: tuple[int, ...]) -> np.ndarray:
+    """Sample of finite numbers, shape ``(n, *batch_shape)``."""
     data = np.asarray(data)
     if data.ndim == 0 or data.shape[1:] != batch_shape or data.shape[0] == 0:
         expected = ", ".join(["n", *map(str, batch_shape)])
@@ -292,38 +257,40 @@ def _check_sample(
     return data
 
 
-def _points(law: _Law, samples: list[np.ndarray], num_points: int) -> np.ndarray:
+def _points(drawn: _Drawn, samples: list[np.ndarray], num_points: int) -> np.ndarray:
     """Evenly spaced points in each density's range, ``(num_points, *batch_shape)``."""
-    energy, shape = law.prior.energy, law.batch_shape
-    whole = law.prior if law.mixture is None else law.mixture
-    rank = len(whole.batch_shape)
-    tails = np.reshape([0.0, _TAIL, 1.0 - _TAIL, 1.0], (-1,) + (1,) * rank)
+    energy = drawn.prior.energy
+    whole = drawn.prior if drawn.mixture is None else drawn.mixture
+    tails = np.reshape(
+        [0.0, _TAIL, 1.0 - _TAIL, 1.0], (-1,) + (1,) * len(whole.batch_shape)
+    )
     ends = np.asarray(whole.icdf(tails.astype(energy.dtype)))
     left, right = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
-    if law.mixture is None and law.log_weights is not None:
-        # Beyond the tails of all components is no more mass of the mixture.
+    if drawn.mixture is None and drawn.log_weights is not None:
+        # The tails of a mixture lie within the outermost tails of its components.
         left, right = (np.broadcast_to(a, whole.batch_shape) for a in (left, right))
-        left, right = left.min(law.axis), right.max(law.axis)
-        lowest, highest = ends.min(law.axis), ends.max(law.axis)
-        end, low, high, other_end = lowest[0], lowest[1], highest[2], highest[3]
+        left, right = left.min(drawn.axis), right.max(drawn.axis)
+        lowest, highest = ends.min(drawn.axis), ends.max(drawn.axis)
+        bottom, low, high, top = lowest[0], lowest[1], highest[2], highest[3]
     else:
-        end, low, high, other_end = ends
-        if law.mixture is not None and left.ndim > 0:
+        bottom, low, high, top = ends
+        if drawn.mixture is not None and left.ndim > 0:
             left, right = left.min(-1), right.max(-1)
     low, high = np.minimum(low, left), np.maximum(high, right)
     for sample in samples:
         low, high = np.minimum(low, sample.min(0)), np.maximum(high, sample.max(0))
-    low, high = np.maximum(low, end), np.minimum(high, other_end)
+    low, high = np.maximum(low, bottom), np.minimum(high, top)
     # Midpoints, as a density may be infinite at the very end of its support.
-    share = (np.arange(num_points) + 0.5) / num_points
-    share = share.reshape((-1,) + (1,) * len(shape))
-    return (low + share * (high - low)).astype(energy.dtype)
+    fraction = (np.arange(num_points) + 0.5) / num_points
+    fraction = fraction.reshape((-1,) + (1,) * len(drawn.batch_shape))
+    return (low + fraction * (high - low)).astype(energy.dtype)
 
 
 @partial(jax.jit, static_argnames="axis")
 def _evaluate(
     prior: KAEMPrior, log_weights: jax.Array | None, z: jax.Array, axis: int
-) -> tuple[jax.Array, ...]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Densities, references, and weighted components along a last axis, at ``z``."""
     if log_weights is None:
         density = jnp.exp(prior.log_prob(z))
         reference = jnp.exp(log_density(prior.reference, z))
@@ -339,33 +306,17 @@ def _evaluate(
     return parts.sum(-1), jnp.sum(weights * references, axis=-1), parts
 
 
-def _densities(law: _Law, z: np.ndarray) -> tuple[jax.Array, ...]:
-    """Densities of the prior and its reference, and the weighted components' at ``z``.
-
-    The last has a trailing axis of components, which is empty without a mixture.
-    """
-    return _evaluate(law.prior, law.log_weights, z, law.axis)
-
-
 def _interval(
     band: Any, z: np.ndarray, batch_shape: tuple[int, ...], level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends over ``z``.
-
-    Raises
-    ------
-    TypeError
-        If the band is neither draws nor a function.
-    ValueError
-        If its shape does not fit.
-    """
+    """Lower and upper ends over ``z``."""
     if isinstance(band, KAEMPrior):
         if band.batch_shape[1:] != batch_shape or len(band.batch_shape) == 0:
             expected = ", ".join(["num_draws", *map(str, batch_shape)])
             raise ValueError(
                 f"band must have batch shape ({expected}), got {band.batch_shape}."
             )
-        found = band_of_draws(band, z, level)
+        found = _band_of_draws(band, z, level)
         return found.lower, found.upper
     what = "a KAEMPrior with a batch of draws, or a function such as"
     check_function("band", band, f"{what} MarginalFit.density_band")
@@ -399,21 +350,21 @@ def plot_band(
     z
         Increasing latent values at which to draw, shape ``(num_points,)``, at least 2.
     densities
-        Posterior draws of the density, as one prior of batch shape ``(num_draws,)``
-        made from draws of the coefficients; or a finished band over ``z``, such as
-        ``density_band(z)`` of the result of :func:`fit_marginal`.
+        Posterior draws of the density, as one prior of batch shape ``(num_draws,)``; or
+        a finished band over ``z``, such as ``density_band(z)`` of the result of
+        :func:`fit_marginal`.
     level
-        Share of the draws in each interval, in (0, 1), with equal tails. A finished
-        band has its own.
+        Probability of each interval, in (0, 1), with equal tails; a finished band has
+        its own.
     truth
         A density to compare with, dashed: a distribution, or values of shape
         ``(num_points,)``.
     ax
-        Axes to draw in: one; ``None`` makes a new figure.
+        Axes to draw in; ``None`` makes a new figure.
     label
         Legend entry of the curve; that of the interval adds to it.
     color, linestyle
-        Of the curve and its band, so that two bands in one figure can be told apart.
+        Of the curve and its band, to tell two bands in one figure apart.
     xlabel, ylabel
         Labels of the axes.
 
@@ -433,8 +384,8 @@ def plot_band(
     Notes
     -----
     The intervals are pointwise: each covers the density at one latent value, and the
-    whole curve leaves the band more often. The median of densities at each point is
-    not itself a density.
+    whole curve leaves the band more often. The pointwise median is not itself a
+    density.
 
     Examples
     --------
@@ -443,18 +394,13 @@ def plot_band(
     >>> import numpy as np
     >>> import numpyro.distributions as dist
     >>> import numpyro_kaem as kaem
-    >>> basis = kaem.BSpline(-2.0, 4.0, 8)
+    >>> basis, truth = kaem.BSpline(-2.0, 4.0, 8), dist.Normal(1.0, 2.0)
     >>> draws = kaem.Energy.init(jax.random.key(0), basis, (50,), scale=0.3)
-    >>> fig, ax = plt.subplots()
-    >>> ax = kaem.plot_band(
-    ...     np.linspace(-3.0, 5.0, 100),
-    ...     kaem.KAEMPrior(draws, dist.Normal(1.0, 2.0)),
-    ...     truth=dist.Normal(1.0, 2.0),
-    ...     ax=ax,
-    ... )
+    >>> z = np.linspace(-3.0, 5.0, 100)
+    >>> ax = kaem.plot_band(z, kaem.KAEMPrior(draws, truth), truth=truth)
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['posterior median', 'posterior median, 90% interval', 'truth']
-    >>> plt.close(fig)
+    >>> plt.close(ax.figure)
     """
     z = np.asarray(z)
     increasing = z.ndim == 1 and z.size > 1 and np.all(np.diff(z) > 0)
@@ -463,9 +409,28 @@ def plot_band(
             "z must be finite increasing values of shape (num_points,), at least 2, "
             f"got shape {z.shape}."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level!r}.")
-    lower, value, upper = _band(z, densities, level)
+    level = _as_level(level)
+    share = f"{100 * level:.3g}% interval"
+    if isinstance(densities, Band):
+        share = "interval"
+        shapes = [np.shape(part) for part in densities]
+        if any(shape != z.shape for shape in shapes):
+            raise ValueError(
+                f"densities must be a band of the shape of z, {z.shape}, got {shapes}."
+            )
+        band = densities
+    elif not isinstance(densities, KAEMPrior):
+        raise TypeError(
+            "densities must be a KAEMPrior with a batch of draws, or a band such as "
+            f"that of MarginalFit.density_band, got {type(densities).__name__}."
+        )
+    elif len(densities.batch_shape) != 1 or 0 in densities.batch_shape:
+        raise ValueError(
+            "densities must be draws of one density, of batch shape (num_draws,), got "
+            f"{densities.batch_shape}."
+        )
+    else:
+        band = _band_of_draws(densities, z, level)
     if isinstance(truth, dist.Distribution):
         truth = np.exp(truth.log_prob(z))
     if truth is not None and np.shape(truth) != z.shape:
@@ -473,52 +438,19 @@ def plot_band(
             "truth must be one density, or its values of the shape of z, "
             f"{z.shape}, got {np.shape(truth)}."
         )
-    ax = make_axes(ax, ())[()]
-    ax.plot(z, value, label=label, **{**LEARNED, "color": color, "ls": linestyle})
-    finished = isinstance(densities, Band)
-    share = "interval" if finished else f"{100 * level:.3g}% interval"
+    ax = make_axes(ax, (), (6.4, 4.0))[()]
+    ax.plot(z, band.value, label=label, **{**LEARNED, "color": color, "ls": linestyle})
     style = {"facecolor": color, "edgecolor": color, "alpha": 0.25, "zorder": 1.5}
-    ax.fill_between(z, lower, upper, label=f"{label}, {share}", **style)
+    ax.fill_between(z, band.lower, band.upper, label=f"{label}, {share}", **style)
     if truth is not None:
         ax.plot(z, truth, label="truth", **TRUTH)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set_ylim(bottom=0.0)
     ax.legend(frameon=False, fontsize="small")
     return ax
 
 
-def _band(z: np.ndarray, densities: Any, level: float) -> Band:
-    """Lower ends, values and upper ends over ``z``.
-
-    Raises
-    ------
-    TypeError
-        If they are neither draws nor a band.
-    ValueError
-        If their shape does not fit.
-    """
-    if isinstance(densities, Band):
-        shapes = [np.shape(part) for part in densities]
-        if any(shape != z.shape for shape in shapes):
-            raise ValueError(
-                f"densities must be a band of the shape of z, {z.shape}, got {shapes}."
-            )
-        return densities
-    if not isinstance(densities, KAEMPrior):
-        raise TypeError(
-            "densities must be a KAEMPrior with a batch of draws, or a band such as "
-            f"that of MarginalFit.density_band, got {type(densities).__name__}."
-        )
-    if len(densities.batch_shape) != 1 or 0 in densities.batch_shape:
-        raise ValueError(
-            "densities must be draws of one density, of batch shape (num_draws,), got "
-            f"{densities.batch_shape}."
-        )
-    return band_of_draws(densities, z, level)
-
-
-def band_of_draws(draws: KAEMPrior, z: np.ndarray, level: float) -> Band:
+def _band_of_draws(draws: KAEMPrior, z: np.ndarray, level: float) -> Band:
     """Pointwise intervals and medians over draws of a density, the first batch axis."""
     values = np.exp(draws.log_prob(z[:, None].astype(draws.energy.dtype)))
     tail = 0.5 - 0.5 * level

@@ -3,38 +3,34 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from numpyro.infer import MCMC
 
+from numpyro_kaem._checks import as_count, as_number
+from numpyro_kaem.diagnostics import CalibrationResult
 from numpyro_kaem.infer import ImportanceResult, log_evidence
 from numpyro_kaem.infer.importance_result import GOOD_PARETO_K, MAX_PARETO_K
-from numpyro_kaem.plotting.style import COLORS, LEARNED, TRUTH
+from numpyro_kaem.plotting.style import COLORS, LEARNED, TRUTH, make_axes
+from numpyro_kaem.training import FitResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count
-from numpyro_kaem.diagnostics import CalibrationResult
-from numpyro_kaem.training import FitResult
+__all__ = ["plot_calibration", "plot_history", "plot_ladder", "plot_weights"]
 
-__all__ = [
-    "plot_calibration",
-    "plot_history",
-    "plot_ladder",
-    "plot_weights",
-    "simultaneous_envelope",
-]
+_COLOR_CYCLE = (LEARNED["color"], *COLORS)
+_NUM_SIMULATED_CURVES = 2000
 
 
 def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
-    r"""Draw how an annealed population travelled and what the evidence is made of.
+    r"""Draw how an annealed population moved and what the evidence is made of.
 
-    Left, the mean log likelihood against :math:`t`; the area under it is the log
-    evidence by thermodynamic integration. Its first rung, the prior, is left out where
-    that mean is not estimated. The title has the steppingstone estimate. In the middle,
-    the share of swaps that are accepted between neighbouring rungs: equal ones mean a
-    well spread ladder. Right, the round trips between prior and posterior since the
-    warm-up; their curve needs ``extra_fields=("round_trips",)`` in the run.
+    Left, the mean log likelihood against the inverse temperature :math:`t`; the area
+    under it is the log evidence by thermodynamic integration. The prior, :math:`t = 0`,
+    is left out where that mean is not estimated. The title has the steppingstone
+    estimate. Middle, the acceptance rates of swaps between neighbouring temperatures:
+    equal rates mean a well-spaced ladder. Right, the round trips between prior and
+    posterior since warmup; their curve needs ``extra_fields=("round_trips",)``.
 
     Parameters
     ----------
@@ -83,37 +79,31 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     """
     evidence = log_evidence(mcmc)
     state = mcmc.last_state
-    fields = mcmc.get_extra_fields(group_by_chain=True)
     num_chains = mcmc.num_chains
-    temperatures = np.asarray(state.temperatures).reshape(num_chains, -1)
-    acceptance = np.asarray(state.mean_swap_acceptance).reshape(num_chains, -1)
+    fields = mcmc.get_extra_fields(group_by_chain=True)
     trips = fields.get("round_trips", state.round_trips)
-    trips = np.asarray(trips).reshape(num_chains, -1)
+    temperatures, acceptance, trips = (
+        np.asarray(value).reshape(num_chains, -1)
+        for value in (state.temperatures, state.mean_swap_acceptance, trips)
+    )
 
-    axes = _three_axes(ax)
+    axes = make_axes(ax, (3,), (9.6, 2.9))
     first = int(np.isnan(evidence.thermodynamic.value))
     for chain in range(num_chains):
-        color = (LEARNED["color"], *COLORS)[chain % (len(COLORS) + 1)]
+        color = _COLOR_CYCLE[chain % len(_COLOR_CYCLE)]
+        dots = {"color": color, "marker": "o", "markersize": 3, "linewidth": 0}
         t = evidence.temperatures[chain, first:]
         mean = evidence.mean_log_likelihood[chain, first:]
-        axes[0].plot(t, mean, color=color, marker="o", markersize=3, linewidth=1.2)
+        axes[0].plot(t, mean, **{**dots, "linewidth": 1.2})
         # The area is counted from zero, as the integral is.
         axes[0].fill_between(t, 0.0, mean, color=color, alpha=0.2, linewidth=0.0)
         middle = (temperatures[chain, 1:] + temperatures[chain, :-1]) / 2
-        axes[1].plot(
-            middle,
-            acceptance[chain],
-            color=color,
-            marker="o",
-            markersize=3,
-            linewidth=0,
-        )
-        steps = np.arange(1, trips.shape[1] + 1)
+        axes[1].plot(middle, acceptance[chain], **dots)
         if trips.shape[1] == 1:
             # Only the count at the end is known.
-            steps = np.full(1, mcmc.num_samples)
-            axes[2].plot(steps, trips[chain], color=color, marker="o", linewidth=0)
+            axes[2].plot([mcmc.num_samples], trips[chain], **{**dots, "markersize": 6})
         else:
+            steps = np.arange(1, trips.shape[1] + 1)
             axes[2].plot(
                 steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
             )
@@ -129,23 +119,12 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     return axes
 
 
-def _three_axes(ax: Any) -> np.ndarray:
-    if ax is not None:
-        axes = np.array(ax, dtype=object).reshape(-1)
-        if axes.size != 3:
-            raise ValueError(f"ax must hold 3 axes, got {axes.size}.")
-        return axes
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(1, 3, figsize=(9.6, 2.9), layout="constrained")[1]
-
-
 def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
-    r"""Draw what the weights of importance sampling are worth.
+    r"""Draw how evenly importance sampling spreads its weights.
 
-    With one weight for each particle, the share of the total weight that the largest
+    With one weight per particle, the fraction of the total weight that the largest
     weights carry: a diagonal means that all particles count alike, a corner that a few
-    decide. With weights for each unit, the Pareto :math:`\hat k` of every unit, beside
+    dominate. With weights per unit, the Pareto :math:`\hat k` of every unit, beside
     the values up to which weights are good (0.5) and usable (0.7).
 
     Parameters
@@ -190,10 +169,7 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
         raise TypeError(
             f"result must be an ImportanceResult, got {type(result).__name__}."
         )
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(4.8, 3.6), layout="constrained")[1]
+    ax = make_axes(ax, (), (4.8, 3.6))[()]
     if result.unit_plate is None:
         raw = np.sort(np.exp(result.log_normalized_weights))[::-1]
         smoothed = np.sort(np.exp(result.smoothed_log_weights))[::-1]
@@ -217,8 +193,8 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
             ax.axhline(value, color="0.3", linestyle=style, linewidth=1.2, label=name)
         ax.set(xlabel=f"unit of {result.unit_plate!r}", ylabel="Pareto k")
         ax.locator_params(axis="x", integer=True)
-        share = np.mean(k > MAX_PARETO_K)
-        ax.set_title(f"{share:.0%} of the units not reliable", fontsize="medium")
+        unreliable = np.mean(k > MAX_PARETO_K)
+        ax.set_title(f"{unreliable:.0%} of the units not reliable", fontsize="medium")
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -263,7 +239,8 @@ def plot_history(
     """
     losses = result.losses if isinstance(result, FitResult) else result
     losses = np.asarray(losses, float)
-    if losses.ndim != 1 or not np.any(np.isfinite(losses)):
+    finite = np.isfinite(losses)
+    if losses.ndim != 1 or not np.any(finite):
         raise ValueError(
             "result must hold losses of shape (num_steps,), some of them finite, got "
             f"shape {losses.shape}."
@@ -271,17 +248,13 @@ def plot_history(
     if window is None:
         window = max(len(losses) // 50, 1)
     window = min(as_count("window", window), len(losses))
-    finite = np.isfinite(losses)
     clean = np.where(finite, losses, np.nan)
     parts = np.lib.stride_tricks.sliding_window_view(clean, window)
     full = np.isfinite(parts).any(axis=1)
     median = np.full(len(parts), np.nan)
     median[full] = np.nanmedian(parts[full], axis=1)
 
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5.6, 3.4), layout="constrained")[1]
+    ax = make_axes(ax, (), (5.6, 3.4))[()]
     steps = np.arange(1, len(losses) + 1)
     ax.plot(steps, clean, color="0.7", linewidth=0.8, label="loss")
     ax.plot(steps[window - 1 :], median, label=f"running median of {window}", **LEARNED)
@@ -300,18 +273,15 @@ def plot_history(
     return ax
 
 
-_NUM_SIMULATIONS = 2000
-
-
 def plot_calibration(
     result: CalibrationResult, *, level: float = 0.95, ax: Any = None
 ) -> "Axes":
     """Draw the ranks of true values against those of a calibrated posterior.
 
-    For every component the empirical distribution function of the ranks less that of
-    uniform ones, and the envelope in which the whole of a curve lies with probability
-    ``level`` if the posterior is calibrated. A curve like an S says that posteriors are
-    too narrow or too wide, an arc that they are biased.
+    Per component, the empirical distribution function of the ranks minus the uniform
+    one, and the envelope in which the whole curve lies with probability ``level`` if
+    the posterior is calibrated. An S-shaped curve says that posteriors are too narrow
+    or too wide, an arc that they are biased.
 
     Parameters
     ----------
@@ -330,7 +300,7 @@ def plot_calibration(
     Raises
     ------
     TypeError
-        If ``result`` is not a :class:`CalibrationResult`.
+        If ``result`` is not a :class:`CalibrationResult`, or ``level`` not a number.
     ValueError
         If ``level`` is not in (0, 1).
 
@@ -355,14 +325,10 @@ def plot_calibration(
         raise TypeError(
             f"result must be a CalibrationResult, got {type(result).__name__}."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level!r}.")
+    level = as_number("level", level, "between 0 and 1", lambda value: 0 < value < 1)
     points = np.arange(1, result.num_draws + 1) / (result.num_draws + 1)
-    lower, upper = simultaneous_envelope(result.num_simulations, points, level)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")[1]
+    lower, upper = _envelope(result.num_simulations, points, level)
+    ax = make_axes(ax, (), (5.6, 3.6))[()]
     ax.fill_between(
         points,
         lower - points,
@@ -373,20 +339,18 @@ def plot_calibration(
         label=f"{100 * level:.3g}% envelope",
     )
     ax.axhline(0.0, color="0.4", linewidth=0.8)
-    colors = (LEARNED["color"], *COLORS)
     styles = ("-", "--", "-.", ":")
     number = 0
     for name, ranks in result.ranks.items():
         columns = ranks.reshape(len(ranks), -1)
         for column in range(columns.shape[1]):
-            # Ranks below a share of all that are possible.
             below = columns[:, column, None] < points * (result.num_draws + 1) - 0.5
             own = name if columns.shape[1] == 1 else f"{name}[{column}]"
             ax.plot(
                 points,
                 below.mean(0) - points,
-                color=colors[number % len(colors)],
-                linestyle=styles[number // len(colors) % len(styles)],
+                color=_COLOR_CYCLE[number % len(_COLOR_CYCLE)],
+                linestyle=styles[number // len(_COLOR_CYCLE) % len(styles)],
                 linewidth=1.3,
                 label=own if number < 8 else None,
             )
@@ -397,34 +361,21 @@ def plot_calibration(
     return ax
 
 
-def simultaneous_envelope(
+def _envelope(
     num_simulations: int, points: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals of an empirical distribution function that hold at all points at once.
+    """Simultaneous intervals of an empirical distribution function at ``points``.
 
-    Each is binomial; their own level is chosen such that the share ``level`` of
+    Each is binomial; their own level is chosen such that the fraction ``level`` of
     simulated curves stays within all of them.
-
-    Parameters
-    ----------
-    num_simulations
-        Number of values of each curve.
-    points
-        Where it is looked at, increasing in (0, 1), shape ``(num_points,)``.
-    level
-        Probability that all intervals hold.
-
-    Returns
-    -------
-    tuple
-        Lower and upper ends, each of shape ``(num_points,)``.
     """
     from scipy.stats import binom
 
     generator = np.random.default_rng(0)
-    ends = np.append(points, 1.0)
-    shares = np.diff(ends, prepend=0.0)
-    counts = generator.multinomial(num_simulations, shares, size=_NUM_SIMULATIONS)
+    probabilities = np.diff(np.append(points, 1.0), prepend=0.0)
+    counts = generator.multinomial(
+        num_simulations, probabilities, size=_NUM_SIMULATED_CURVES
+    )
     curves = np.cumsum(counts, axis=1)[:, :-1]
     # Smallest tail probability of each curve: how far it strays anywhere.
     lower = binom.cdf(curves, num_simulations, points)

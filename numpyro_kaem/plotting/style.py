@@ -1,24 +1,12 @@
 """Colours, axes and legends that all figures share."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = [
-    "BAND",
-    "COLORS",
-    "COMPONENT",
-    "HISTOGRAM",
-    "LEARNED",
-    "OVERLAY",
-    "REFERENCE",
-    "TRUTH",
-    "legend",
-    "make_axes",
-]
 
 # Okabe and Ito's palette, which readers with any common colour vision tell apart. Each
 # kind of curve has its own line style too, so that figures survive black and white.
@@ -37,40 +25,31 @@ OVERLAY = {
 }
 BAND = {"alpha": 0.25, "linewidth": 0.0, "zorder": 1.5}
 
-_MAX_COLUMNS = 4
 
-
-def make_axes(ax: Any, batch_shape: tuple[int, ...]) -> np.ndarray:
-    """One axes for each density, in an array of shape ``batch_shape``.
-
-    Raises
-    ------
-    ValueError
-        If ``ax`` holds more or fewer.
-    """
-    count = int(np.prod(batch_shape))
+def make_axes(
+    ax: Any,
+    shape: tuple[int, ...],
+    size: tuple[float, float],
+    num_columns: int | None = None,
+) -> np.ndarray:
+    """Axes given, or those of a new figure of ``size`` inches, in an array."""
+    count = math.prod(shape)
     if ax is not None:
         axes = np.array(ax, dtype=object)
         if axes.size != count:
-            raise ValueError(
-                f"ax must hold {count} axes, one for each density of batch_shape "
-                f"{batch_shape}, got {axes.size}."
-            )
-        return axes.reshape(batch_shape)
+            raise ValueError(f"ax must hold {count} axes, got {axes.size}.")
+        return axes.reshape(shape)
 
     import matplotlib.pyplot as plt
 
-    columns = batch_shape[-1] if len(batch_shape) == 2 else count
-    columns = min(columns, _MAX_COLUMNS)
-    rows = -(-count // columns)
-    size = (6.4, 4.0) if count == 1 else (3.2 * columns, 2.6 * rows)
+    columns = num_columns or (shape[-1] if shape else 1)
     _, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained"
+        -(-count // columns), columns, figsize=size, squeeze=False, layout="constrained"
     )
     axes = axes.reshape(-1)
     for unused in axes[count:]:
         unused.set_visible(False)
-    return axes[:count].reshape(batch_shape)
+    return axes[:count].reshape(shape)
 
 
 def legend(panel: "Axes") -> None:

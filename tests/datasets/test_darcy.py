@@ -91,10 +91,10 @@ def test_generator(capsys):
     assert flow.pressure.dtype == flow.log_permeability.dtype == np.float32
     assert flow.pressure.shape == flow.log_permeability.shape == (50, 16, 16)
     assert np.all(flow.pressure > 0)
-    # It passes the law and the source on.
-    law = dict(length_scale=0.1, variance=0.3, smoothness=2.0)
-    flow = darcy_flow(4, 2, 8, source=5.0, **law)
-    field = gaussian_random_field(4, 2, 8, **law)
+    # It passes the distribution and the source on.
+    options = dict(length_scale=0.1, variance=0.3, smoothness=2.0)
+    flow = darcy_flow(4, 2, 8, source=5.0, **options)
+    field = gaussian_random_field(4, 2, 8, **options)
     assert_allclose(flow.log_permeability, field, rtol=1e-6)
     assert_allclose(flow.pressure, 5 * solve_darcy(field), rtol=1e-6)
     # The same seed, the same fields.
@@ -121,9 +121,9 @@ def test_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             solve_darcy(field, source)
-    with pytest.raises(ValueError, match="source must be positive"):
+    with pytest.raises(ValueError, match="source must be a finite number > 0"):
         darcy_flow(0, 1, 4, source=0.0)
-    with pytest.raises(TypeError, match="source must be a positive number"):
+    with pytest.raises(TypeError, match="source must be a finite number > 0"):
         darcy_flow(0, 1, 4, source="one")
     with pytest.raises(ValueError, match="varies too much"):
         darcy_flow(0, 1, 16, variance=200.0)

@@ -135,5 +135,5 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match=r"image\.png cannot be read .* damaged"):
         read_image_folder(tmp_path)
     save(np.full((8, 8), 40_000, np.uint16), path)
-    with pytest.raises(ValueError, match=r"image\.png must have eight bits a colour"):
+    with pytest.raises(ValueError, match=r"image\.png must have eight bits per colour"):
         read_image_folder(tmp_path)

@@ -8,7 +8,7 @@ from scipy.special import gamma, kv
 from numpyro_kaem.datasets import gaussian_random_field
 from tests.helpers import assert_within_mcse
 
-LAWS = [
+OPTIONS = [
     dict(length_scale=0.4, variance=1.7, smoothness=1.0),
     dict(length_scale=0.15, variance=0.3, smoothness=2.5),
 ]
@@ -27,13 +27,13 @@ def covariance(size, length_scale, variance, smoothness):
     return np.einsum("mn,mi,nj,mk,nl->ijkl", weights, *4 * [cosines], optimize=True)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=["rough", "smooth"])
-def test_mean_and_covariance(law):
+@pytest.mark.parametrize("options", OPTIONS, ids=["rough", "smooth"])
+def test_mean_and_covariance(options):
     size = 8
-    exact = covariance(size, **law)
+    exact = covariance(size, **options)
     variance = np.einsum("ijij->ij", exact)
-    assert_allclose(variance.mean(), law["variance"], rtol=1e-12)
-    fields = gaussian_random_field(0, 20_000, size, **law)
+    assert_allclose(variance.mean(), options["variance"], rtol=1e-12)
+    fields = gaussian_random_field(0, 20_000, size, **options)
     assert_within_mcse(fields, 0.0, num_errors=4.5)
     assert_within_mcse(fields**2, variance, num_errors=4.5)
     # One cell near a corner with all others.
@@ -73,14 +73,18 @@ def test_errors():
     for arguments, error, message in [
         (dict(rng=None), TypeError, "rng must be a numpy.random.Generator"),
         (dict(rng=True), TypeError, "got True of type bool"),
-        (dict(rng=-1), ValueError, "rng must be a seed >= 0, got -1"),
+        (dict(rng=-1), ValueError, "rng must be an integer >= 0, got -1"),
         (dict(num_fields=0), ValueError, "num_fields must be a positive integer"),
         (dict(num_fields=2.0), TypeError, "num_fields must be a positive integer"),
         (dict(size=1), ValueError, "size must be an integer >= 2, got 1"),
-        (dict(length_scale=0.0), ValueError, "length_scale must be positive"),
-        (dict(variance=np.nan), ValueError, "variance must be positive and finite"),
-        (dict(variance=True), TypeError, "variance must be a positive number"),
-        (dict(smoothness=-1.0), ValueError, "smoothness must be positive"),
+        (
+            dict(length_scale=0.0),
+            ValueError,
+            "length_scale must be a finite number > 0",
+        ),
+        (dict(variance=np.nan), ValueError, "variance must be a finite number > 0"),
+        (dict(variance=True), TypeError, "variance must be a finite number > 0"),
+        (dict(smoothness=-1.0), ValueError, "smoothness must be a finite number > 0"),
     ]:
         with pytest.raises(error, match=message):
             gaussian_random_field(**{"rng": 0, "num_fields": 2, "size": 4, **arguments})

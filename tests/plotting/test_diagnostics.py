@@ -13,7 +13,7 @@ from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.plotting.sampling import simultaneous_envelope
+from numpyro_kaem.plotting.sampling import _envelope
 
 
 def model(y):
@@ -134,7 +134,7 @@ def test_calibration_shows_the_ranks():
 def test_envelope_holds_as_often_as_it_says():
     """For other curves than those that it was made from."""
     points = np.arange(1, 20) / 20
-    lower, upper = simultaneous_envelope(100, points, 0.9)
+    lower, upper = _envelope(100, points, 0.9)
     uniform = np.random.default_rng(7).uniform(size=(4000, 100))
     curves = np.mean(uniform[:, :, None] < points, axis=1)
     inside = np.all((curves >= lower - 1e-12) & (curves <= upper + 1e-12), axis=1)

@@ -49,19 +49,19 @@ def test_paths_have_steps_of_equal_probability_or_one_length(prior):
     steps = np.diff(prior.cdf(path), axis=0)
     np.testing.assert_allclose(steps, np.broadcast_to(steps[0], steps.shape), atol=2e-6)
     # On a Normal prior against SciPy.
-    law = dist.Normal(jnp.array([1.0, 0.0]), 2.0).to_event(1)
-    path = kaem.interpolate_latents(law, [0.0, 3.0], [5.0, -1.0], 4)
+    normal = dist.Normal(jnp.array([1.0, 0.0]), 2.0).to_event(1)
+    path = kaem.interpolate_latents(normal, [0.0, 3.0], [5.0, -1.0], 4)
     u = np.linspace(
         stats.norm.cdf([0.0, 3.0], [1, 0], 2), stats.norm.cdf([5.0, -1.0], [1, 0], 2), 4
     )
     np.testing.assert_allclose(path, stats.norm.ppf(u, [1, 0], 2), atol=2e-5)
     # The spherical path keeps the length.
-    law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    normal = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     start, end = np.array([2.0, 0.0]), np.array([0.0, 2.0])
-    path = kaem.interpolate_latents(law, start, end, 5, method="spherical")
+    path = kaem.interpolate_latents(normal, start, end, 5, method="spherical")
     np.testing.assert_allclose(np.linalg.norm(path, axis=1), 2.0, rtol=1e-5)
     np.testing.assert_allclose(path[2], [2**0.5, 2**0.5], atol=1e-5)
-    line = kaem.interpolate_latents(law, start, 2 * start, 5, method="spherical")
+    line = kaem.interpolate_latents(normal, start, 2 * start, 5, method="spherical")
     np.testing.assert_allclose(line[2], 1.5 * start, atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_figures_show_what_is_decoded(model, prior):
 
 def test_bad_input_is_refused(model):
     normal = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-    # Without a distribution function of each latent.
+    # Without a cdf for each latent.
     energy = kaem.Energy(kaem.RBF(-2.0, 2.0, 6), jnp.zeros((3, 2, 6)))
     mixture = dist.MixtureSameFamily(
         dist.Categorical(logits=jnp.zeros(3)), kaem.KAEMPrior(energy).to_event(1)
@@ -95,7 +95,10 @@ def test_bad_input_is_refused(model):
     for call, match in [
         (lambda: path(normal, [0.0], ones), "start must"),
         (lambda: path(normal, zeros, [1.0]), "end must"),
-        (lambda: path(normal, zeros, ones, 1), "num_points must be at least 2"),
+        (
+            lambda: path(normal, zeros, ones, 1),
+            "num_points must be an integer >= 2",
+        ),
         (lambda: path(normal, zeros, ones, method="line"), "method must be"),
         (lambda: traversal(model, [2]), "latents must be indices from 0 to 1"),
         (lambda: traversal(model, at=[0.0]), "at must have the shape"),
