@@ -32,7 +32,7 @@ from numpyro_kaem.empirical_bayes.quadrature import (
 )
 from numpyro_kaem.empirical_bayes.results import MarginalFit, Model
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation._arguments import as_real
+from numpyro_kaem.estimation.samples import as_float64
 from numpyro_kaem.estimation.exponential_family import RIDGE, Design, make_design
 from numpyro_kaem.references import ReferenceParameters, check_reference, is_concrete
 
@@ -96,7 +96,7 @@ def as_counts(counts: Any, num_units: int) -> np.ndarray:
     """
     if counts is None:
         return np.ones(num_units)
-    value = as_real("counts", counts)
+    value = as_float64("counts", counts)
     if value.shape != (num_units,):
         raise ValueError(
             f"counts must have shape ({num_units},), one for each unit, got "
@@ -126,7 +126,7 @@ def as_weight(penalty: Any) -> float | None:
     """
     if penalty is None:
         return None
-    value = as_real("penalty", penalty)
+    value = as_float64("penalty", penalty)
     if value.shape != () or not (np.isfinite(value) and value > 0):
         raise ValueError(
             "penalty must be one finite number > 0, or None to choose it, got "
@@ -442,7 +442,7 @@ def _problem(
         _features(model.flat.basis, model.design, node_positions(units.panels)),
         units.log_likelihood,
         model.counts,
-        log_reference(model.flat.placed, parameters, model.names, units.panels),
+        log_reference(model.flat.on_unit_grid, parameters, model.names, units.panels),
     )
 
 

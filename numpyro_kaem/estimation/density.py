@@ -1,47 +1,47 @@
 """Densities from samples."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import AffineTransform
 
+from numpyro_kaem._quadrature import nodes_per_panel
 from numpyro_kaem.bases import AbstractBasis, BSpline
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation._arguments import (
-    as_chains,
+from numpyro_kaem.estimation.exponential_family import (
+    Family,
+    Fit,
+    fit_columns,
+    mean_features,
+)
+from numpyro_kaem.estimation.samples import (
+    Numbers,
     as_penalty,
     as_samples,
     as_shares,
-    check_agreement,
-    check_converged,
-    check_grid,
-    check_inside,
-    check_spread,
-    reference_parameters,
-    support_ends,
-)
-from numpyro_kaem.estimation.exponential_family import (
-    Fit,
-    fit_columns,
-    make_design,
-    mean_features,
-)
-from numpyro_kaem.estimation.rounding import (
     as_widths,
     cell_ends,
     coarse,
+    hint_of_chains,
     spread,
+    support_ends,
     warn_of_width,
 )
-from numpyro_kaem.numerics.nodes import make_cell_nodes, make_nodes
-from numpyro_kaem.references import ReferenceParameters, is_concrete
+from numpyro_kaem.numerics.nodes import Cells, Nodes, make_cell_nodes, make_nodes
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    check_reference,
+    is_concrete,
+    log_density,
+)
 
 __all__ = ["choose_parts", "fit_density"]
 
@@ -59,15 +59,15 @@ _BANDWIDTHS = 2.0 ** np.linspace(-1.0, 2.0, 13)
 
 
 def fit_density(
-    samples: ArrayLike,
+    samples: Numbers,
     basis: AbstractBasis | None = None,
     reference: dist.Distribution | None = None,
     *,
-    support: str | tuple[ArrayLike, ArrayLike] | None = None,
-    penalty: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    support: str | tuple[Numbers, Numbers] | None = None,
+    penalty: Numbers | None = None,
+    weights: Numbers | None = None,
     fit_bandwidth: bool = False,
-    rounding: ArrayLike | str | None = None,
+    rounding: Numbers | str | None = None,
 ) -> KAEMPrior:
     r"""Fit a density to samples by penalised maximum likelihood.
 
@@ -80,15 +80,16 @@ def fit_density(
         - \frac{\lambda}{2} \int_0^1 f'''(s)^2 \,\mathrm{d}s
         - \frac{\varepsilon}{2} \int_0^1 \bigl(f(s) - \bar f\bigr)^2 \,\mathrm{d}s,
 
-    with :math:`s` the position in the grid and :math:`\varepsilon = 10^{-3}`. This is
-    convex: there is one maximum. The smoothest densities, with :math:`f''' = 0`, are
-    the reference times a quadratic exponential: Normal where the reference is.
+    with :math:`s` the position in the grid and :math:`\varepsilon = 10^{-3}`. For
+    exact samples this is concave: there is one maximum. The smoothest densities, with
+    :math:`f''' = 0`, are the reference times a quadratic exponential: Normal where the
+    reference is.
 
     Parameters
     ----------
     samples
         Samples :math:`x`, shape ``(n,)`` for one density, or ``(n, *batch_shape)`` for
-        one density a column; finite and concrete. Integers and objects of pandas are
+        one density per column; finite and concrete. Integers and pandas objects are
         converted, by position; masked entries are refused.
     basis
         Features :math:`\phi`, with their grid. ``None`` takes cubic B-splines (24,
@@ -96,49 +97,44 @@ def fit_density(
         the samples and 20 % of their range on either side, but ends two times the
         distance between the 5 % and 95 % quantiles beyond these.
     reference
-        Reference law :math:`\pi_0`, taken as it is: its parameters are not fitted. It
-        sets the tails beyond the grid; take a heavy-tailed one, such as a Cauchy, with
-        a grid on the bulk if the samples have heavy tails. ``None`` follows
-        ``support``.
+        Reference distribution :math:`\pi_0`, whose parameters are not fitted. It sets
+        the tails beyond the grid: for samples with heavy tails take a heavy-tailed one,
+        such as a Cauchy, and a grid on the bulk. ``None`` follows ``support``.
     support
-        Support, and so the law of the tails, where there is no ``reference``.
-        ``"real"`` or ``None``: Normal at the median, with 1.5 times the larger of the
-        standard deviation and the interquartile range over 1.349. ``"positive"``:
-        LogNormal, likewise on the logarithms. ``(low, inf)``: the same, from ``low``
-        on. ``(low, high)``: Uniform, without tails. Ends are numbers, or arrays that
-        broadcast to ``batch_shape``. So any later observation in the support has a
-        positive density.
+        Support without a ``reference``, which sets the tails. ``"real"`` or ``None``:
+        Normal at the median, with 1.5 times the larger of the standard deviation and
+        the interquartile range over 1.349. ``"positive"``: LogNormal, likewise on the
+        logarithms. ``(low, inf)``: the same, from ``low`` on. ``(low, high)``: Uniform,
+        without tails. Ends are numbers, or arrays that broadcast to ``batch_shape``.
+        Any later observation in the support has a positive density.
     penalty
         Weight :math:`\lambda \ge 0` of the roughness, broadcasting to ``batch_shape``.
-        ``None`` maximises the marginal likelihood of :math:`\lambda`, see Notes. With
-        0 only the weak last term keeps the energy finite where there are no samples,
-        and the density overfits.
+        ``None`` maximises its marginal likelihood, see Notes. With 0 the density
+        overfits.
     weights
         Importance weights, shape ``(n,)`` or ``samples.shape``; non-negative, not all
         zero. Only their ratios count: :math:`w_i` sum to the effective sample size
-        :math:`(\sum w)^2 / \sum w^2` of each column. ``None`` weighs samples
-        alike, with the sum ``n``.
+        :math:`(\sum w)^2 / \sum w^2` of each column. ``None`` weighs samples alike.
     fit_bandwidth
         Whether to choose the bandwidth of ``basis`` too, between half and four times
         the one it has, by the same criterion (summed over columns).
     rounding
         Spacing :math:`\delta` to which samples were rounded, broadcasting to
-        ``batch_shape``, 0 where they were not; ``"none"`` takes all as exact. ``None``
-        finds out, see Notes. A rounded sample :math:`x` is known to lie in the interval
-        from :math:`x - \delta / 2` to :math:`x + \delta / 2`, cut to the support, and
-        :math:`\log \pi(x)` becomes the log of its mass.
+        ``batch_shape``, 0 where they were not; ``"none"`` takes all as exact; ``None``
+        detects it, see Notes. A rounded sample :math:`x` is known to lie in the
+        interval from :math:`x - \delta / 2` to :math:`x + \delta / 2`, cut to the
+        support, and :math:`\log \pi(x)` becomes the log of its mass.
 
     Returns
     -------
     KAEMPrior
         Concrete density of shape ``samples.shape[1:]``, in the default float format.
-        The coefficients are the ones of smallest norm among those of the same density.
 
     Raises
     ------
     TypeError
-        If an argument is traced, is not real, or ``basis`` or ``reference`` are not a
-        basis and a distribution; or if ``fit_bandwidth`` is asked of a basis without.
+        If an argument is traced or of a wrong type, or ``basis`` has no bandwidth to
+        fit.
     ValueError
         If samples are missing, not finite, or outside the support; if the location and
         scale of samples without two distinct values are needed; if shapes do not fit,
@@ -158,32 +154,19 @@ def fit_density(
     -----
     - **Penalty.** The last two terms are the log of a Normal prior on the energy. The
       default maximises the Laplace approximation of the marginal likelihood over 24
-      values of :math:`\lambda` in geometric progression, then over the parabola through
-      the best three. In trials with eight shapes of density and 82 to 100,000 samples
-      the Kullback-Leibler divergence from the truth was mostly smaller than with
-      Akaike's criterion (effective degrees of freedom), the uniform law excepted; third
-      derivatives were better than second ones for Normal and skewed shapes.
-    - **Rounding.** Most samples are rounded: ratings, ages, counts, prices. It is found
-      where a twentieth of the samples or more are tied at values of one spacing; others
-      count as exact. Samples of intervals finer than a quarter of the grid a feature
-      are spread evenly over these, because no feature tells. The standard deviation is
-      that before rounding, which Sheppard's correction approximates by
-      :math:`\sqrt{s^2 - \delta^2 / 12}`. Where intervals are wider than a standard
-      deviation, the shape within them is that of the smoothest density: a generalised
-      Normal law of shape 2.5 and a standard deviation 2.5 % below that of a Normal has
-      masses of intervals of two deviations that 900 samples do not tell apart. Ties at
-      values of no one spacing, as of resampled or rejected draws, are exact.
-    - **Quadrature.** The evidence chooses among the penalties with which the quadrature
-      resolves the density. Others would let it grow into peaks at tied samples.
-    - For B-splines the roughness is the sum of squared third differences of the
-      coefficients, scaled to the integral (Eilers and Marx 1996), so that every degree
-      has one. Basis functions of another kind need derivatives.
-    - **Cost.** Features of the samples are visited once, in chunks. A Newton step is a
-      few products of matrices of nodes by features; none depends on ``n``. Calls with
-      the same shapes and basis share compiled code.
-    - In float32 the fit is accurate to the rounding of the likelihood, far below the
-      sampling error.
-    - Outside ``jit`` only: the grid is static.
+      values of :math:`\lambda` in geometric progression, among those for which the
+      quadrature resolves the density, then over the parabola through the best three.
+      For B-splines the roughness is the sum of squared third differences of the
+      coefficients, scaled to the integral (Eilers and Marx 1996).
+    - **Rounding.** It is found where a twentieth of the samples or more are tied at
+      values of one spacing; other ties, as of resampled draws, count as exact. Samples
+      of intervals finer than a quarter of the grid per feature are spread evenly over
+      these. The standard deviation is that before rounding, as Sheppard's correction
+      :math:`\sqrt{s^2 - \delta^2 / 12}`. Within intervals wider than a standard
+      deviation, the shape is that of the smoothest density.
+    - **Cost.** Features of the samples are visited once. A Newton step is a few
+      products of matrices of nodes by features; none depends on ``n``. Calls with the
+      same shapes and basis share compiled code.
 
     References
     ----------
@@ -231,39 +214,28 @@ def fit_density(
     basis, reference, parameters = choose_parts(even, shares, basis, reference, support)
     widths = coarse(widths, basis, rounding)
     warn_of_width(even, widths)
-    dtype = jnp.zeros(()).dtype
     if data.size > len(data):
         warnings.warn(
             "only the marginals are kept: one density is fitted to each of the "
             f"{data.size // len(data)} columns of samples, which are then independent. "
             "Fit a joint form, such as a mixture of products or an autoregressive "
-            "density, to keep their dependence." + as_chains(data.shape, "columns"),
+            "density, to keep their dependence."
+            + hint_of_chains(data.shape, "columns"),
             UserWarning,
             stacklevel=2,
         )
 
+    dtype = jnp.zeros(()).dtype
     num_effective = num_effective.reshape(-1)
     position = basis.to_unit(jnp.asarray(even, dtype)).reshape(len(data), -1)
     shares_of = shares.reshape(len(data), -1)
 
-    def name(column: int) -> str:
-        place = tuple(int(i) for i in np.unravel_index(column, batch_shape))
-        return f" in column {place}" if place else ""
-
     def fit(basis: AbstractBasis) -> Fit:
-        shape = (position.shape[1], basis.num_features)
-        means = jnp.asarray(np.zeros(shape, dtype))
+        means = jnp.asarray(np.zeros((position.shape[1], basis.num_features), dtype))
         if np.any(exact):
             means = mean_features(basis, position, jnp.asarray(exact, dtype))
-        return fit_columns(
-            basis,
-            make_design(basis, dtype),
-            nodes,
-            means,
-            jnp.asarray(num_effective, dtype),
-            penalty,
-            cells=cells,
-        )
+        size = jnp.asarray(num_effective, dtype)
+        return fit_columns(Family.of(basis, nodes), means, size, penalty, cells=cells)
 
     for refinement in _REFINEMENTS:
         if np.any(widths > 0):
@@ -280,12 +252,22 @@ def fit_density(
         result = fit(basis)
         if np.all(result.resolved):
             break
-    check_converged(result)
-    check_agreement(
-        result, nodes, cells, np.asarray(position), exact, num_effective, basis, name
+    _check_converged(result)
+    _check_agreement(
+        result,
+        nodes,
+        cells,
+        np.asarray(position),
+        exact,
+        num_effective,
+        basis,
+        batch_shape,
     )
     coefficients = result.coefficients.reshape(*batch_shape, basis.num_features)
     return KAEMPrior(Energy(basis, coefficients), reference)
+
+
+# --- the basis and the reference -----------------------------------------------------
 
 
 def choose_parts(
@@ -295,39 +277,23 @@ def choose_parts(
     reference: dist.Distribution | None,
     support: Any,
 ) -> tuple[AbstractBasis, dist.Distribution | None, ReferenceParameters | None]:
-    """Check the basis and the reference, or choose those of :func:`fit_density`.
-
-    Parameters
-    ----------
-    data
-        Samples, shape ``(n, *batch_shape)``.
-    shares
-        Weights that sum to 1, of a shape that broadcasts to it.
-    basis, reference, support
-        As of :func:`fit_density`.
-
-    Returns
-    -------
-    tuple
-        Basis, reference, and the parameters of the reference, ``None`` without.
-
-    Raises
-    ------
-    TypeError
-        As :func:`fit_density`.
-    ValueError
-        As :func:`fit_density`.
-    """
+    """Check basis and reference, or choose them; also the reference's parameters."""
     batch_shape = data.shape[1:]
     if basis is not None and not isinstance(basis, AbstractBasis):
         raise TypeError(
             "basis must be a basis such as numpyro_kaem.BSpline(low, high, num_basis) "
             f"or None, got {type(basis).__name__}."
         )
-    ends = support_ends(support, reference, batch_shape)
-    check_inside(data, ends, strict=ends[2] == "above")
-    if basis is None or (reference is None and ends[2] != "interval"):
-        check_spread(data, shares, basis, reference)
+    low, high, kind = ends = support_ends(support, reference, batch_shape)
+    bad = ((data <= low) if kind == "above" else (data < low)) | (data > high)
+    if bad.any():
+        end = " (without its lower end)" if kind == "above" else ""
+        raise ValueError(
+            f"samples must lie in the support from {low} to {high}{end}, got "
+            f"{bad.sum()} of {data.size} outside, the first of them {data[bad][0]}."
+        )
+    if basis is None or (reference is None and kind != "interval"):
+        _check_spread(data, shares, basis, reference)
     if basis is None:
         basis = _default_basis(data, shares, ends)
     elif np.broadcast_shapes(basis.grid_shape, batch_shape) != batch_shape:
@@ -337,12 +303,62 @@ def choose_parts(
         )
     if reference is None:
         reference = _default_reference(data, shares, ends, basis)
-    check_grid(data, shares, basis)
-    parameters = reference_parameters(reference, basis, data, jnp.zeros(()).dtype)
-    return basis, reference, parameters
+    low, high = np.asarray(basis.low), np.asarray(basis.high)
+    if not ((data >= low) & (data <= high) & (shares > 0)).any(0).all():
+        raise ValueError(
+            f"the grid of basis must contain samples, got low={basis.low} and "
+            f"high={basis.high} for samples from {data.min()} to {data.max()}."
+        )
+    return basis, reference, _parameters_of(reference, basis, data)
 
 
-# --- defaults ------------------------------------------------------------------------
+def _check_spread(
+    data: np.ndarray, shares: np.ndarray, basis: Any, reference: Any
+) -> None:
+    """Check that every column has two distinct samples."""
+    used = np.broadcast_to(shares > 0, data.shape)
+    least = np.where(used, data, np.inf).min(0)
+    equal = least == np.where(used, data, -np.inf).max(0)
+    if equal.any():
+        column = tuple(int(i) for i in np.argwhere(equal)[0])
+        where = f" in column {column}" if column else ""
+        parts = (("basis", basis), ("reference", reference))
+        missing = [name for name, part in parts if part is None]
+        raise ValueError(
+            "samples must have at least 2 distinct values of positive weight, got only "
+            f"{least[column]}{where}; pass {' and '.join(missing)} to fit fewer."
+        )
+
+
+def _parameters_of(
+    reference: dist.Distribution | None, basis: AbstractBasis, data: np.ndarray
+) -> ReferenceParameters | None:
+    """Parameters of a reference that is positive at all samples."""
+    if reference is None:
+        return None
+    dtype = jnp.zeros(()).dtype
+    check_reference(reference, Energy(basis, jnp.zeros(basis.num_features, dtype)))
+    batch_shape = data.shape[1:]
+    if np.broadcast_shapes(reference.batch_shape, batch_shape) != batch_shape:
+        raise ValueError(
+            "the batch shape of reference must broadcast to the columns of samples, of "
+            f"shape {batch_shape}, got {reference.batch_shape}."
+        )
+    parameters = ReferenceParameters.of(reference)
+    log_densities = np.asarray(_log_density(parameters, jnp.asarray(data, dtype)))
+    bad = ~(log_densities > -np.inf)
+    if bad.any():
+        raise ValueError(
+            "samples must have positive density under the reference, got "
+            f"{bad.sum()} of {data.size} without under {type(reference).__name__}, the "
+            f"first of them {data[bad][0]}."
+        )
+    return parameters
+
+
+@jax.jit
+def _log_density(parameters: ReferenceParameters, z: jax.Array) -> jax.Array:
+    return log_density(parameters.build(), z)
 
 
 def _quantiles(data: np.ndarray, shares: np.ndarray, levels: list[float]) -> np.ndarray:
@@ -355,16 +371,6 @@ def _quantiles(data: np.ndarray, shares: np.ndarray, levels: list[float]) -> np.
     middle = (np.cumsum(shares, 0) - 0.5 * shares).reshape(values.shape)
     columns = [np.interp(levels, m, v) for m, v in zip(middle.T, values.T, strict=True)]
     return np.stack(columns, -1).reshape(len(levels), *data.shape[1:])
-
-
-def _location_and_scale(
-    data: np.ndarray, shares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Median, and the larger of standard deviation and scaled interquartile range."""
-    lower, median, upper = _quantiles(data, shares, [0.25, 0.5, 0.75])
-    mean = np.sum(shares * data, 0)
-    deviation = np.sqrt(np.sum(shares * np.square(data - mean), 0))
-    return median, np.maximum(deviation, (upper - lower) / 1.349)
 
 
 def _default_basis(data: np.ndarray, shares: np.ndarray, ends: tuple) -> BSpline:
@@ -390,23 +396,25 @@ def _default_reference(
     low, high, kind = ends
     as_array = lambda x: jnp.asarray(x, jnp.zeros(()).dtype)  # noqa: E731
     if kind == "interval":
-        # The uniform law on the grid has static ends.
-        if np.all(low == np.asarray(basis.low)) and np.all(
-            high == np.asarray(basis.high)
-        ):
-            return None
-        return dist.Uniform(as_array(low), as_array(high))
+        # The uniform distribution on the grid has static ends.
+        same = np.all(low == np.asarray(basis.low)) & np.all(high == basis.high)
+        return None if same else dist.Uniform(as_array(low), as_array(high))
     values = data if kind == "real" else np.log(data - low)
-    location, scale = _location_and_scale(values, shares)
-    law = dist.Normal if kind == "real" else dist.LogNormal
-    reference = law(as_array(location), as_array(_INFLATION * scale))
+    lower, median, upper = _quantiles(values, shares, [0.25, 0.5, 0.75])
+    mean = np.sum(shares * values, 0)
+    deviation = np.sqrt(np.sum(shares * np.square(values - mean), 0))
+    scale = _INFLATION * np.maximum(deviation, (upper - lower) / 1.349)
+    family = dist.Normal if kind == "real" else dist.LogNormal
+    reference = family(as_array(median), as_array(scale))
     if kind == "real" or np.all(low == 0):
         return reference
     above = AffineTransform(as_array(low), 1.0, domain=constraints.positive)
     return dist.TransformedDistribution(reference, above)
 
 
-def _best_bandwidth(basis: AbstractBasis, fit: Any) -> AbstractBasis:
+def _best_bandwidth(
+    basis: AbstractBasis, fit: Callable[[AbstractBasis], Fit]
+) -> AbstractBasis:
     """Basis whose bandwidth maximises the evidence of all columns."""
 
     def with_bandwidth(factor: float) -> AbstractBasis:
@@ -418,3 +426,131 @@ def _best_bandwidth(basis: AbstractBasis, fit: Any) -> AbstractBasis:
     ]
     evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
     return with_bandwidth(float(_BANDWIDTHS[int(np.argmax(evidence))]))
+
+
+# --- what a fit is worth -------------------------------------------------------------
+
+
+def _check_converged(fit: Fit) -> None:
+    """Warn of fits that did not converge, or that the quadrature does not resolve."""
+    for what, bad, remedy in (
+        (
+            "the fit of {} of {} densities did not converge",
+            ~np.asarray(fit.converged),
+            "a larger penalty, fewer features, or float64",
+        ),
+        (
+            "the quadrature does not resolve {} of {} fitted densities, which are not "
+            "the ones of largest likelihood",
+            ~np.asarray(fit.resolved),
+            "a larger penalty, or a grid no wider than the samples need",
+        ),
+    ):
+        if bad.any():
+            warnings.warn(
+                f"{what.format(bad.sum(), len(bad))}; use {remedy}.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _check_agreement(
+    fit: Fit,
+    nodes: Nodes,
+    cells: Cells | None,
+    position: np.ndarray,
+    shares: np.ndarray,
+    num_effective: np.ndarray,
+    basis: AbstractBasis,
+    batch_shape: tuple[int, ...],
+) -> None:
+    """Warn of densities that differ from their samples more than chance allows.
+
+    Positions are cut to the grid, so that both have all moments. A sample that is known
+    as an interval counts as the density within it; ``shares`` are those of the others.
+    """
+    masses = np.asarray(fit.masses, float)
+    rows = np.asarray(nodes.position, float)
+    breaks = np.asarray(basis.panel_breaks, float)
+    messages = []
+    for i, mass in enumerate(masses):
+        s = rows[i % len(rows)]
+        x, w = position[:, i], shares[:, i % shares.shape[1]]
+        points, parts = breaks, [(x, w)]
+        if cells is not None:
+            points, pooled = _of_cells(
+                s, mass, *(np.asarray(part[i]) for part in cells)
+            )
+            parts.append((s, pooled))
+        mean, deviation, fourth, below = _summary([(s, mass)], points)
+        seen = _summary(parts, points)
+        # The standard errors of samples of the density; rounding is far below 0.002.
+        error = 4.5 / np.sqrt(num_effective[i])
+        allowed = (
+            (error + 0.002) * deviation,
+            (0.5 * error * np.sqrt(max(fourth - 1, 0.1)) + 0.002) * deviation,
+            2.2 / np.sqrt(num_effective[i]) + 0.002,
+        )
+        gap = np.max(np.abs(below - seen[3]), initial=0)
+        found = (abs(mean - seen[0]), abs(deviation - seen[1]), gap)
+        if any(f > a for f, a in zip(found, allowed, strict=True)):
+            column = tuple(int(j) for j in np.unravel_index(i, batch_shape))
+            messages.append(
+                f"mean {mean:.4g} for {seen[0]:.4g}, standard deviation "
+                f"{deviation:.4g} for {seen[1]:.4g}, both in units of the grid, and "
+                f"distribution functions up to {gap:.3f} apart"
+                + (f" in column {column}" if column else "")
+            )
+    if messages:
+        more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
+        warnings.warn(
+            "a fitted density differs from its samples by more than chance allows: "
+            f"{messages[0]}{more}. Use a smaller penalty, more features, or a grid "
+            "that covers the samples; and where samples were rounded, tell the spacing "
+            "by rounding.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _summary(
+    parts: list[tuple[np.ndarray, np.ndarray]], points: np.ndarray
+) -> tuple[float, float, float, np.ndarray]:
+    """Mean, standard deviation, kurtosis, and masses below points."""
+    mean = sum(w @ x for x, w in parts)
+    squares = [(np.square(x - mean), w) for x, w in parts]
+    square = sum(w @ x for x, w in squares)
+    fourth = sum(w @ np.square(x) for x, w in squares)
+    counts = sum(
+        np.bincount(np.searchsorted(points, x, "right"), w, len(points) + 1)
+        for x, w in parts
+    )
+    # Of a single point it is the least that there is.
+    kurtosis = fourth / square**2 if square**2 > 0 else 1.0
+    return mean, np.sqrt(square), kurtosis, np.cumsum(counts)[:-1]
+
+
+def _of_cells(
+    position: np.ndarray,
+    mass: np.ndarray,
+    first: np.ndarray,
+    last: np.ndarray,
+    shares: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find ends of panels that no cell contains, and the cells' shares of the nodes."""
+    num_nodes = nodes_per_panel(jnp.zeros(()).dtype)
+    panels, s = mass.reshape(-1, num_nodes), position.reshape(-1, num_nodes)
+    total = np.concatenate([[0], np.cumsum(panels.sum(1))])
+    there = last > first
+    first, last, shares = first[there], last[there], shares[there]
+    weight = shares / np.maximum(total[last] - total[first], np.finfo(float).tiny)
+    change = np.zeros((2, len(panels) + 1))
+    np.add.at(change, (0, first), weight)
+    np.add.at(change, (0, last), -weight)
+    # A panel end is inside a cell if that starts before it.
+    np.add.at(change, (1, first + 1), 1)
+    np.add.at(change, (1, last), -1)
+    factor, inside = np.cumsum(change, axis=1)[:, :-1]
+    free = inside[1:] < 0.5
+    ends = 0.5 * (s[:-1, -1] + s[1:, 0])
+    return np.unique(ends[free]), (panels * np.maximum(factor, 0)[:, None]).reshape(-1)

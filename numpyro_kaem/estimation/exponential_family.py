@@ -1,5 +1,11 @@
-"""Penalised maximum likelihood of an exponential family."""
+"""Penalised maximum likelihood in an exponential family of densities on a line.
 
+The energies are sums of features. :class:`Design` has coordinates in which the penalty
+is diagonal, :func:`ascend` is Newton's method, and :func:`best_penalty` reads the
+largest evidence off a grid of penalties; :func:`fit_columns` puts them together.
+"""
+
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -16,18 +22,43 @@ from numpyro_kaem.references import concretely
 
 __all__ = [
     "RIDGE",
-    "ROUGHNESS_ORDER",
+    "Ascent",
     "Design",
+    "Family",
     "Fit",
+    "ascend",
     "ascent_direction",
+    "best_penalty",
     "curvatures",
     "fit_columns",
+    "log_determinant",
+    "log_normalizers",
     "make_design",
     "mean_features",
+    "sum_over_samples",
 ]
 
-ROUGHNESS_ORDER = 3
-"""Order of the derivative of the energy whose square is penalised."""
+RIDGE = 1e-3
+"""Weight of the energy's variance on the grid: it bounds what the data leave open."""
+
+# Order of the derivative of the energy whose square is penalised.
+_ROUGHNESS_ORDER = 3
+_NUM_PENALTIES = 24
+_MAX_STEPS = 60
+_MAX_HALVINGS = 25
+# Features held at a time.
+_CHUNK = 4_000_000
+# Relative error of a normalizing constant above which it is none.
+_LARGEST_ERROR = 1e-4
+# Change of the energy within a panel that a node resolves.
+_STEEPEST = 2.5
+# Log mass below which a panel counts as empty.
+_LEAST_MASS = -30.0
+
+_product = partial(jnp.matmul, precision="highest")
+
+
+# --- the family ----------------------------------------------------------------------
 
 
 class Design(NamedTuple):
@@ -35,23 +66,44 @@ class Design(NamedTuple):
 
     The coefficients are ``transform @ coordinates``. Then the integral of the squared
     energy, less its mean, is the sum of squared coordinates, and the roughness is the
-    sum of ``roughness`` times the squared coordinates. Constants, and directions lost
-    to rounding, have no coordinate: their columns of ``transform`` are 0.
+    sum of ``roughness`` times the squared coordinates. ``centre`` is the mean of each
+    feature. Constants, and directions lost to rounding, have no coordinate: they are
+    not ``used``, and their columns of ``transform`` are 0. All shapes are
+    ``(num_features,)``, that of ``transform`` ``(num_features, num_features)``.
     """
 
     centre: np.ndarray
-    """Mean of each feature over the grid, shape ``(num_features,)``."""
     transform: np.ndarray
-    """Coefficients of unit coordinates, shape ``(num_features, num_features)``."""
     roughness: np.ndarray
-    """Roughness of unit coordinates, shape ``(num_features,)``."""
     used: np.ndarray
-    """Which coordinates there are, shape ``(num_features,)``."""
 
     def to_jax(self, dtype: Any) -> "Design":
         """Copy into JAX arrays, the numbers of the given type."""
         parts = (jnp.asarray(part, dtype) for part in self[:3])
         return Design(*parts, used=jnp.asarray(self.used))
+
+    def of_features(self, values: jax.Array) -> jax.Array:
+        """Features of unit coordinates from those of unit coefficients."""
+        return _product(values - self.centre, self.transform)
+
+    def ridge(self, penalty: Any) -> Any:
+        """Weights of the squared coordinates for a weight of the roughness."""
+        xp = jnp if isinstance(self.roughness, jax.Array) else np
+        return xp.where(self.used, penalty * self.roughness + RIDGE, 1)
+
+
+class Family(NamedTuple):
+    """Features on the unit grid, their coordinates, and nodes of the reference."""
+
+    basis: AbstractBasis
+    design: Design
+    nodes: Nodes
+
+    @classmethod
+    def of(cls, basis: AbstractBasis, nodes: Nodes) -> "Family":
+        """Family of a basis on any grid."""
+        dtype = nodes.position.dtype
+        return cls(on_unit_grid(basis), make_design(basis, dtype).to_jax(dtype), nodes)
 
 
 def make_design(basis: AbstractBasis, dtype: Any) -> Design:
@@ -94,203 +146,300 @@ def _roughness_operator(
     """Matrix whose product with coefficients has the roughness as its squared norm."""
     if isinstance(basis, BSpline):
         # Differences of coefficients are defined for every degree.
-        order = min(ROUGHNESS_ORDER, basis.num_basis - 1)
+        order = min(_ROUGHNESS_ORDER, basis.num_basis - 1)
         num_cells = basis.num_basis - basis.degree
         differences = np.diff(np.eye(basis.num_basis), order, axis=0)
         return num_cells ** (order - 0.5) * differences
-    derivative = _derivative(basis, jnp.asarray(s, dtype), ROUGHNESS_ORDER)
+    derivative = _derivative(basis, jnp.asarray(s, dtype), _ROUGHNESS_ORDER)
     return np.sqrt(weights)[:, None] * np.asarray(derivative)
 
 
 @partial(jax.jit, static_argnames="order")
 def _derivative(basis: AbstractBasis, s: jax.Array, order: int) -> jax.Array:
     """Differentiate all features, shape ``(num_points, num_features)``."""
+
+    def differentiate(function: Callable) -> Callable:
+        return lambda s: jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
+
     function = basis.unit_features
     for _ in range(order):
-        function = _differentiate(function)
+        function = differentiate(function)
     return function(s)
 
 
-def _differentiate(function: Any) -> Any:
-    return lambda s: jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
+def log_normalizers(
+    features: jax.Array, log_mass: jax.Array, coefficients: jax.Array
+) -> jax.Array:
+    """Log normalizing constants ``(n, dim)`` of energies ``(n, dim, num_features)``.
+
+    Features ``(dim or 1, num_nodes, num_features)`` and log masses ``(dim or 1,
+    num_nodes)`` are those at the nodes.
+    """
+    if features.shape[0] == 1:
+        energy = jnp.tensordot(coefficients, features[0], (-1, -1), precision="highest")
+    else:
+        energy = jnp.einsum("ndg,dmg->ndm", coefficients, features, precision="highest")
+    return logsumexp(energy + log_mass, axis=-1)
 
 
-RIDGE = 1e-3
-"""Weight of the energy's variance on the grid: it bounds what the data leave open."""
-
-_NUM_PENALTIES = 24
-_MAX_STEPS = 60
-_MAX_HALVINGS = 25
-# Features held at a time.
-_CHUNK = 2_000_000
-# Relative error of a normaliser above which it is none.
-_LARGEST_ERROR = 1e-4
-# Change of the energy within a panel that a node resolves.
-_STEEPEST = 2.5
-# Log mass below which a panel counts as empty.
-_LEAST_MASS = -30.0
-
-_product = partial(jnp.matmul, precision="highest")
-
-
-class Fit(NamedTuple):
-    """A fitted column each."""
-
-    coefficients: jax.Array
-    """Shape ``(num_columns, num_features)``."""
-    penalty: jax.Array
-    """Weight of the roughness, shape ``(num_columns,)``."""
-    log_evidence: jax.Array
-    """Laplace approximation of the log marginal likelihood, up to a constant."""
-    converged: jax.Array
-    """Whether Newton's method converged."""
-    coordinates: jax.Array
-    """The same energies in the coordinates of the design, the shape of coefficients."""
-    masses: jax.Array
-    """Masses of the nodes, shape ``(num_columns, num_nodes)``."""
-    resolved: jax.Array
-    """Whether the nodes resolve the density, so that it is normalised."""
-
-
-# --- data ----------------------------------------------------------------------------
+# --- sums over samples ---------------------------------------------------------------
 
 
 def mean_features(
-    basis: AbstractBasis, position: ArrayLike, weights: ArrayLike
+    basis: AbstractBasis, position: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """Weighted mean of the features, in chunks of bounded size.
+    """Weighted mean of the features, shape ``(num_columns, num_features)``.
 
-    Parameters
-    ----------
-    basis
-        Features.
-    position
-        Unit positions, shape ``(num_samples, num_columns)``.
-    weights
-        Weights that sum to 1 over samples, shape ``(num_samples, num_columns or 1)``.
-
-    Returns
-    -------
-    Array
-        Shape ``(num_columns, num_features)``.
+    Unit positions have the shape ``(n, num_columns)``, weights ``(n, num_columns or
+    1)``.
     """
-    num_samples, num_columns = np.shape(position)
-    chunk = max(1, _CHUNK // (num_columns * basis.num_features))
-    chunk = min(chunk, 1 << max(num_samples - 1, 0).bit_length())
-    return _mean_features(on_unit_grid(basis), position, weights, chunk)
+    return _mean_features(on_unit_grid(basis), position, weights)
 
 
-@partial(jax.jit, static_argnames="chunk")
+@jax.jit
 def _mean_features(
-    basis: AbstractBasis, position: jax.Array, weights: jax.Array, chunk: int
+    basis: AbstractBasis, position: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    missing = -position.shape[0] % chunk
+    def pooled(s: jax.Array, w: jax.Array) -> jax.Array:
+        w = jnp.broadcast_to(w, s.shape)
+        features = basis.unit_features(s)
+        return jnp.einsum("nk,nkg->kg", w, features, precision="highest")
+
+    width = position.shape[1] * basis.num_features
+    return sum_over_samples(pooled, (position, weights), width)
+
+
+def sum_over_samples(
+    function: Callable, samples: tuple[jax.Array, ...], width: int
+) -> Any:
+    """Sum what a function gives for chunks of samples, ``width`` numbers for each one.
+
+    The last chunk is filled up with zeros.
+    """
+    num_samples = len(samples[0])
+    chunk = max(1, _CHUNK // width)
+    chunk = min(chunk, 1 << max(num_samples - 1, 0).bit_length())
+    missing = -num_samples % chunk
 
     def split(array: jax.Array) -> jax.Array:
-        array = jnp.pad(array, ((0, missing), (0, 0)))
-        return array.reshape(-1, chunk, array.shape[1])
+        array = jnp.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1))
+        return array.reshape(-1, chunk, *array.shape[1:])
 
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple:
-        s, w = part
-        features = basis.unit_features(s)
-        w = jnp.broadcast_to(w, s.shape)
-        return total + jnp.einsum("nk,nkg->kg", w, features, precision="highest"), None
+    parts = tuple(map(split, samples))
+    sums = jax.eval_shape(function, *(part[0] for part in parts))
+    return jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None),
+        jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), sums),
+        parts,
+    )[0]
 
-    start = jnp.zeros((position.shape[1], basis.num_features), position.dtype)
-    return jax.lax.scan(add, start, (split(position), split(weights)))[0]
+
+# --- Newton's method -----------------------------------------------------------------
+
+
+class Ascent(NamedTuple):
+    """Where Newton's method stopped: ``decrement`` is twice the gain of one more step.
+
+    ``num_small`` counts the steps of a small decrement at the end.
+    """
+
+    parameters: jax.Array
+    value: jax.Array
+    decrement: jax.Array
+    num_small: jax.Array
+    num_steps: jax.Array
+    converged: jax.Array
+
+
+def ascend(
+    value_of: Callable[[jax.Array], jax.Array],
+    step_of: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    start: jax.Array,
+    *,
+    tolerance: ArrayLike,
+    eps: ArrayLike,
+    max_steps: int,
+    num_last: int = 1,
+) -> Ascent:
+    """Maximise by Newton's method with backtracking.
+
+    ``step_of`` gives the gradient and the direction. The ascent stops after
+    ``num_last`` steps in a row whose decrement is below the tolerance, or the rounding
+    of the value, which is known to ``eps``.
+    """
+
+    def step(state: Ascent) -> Ascent:
+        parameters, value = state.parameters, state.value
+        gradient, direction = step_of(parameters)
+        decrement = jnp.dot(gradient, direction, precision="highest")
+        noise = 8 * eps * (1 + jnp.abs(value))
+
+        def halve(trial: tuple) -> tuple:
+            length = 0.5 * trial[0]
+            return length, value_of(parameters + length * direction), trial[2] + 1
+
+        def too_long(trial: tuple) -> jax.Array:
+            enough = trial[1] >= value + 0.1 * trial[0] * decrement - noise
+            return ~enough & (trial[2] < _MAX_HALVINGS)
+
+        length, new_value, _ = jax.lax.while_loop(
+            too_long, halve, (jnp.ones_like(value), value_of(parameters + direction), 0)
+        )
+        better = new_value >= value - noise
+        parameters = jnp.where(better, parameters + length * direction, parameters)
+        value = jnp.where(better, new_value, value)
+        # Rounding of the gradient is amplified where there is hardly any mass.
+        small = jnp.maximum(tolerance, 32 * eps * (1 + jnp.abs(value)))
+        converged = decrement <= small
+        num_small = jnp.where(converged, state.num_small + 1, 0)
+        count = state.num_steps + 1
+        return Ascent(parameters, value, decrement, num_small, count, converged)
+
+    zero, value = jnp.asarray(0), value_of(start)
+    first = Ascent(start, value, jnp.zeros_like(value), zero, zero, jnp.asarray(False))
+    return jax.lax.while_loop(
+        lambda s: (s.num_small < num_last) & (s.num_steps < max_steps), step, first
+    )
+
+
+def curvatures(
+    complete: jax.Array, observed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factor of the complete information; curvatures of the observed one in its units.
+
+    A curvature is the share of the information that the unobserved values leave.
+    """
+    # A semidefinite matrix is made definite by rounding.
+    scale = jnp.maximum(jnp.diagonal(complete), jnp.finfo(complete.dtype).tiny)
+    scale = jnp.sqrt(scale)
+    eye = jnp.eye(len(scale), dtype=complete.dtype)
+    scaled = complete / scale[:, None] / scale
+    scaled = scaled + 8 * jnp.finfo(complete.dtype).eps * eye
+    factor = scale[:, None] * jnp.linalg.cholesky(scaled)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    whitened = solve(solve(observed).T)
+    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
+
+
+def ascent_direction(
+    gradient: jax.Array, complete: jax.Array, observed: jax.Array
+) -> jax.Array:
+    """Newton's direction where the information is positive, and uphill elsewhere.
+
+    A direction of negative curvature is followed as far as a positive one of the same
+    size (Dauphin et al. 2014, "Identifying and attacking the saddle point problem in
+    high-dimensional non-convex optimization"), so that no saddle point attracts.
+    """
+    factor, curvature, axes = curvatures(complete, observed)
+    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    along = axes.T @ solve(gradient)
+    # Rounding leaves no smaller curvature, as a share of that of the complete data.
+    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
+    size = jnp.maximum(jnp.abs(curvature), least)
+    return jax.scipy.linalg.solve_triangular(
+        factor, axes @ (along / size), lower=True, trans=1
+    )
+
+
+def log_determinant(
+    factor: jax.Array, curvature: jax.Array, size: jax.Array
+) -> jax.Array:
+    """Log determinant of ``size`` times the observed information, at a maximum."""
+    # There all curvatures are positive, up to rounding.
+    curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(curvature.dtype).eps))
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) + jnp.sum(jnp.log(curvature))
+    return log_det + len(curvature) * jnp.log(size)
+
+
+def best_penalty(logs: jax.Array, evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Index of the largest evidence, and top of the parabola through its neighbours.
+
+    The log penalties are evenly spaced, at least 3.
+    """
+    best = jnp.argmax(evidence)
+    inner = jnp.clip(best, 1, len(logs) - 2)
+    left, middle, right = (evidence[inner + i] for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / jnp.where(bend < 0, bend, -1)
+    interior = (best == inner) & jnp.isfinite(shift)
+    shift = jnp.where(interior, jnp.clip(shift, -0.5, 0.5), 0)
+    return best, logs[best] + shift * (logs[1] - logs[0])
 
 
 # --- the fit -------------------------------------------------------------------------
 
 
+class Fit(NamedTuple):
+    """Fitted columns, one in each row.
+
+    ``coordinates`` are the energies of ``coefficients``, both of shape ``(num_columns,
+    num_features)``; ``masses`` those of the nodes, ``(num_columns, num_nodes)``. The
+    evidence is known up to a constant. A density is normalised if its nodes have
+    ``resolved`` it.
+    """
+
+    coefficients: jax.Array
+    penalty: jax.Array
+    log_evidence: jax.Array
+    converged: jax.Array
+    coordinates: jax.Array
+    masses: jax.Array
+    resolved: jax.Array
+
+
 def fit_columns(
-    basis: AbstractBasis,
-    design: Design,
-    nodes: Nodes,
-    means: ArrayLike,
+    family: Family,
+    means: jax.Array,
     num_effective: ArrayLike,
     penalty: ArrayLike | None,
-    start: ArrayLike | None = None,
+    start: jax.Array | None = None,
     cells: Cells | None = None,
 ) -> Fit:
-    """Fit every column.
+    """Fit every column to the mean features of its samples outside the cells.
 
-    The evidence chooses among the penalties with which the nodes resolve the density.
-    Between ties of the samples others would let it grow into peaks.
-
-    Parameters
-    ----------
-    basis
-        Features.
-    design
-        Their coordinates.
-    nodes
-        Quadrature of the reference.
-    means
-        Sums of the features of the samples times their weights, shape ``(num_columns,
-        num_features)``; of those outside the cells only.
-    num_effective
-        Number of samples that the weights are worth, shape ``(num_columns,)``.
-    penalty
-        Weight of the roughness, broadcasting to ``(num_columns,)``; ``None`` maximises
-        the evidence.
-    start
-        Coordinates to start from, shape ``(num_columns, num_features)``, where the
-        penalty is given; ``None`` starts from the reference.
-    cells
-        Samples that are known as intervals.
-
-    Returns
-    -------
-    Fit
+    Without a penalty the evidence chooses among those with which the nodes resolve the
+    density: between ties of the samples others would let it grow into peaks. A start,
+    in coordinates, is for a given penalty.
     """
-    dtype = means.dtype
-    design = design.to_jax(dtype)
-    num_columns = means.shape[0]
     # A negative one is to be chosen: a traced number, so that both are one program.
     penalty = -1.0 if penalty is None else penalty
-    penalty = jnp.broadcast_to(jnp.asarray(penalty, dtype), num_columns)
+    penalty = jnp.broadcast_to(jnp.asarray(penalty, means.dtype), means.shape[0])
     start = jnp.zeros_like(means) if start is None else start
-    return _fit_columns(
-        on_unit_grid(basis), design, nodes, means, num_effective, penalty, start, cells
-    )
+    return _fit_columns(family, means, num_effective, penalty, start, cells)
 
 
 class _Column(NamedTuple):
-    """What the likelihood of one column needs."""
+    """What the likelihood of one column needs.
+
+    ``psi`` are the features of coordinates at the nodes, ``(num_nodes, num_features)``;
+    ``finer`` both these and log masses for nodes that check the first; ``mean`` the sum
+    of the features of exact samples times their weights.
+    """
 
     psi: jax.Array
-    """Features in coordinates at the nodes, shape ``(num_nodes, num_features)``."""
     log_mass: jax.Array
-    """Log masses of the nodes under the reference, shape ``(num_nodes,)``."""
     finer: tuple[jax.Array, jax.Array]
-    """Both for nodes that check the first."""
     mean: jax.Array
-    """Sum of the features of exact samples times their weights."""
     size: jax.Array
-    """Number of samples that the weights are worth."""
     cells: Cells | None
-    """Samples known as intervals."""
 
 
 @jax.jit
 def _fit_columns(
-    basis: AbstractBasis,
-    design: Design,
-    nodes: Nodes,
+    family: Family,
     means: jax.Array,
     num_effective: jax.Array,
     penalty: jax.Array,
     start: jax.Array,
     cells: Cells | None,
 ) -> Fit:
+    basis, design, nodes = family
     exact = 1 if cells is None else 1 - jnp.sum(cells.shares, axis=1, keepdims=True)
     centred = (means - exact * design.centre) @ design.transform
     centred = jnp.where(design.used, centred, 0)
 
     def features(position: jax.Array) -> jax.Array:
-        values = basis.unit_features(position) - design.centre
-        return jnp.matmul(values, design.transform, precision="highest")
+        return design.of_features(basis.unit_features(position))
 
     common = [features(part[0]) if len(part) == 1 else None for part in nodes[::2]]
 
@@ -314,7 +463,7 @@ def _fit_columns(
     ]
     columns = (centred, num_effective, penalty, start, cells, rows)
     size = nodes.position.shape[1] * means.shape[1]
-    batch = max(1, min(means.shape[0], 8 * _CHUNK // size))
+    batch = max(1, min(means.shape[0], 4 * _CHUNK // size))
     coordinates, *rest = jax.lax.map(fit, columns, batch_size=batch)
     coefficients = jnp.matmul(coordinates, design.transform.T, precision="highest")
     chosen, evidence, converged, masses, resolved = rest
@@ -337,14 +486,22 @@ def _fit_column(
     def fit(state: tuple) -> tuple:
         step, theta, path, path_evidence, *_ = state
         is_last = step == _NUM_PENALTIES
-        best, log_penalty = _best_penalty(logs, path_evidence)
+        best, log_penalty = best_penalty(logs, path_evidence)
         weight = jnp.exp(jnp.where(is_last, log_penalty, logs[step]))
         weight = jnp.where(given, penalty, weight)
         theta = jnp.where(is_last & ~given, path[best], theta)
         # The evidence is flat at its top in theta: an error of 0.01 is enough.
         tolerance = jnp.where(is_last, 0, 0.01 / size)
-        ridge = _ridge(design, weight)
-        theta, converged = _newton(problem, ridge, theta, tolerance)
+        ridge = design.ridge(weight)
+        ascent = ascend(
+            partial(_objective, problem, ridge),
+            partial(_step, problem, ridge),
+            theta,
+            tolerance=tolerance,
+            eps=jnp.finfo(dtype).eps,
+            max_steps=_MAX_STEPS,
+        )
+        theta, converged = ascent.parameters, ascent.converged
         evidence = _evidence(problem, ridge, theta)
         resolved = _is_resolved(problem, theta)
         path = path.at[step].set(theta, mode="drop")
@@ -369,41 +526,24 @@ def _fit_column(
     return theta, penalty, evidence, converged, masses, resolved
 
 
-def _best_penalty(logs: jax.Array, evidence: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index of the best, and top of the parabola through it and its neighbours."""
-    best = jnp.argmax(evidence)
-    inner = jnp.clip(best, 1, _NUM_PENALTIES - 2)
-    left, middle, right = (evidence[inner + i] for i in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = 0.5 * (left - right) / jnp.where(bend < 0, bend, -1)
-    interior = (best == inner) & jnp.isfinite(shift)
-    shift = jnp.where(interior, jnp.clip(shift, -0.5, 0.5), 0)
-    return best, logs[best] + shift * (logs[1] - logs[0])
-
-
-def _ridge(design: Design, penalty: jax.Array) -> jax.Array:
-    """Diagonal of the penalty."""
-    return jnp.where(design.used, penalty * design.roughness + RIDGE, 1)
-
-
 def _log_masses(problem: _Column, theta: jax.Array) -> jax.Array:
-    return problem.log_mass + jnp.matmul(problem.psi, theta, precision="highest")
+    return problem.log_mass + _product(problem.psi, theta)
 
 
 def _is_resolved(problem: _Column, theta: jax.Array) -> jax.Array:
-    """Whether the nodes give the normaliser, to a tenth of a nat of the likelihood.
+    """Whether the nodes give the normalizing constant, to a tenth of a nat of all.
 
     Finer nodes must give the same. Both may miss a peak at samples, beside which nodes
     have hardly any mass: so the energy may not change by much in any panel with some.
     """
     finer, log_mass = problem.finer
-    energy = jnp.matmul(finer, theta, precision="highest")
+    energy = _product(finer, theta)
     masses = _log_masses(problem, theta)
     change = logsumexp(log_mass + energy) - logsumexp(masses)
     eps = jnp.finfo(energy.dtype).eps
     rounding = 64 * eps * (1 + jnp.max(jnp.abs(energy)))
     allowed = jnp.clip(0.1 / problem.size, rounding, _LARGEST_ERROR)
-    energy = _by_panel(jnp.matmul(problem.psi, theta, precision="highest"))
+    energy = _by_panel(_product(problem.psi, theta))
     steep = jnp.ptp(energy, axis=1) > _STEEPEST * energy.shape[1]
     log_panels = logsumexp(_by_panel(masses), axis=1) - logsumexp(masses)
     missed = jnp.any(steep & (log_panels > _LEAST_MASS))
@@ -411,7 +551,7 @@ def _is_resolved(problem: _Column, theta: jax.Array) -> jax.Array:
 
 
 def _objective(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
-    """Penalised log likelihood a sample."""
+    """Penalised log likelihood per sample."""
     log_mass = _log_masses(problem, theta)
     likelihood = jnp.dot(problem.mean, theta, precision="highest")
     if problem.cells is not None:
@@ -443,7 +583,7 @@ def _members(cells: Cells, panels: jax.Array) -> jax.Array:
 def _derivatives(
     problem: _Column, ridge: jax.Array, theta: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradient a sample, and information of the complete and of the observed data."""
+    """Gradient per sample, and information of the complete and of the observed data."""
     log_mass = _log_masses(problem, theta)
     mass = jax.nn.softmax(log_mass)
     mean = _product(mass, problem.psi)
@@ -480,93 +620,16 @@ def _factor(hessian: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.linalg.cholesky(scaled), scale
 
 
-def curvatures(
-    complete: jax.Array, observed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Factor of the complete information; curvatures of the observed one in its units.
-
-    A curvature is the share of the information that the unobserved values leave.
-    """
-    # A semidefinite matrix is made definite by rounding.
-    scale = jnp.maximum(jnp.diagonal(complete), jnp.finfo(complete.dtype).tiny)
-    scale = jnp.sqrt(scale)
-    eye = jnp.eye(len(scale), dtype=complete.dtype)
-    scaled = complete / scale[:, None] / scale
-    scaled = scaled + 8 * jnp.finfo(complete.dtype).eps * eye
-    factor = scale[:, None] * jnp.linalg.cholesky(scaled)
-    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
-    whitened = solve(solve(observed).T)
-    return factor, *jnp.linalg.eigh(0.5 * (whitened + whitened.T))
-
-
-def ascent_direction(
-    gradient: jax.Array, complete: jax.Array, observed: jax.Array
-) -> jax.Array:
-    """Ascent direction.
-
-    Newton's direction where the information is positive. A direction of negative
-    curvature is followed as far as a positive one of the same size (Dauphin et al.
-    2014, "Identifying and attacking the saddle point problem in high-dimensional
-    non-convex optimization"), so that no saddle point attracts.
-    """
-    factor, curvature, axes = curvatures(complete, observed)
-    solve = partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
-    along = axes.T @ solve(gradient)
-    # Rounding leaves no smaller curvature, as a share of that of the complete data.
-    least = 8 * jnp.sqrt(jnp.finfo(gradient.dtype).eps)
-    size = jnp.maximum(jnp.abs(curvature), least)
-    return jax.scipy.linalg.solve_triangular(
-        factor, axes @ (along / size), lower=True, trans=1
-    )
-
-
-def _newton(
-    problem: _Column, ridge: jax.Array, theta: jax.Array, tolerance: ArrayLike
+def _step(
+    problem: _Column, ridge: jax.Array, theta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Maximise by Newton's method with backtracking; whether it converged.
-
-    It stops after the step whose squared Newton decrement, twice the expected gain, is
-    below the tolerance or the rounding of the objective.
-    """
-    eps = jnp.finfo(theta.dtype).eps
-    value_of = partial(_objective, problem, ridge)
-
-    def step(state: tuple) -> tuple:
-        theta, value, _, count = state
-        gradient, complete, observed = _derivatives(problem, ridge, theta)
-        if problem.cells is None:
-            factor, scale = _factor(complete)
-            solve = jax.scipy.linalg.cho_solve
-            direction = solve((factor, True), gradient / scale) / scale
-        else:
-            direction = ascent_direction(gradient, complete, observed)
-        decrement = jnp.dot(gradient, direction, precision="highest")
-        noise = 8 * eps * (1 + jnp.abs(value))
-
-        def halve(trial: tuple) -> tuple:
-            length = 0.5 * trial[0]
-            return length, value_of(theta + length * direction), trial[2] + 1
-
-        def too_long(trial: tuple) -> jax.Array:
-            enough = trial[1] >= value + 0.1 * trial[0] * decrement - noise
-            return ~enough & (trial[2] < _MAX_HALVINGS)
-
-        length, new_value, _ = jax.lax.while_loop(
-            too_long, halve, (jnp.ones_like(value), value_of(theta + direction), 0)
-        )
-        better = new_value >= value - noise
-        theta = jnp.where(better, theta + length * direction, theta)
-        value = jnp.where(better, new_value, value)
-        # Rounding of the gradient is amplified where there is hardly any mass.
-        small = jnp.maximum(tolerance, 32 * eps * (1 + jnp.abs(value)))
-        return theta, value, decrement <= small, count + 1
-
-    theta, _, converged, _ = jax.lax.while_loop(
-        lambda state: ~state[2] & (state[3] < _MAX_STEPS),
-        step,
-        (theta, value_of(theta), jnp.asarray(False), 0),
-    )
-    return theta, converged
+    """Gradient, and direction of Newton's method."""
+    gradient, complete, observed = _derivatives(problem, ridge, theta)
+    if problem.cells is not None:
+        return gradient, ascent_direction(gradient, complete, observed)
+    factor, scale = _factor(complete)
+    direction = jax.scipy.linalg.cho_solve((factor, True), gradient / scale) / scale
+    return gradient, direction
 
 
 def _evidence(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array:
@@ -579,8 +642,5 @@ def _evidence(problem: _Column, ridge: jax.Array, theta: jax.Array) -> jax.Array
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)) + jnp.log(scale))
     else:
         factor, curvature, _ = curvatures(complete, observed)
-        # At a maximum all curvatures are positive, up to rounding.
-        curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(theta.dtype).eps))
-        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
-        log_det += jnp.sum(jnp.log(curvature)) + len(theta) * jnp.log(size)
+        log_det = log_determinant(factor, curvature, size)
     return value + 0.5 * (jnp.sum(jnp.log(ridge)) - log_det)

@@ -9,31 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count
+from numpyro_kaem._checks import as_count, as_positive
 from numpyro_kaem.bases import AbstractBasis
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation._arguments import as_penalty
 from numpyro_kaem.estimation.density import choose_parts
-from numpyro_kaem.estimation.marginals import (
-    as_positive,
-    check_joint,
-    generator_of,
-    spread_at_random,
-)
 from numpyro_kaem.estimation.mixture_em import (
     MixtureFit,
     Problem,
     expect,
     fit_product_mixture,
     from_labels,
-    held_out,
     k_means,
     make_problem,
 )
-from numpyro_kaem.estimation.rounding import coarse
+from numpyro_kaem.estimation.samples import (
+    Numbers,
+    as_penalty,
+    check_joint,
+    coarse,
+    generator_of,
+    spread_at_random,
+)
 
 __all__ = ["fit_mixture"]
 
@@ -42,15 +40,15 @@ _FEWEST = 0.5
 
 
 def fit_mixture(
-    samples: ArrayLike,
+    samples: Numbers,
     num_components: int | Sequence[int],
     basis: AbstractBasis | None = None,
     reference: dist.Distribution | None = None,
     *,
-    support: str | tuple[ArrayLike, ArrayLike] | None = None,
-    penalty: ArrayLike | None = None,
+    support: str | tuple[Numbers, Numbers] | None = None,
+    penalty: Numbers | None = None,
     pseudo_count: float = 1.0,
-    weights: ArrayLike | None = None,
+    weights: Numbers | None = None,
     start: dist.MixtureSameFamily | None = None,
     refinement: int | None = None,
     rng_key: jax.Array | None = None,
@@ -58,7 +56,7 @@ def fit_mixture(
     num_folds: int = 5,
     max_steps: int = 500,
     tolerance: float = 2e-5,
-    rounding: ArrayLike | str | None = None,
+    rounding: Numbers | str | None = None,
 ) -> dist.MixtureSameFamily:
     r"""Fit a joint density to samples: a mixture of products of one-dimensional ones.
 
@@ -69,8 +67,8 @@ def fit_mixture(
 
     Dimensions are independent within a component, and dependent in the mixture. It is
     fitted by expectation and maximisation: every maximisation is the exact penalised
-    fit of :func:`fit_density` for each component and dimension, with the chances that
-    the component made the samples as weights.
+    fit of :func:`fit_density` for each component and dimension, with the
+    responsibilities of the component as weights.
 
     Parameters
     ----------
@@ -84,7 +82,7 @@ def fit_mixture(
         Features, with one grid for all dimensions or one for each; all components share
         it. ``None`` takes that of :func:`fit_density` for all samples.
     reference
-        Reference laws :math:`\pi_{0,d}`, of a batch shape that broadcasts to
+        Reference distributions :math:`\pi_{0,d}`, of a batch shape that broadcasts to
         ``(dim,)``; they set the tails. ``None`` follows ``support``.
     support
         As for :func:`fit_density`: ``"real"``, ``"positive"``, or ``(low, high)`` with
@@ -94,20 +92,21 @@ def fit_mixture(
         chooses one for each component and dimension, see Notes.
     pseudo_count
         Number :math:`\nu \ge 0` of samples of all components together that each
-        component is given in every dimension beside its own. It keeps a component with
-        few samples from becoming much narrower than they tell: the penalty does not.
+        component is given in every dimension beside its own, so that one with few
+        samples does not become much narrower than they tell: the penalty does not
+        prevent it.
     weights
         Importance weights, shape ``(n,)``, as for :func:`fit_density`.
     start
-        Mixture to start from in place of clusters, as one that was fitted to samples
-        that have changed a little since. Its number of components and its basis are
-        those of the fit; components keep their places, and none is left out: each has a
-        proportion of at least half a sample.
+        Mixture to start from in place of clusters, such as the fit to samples that have
+        changed a little since. Its number of components and its basis are those of the
+        fit; components keep their order, and none is left out: each has a proportion of
+        at least half a sample.
     refinement
         Of the components, as for :class:`KAEMPrior`.
     rng_key
         Random key of the first division into clusters and of the folds; ``None`` is
-        ``jax.random.key(0)``. The same key gives the same fit.
+        ``jax.random.key(0)``.
     num_starts
         Number of divisions to start from; the best penalised likelihood is taken.
     num_folds
@@ -115,7 +114,7 @@ def fit_mixture(
     max_steps
         Largest number of iterations of a start.
     tolerance
-        Gain of the penalised log likelihood a sample below which iterations stop.
+        Gain of the penalised log likelihood per sample below which iterations stop.
     rounding
         Spacing of rounded samples, broadcasting to ``(dim,)``, as for
         :func:`fit_density`. Here they are spread over their intervals at random.
@@ -123,17 +122,14 @@ def fit_mixture(
     Returns
     -------
     MixtureSameFamily
-        Concrete, with ``event_shape`` ``(dim,)``. Its ``mixing_distribution`` is a
-        ``Categorical``; its ``component_distribution`` is a :class:`KAEMPrior` of batch
-        shape ``(num_components, dim)`` with ``to_event(1)``, whose ``base_dist`` can be
-        plotted.
+        Concrete, with ``event_shape`` ``(dim,)``. Its ``component_distribution`` is a
+        :class:`KAEMPrior` of batch shape ``(num_components, dim)`` with
+        ``to_event(1)``, whose ``base_dist`` can be plotted.
 
     Raises
     ------
     TypeError
-        If an argument is traced, a number is not an integer, the tolerance or the
-        pseudo-count is not a number, the key not a key or the start not a mixture of
-        KAEM densities, or as :func:`fit_density` raises.
+        If an argument is traced or of a wrong type.
     ValueError
         If samples are not ``(n, dim)``, there are fewer than components or folds, a
         number is out of its range, the start has another basis or number of components,
@@ -148,31 +144,24 @@ def fit_mixture(
 
     Notes
     -----
-    - **Start.** Clusters about means (k-means) of the samples in units of their
-      standard deviations. Random starts are much worse.
+    - **Start.** Clusters about means (k-means++) of the samples in units of their
+      standard deviations.
     - **Penalty.** It is chosen by the evidence, as :func:`fit_density` does, in
       iterations 1, 4, 9 and 16, and held between them and afterwards. So from there the
       penalised likelihood does not decrease, to rounding; only then may it stop.
     - **Pseudo-count.** A Normal density is a quadratic energy, which has no roughness,
       however narrow it is. Fitted to :math:`m` samples, its variance falls short by a
-      factor of :math:`1 - 1/m` on average; where a mixture is fitted again and again to
-      draws that depend on the last fit, as in :class:`PriorRefit`, that would add up
-      until components are points. With :math:`\nu` samples of all the variance stays
-      above :math:`\nu / (1 + \nu)` of that of all samples, where nothing else holds
-      it. It is the conjugate prior of these densities (Fraley and Raftery 2007).
-      Components that are not needed lose their samples to others, and are left out: of
-      15 for 400 samples of a ring 7 stayed, with 0.02 to 0.04 nats more of held-out
-      log likelihood.
-    - **Number of components.** Splitting a dependence that is smooth costs components:
-      10 to 30 for curved shapes in two dimensions, from 5,000 samples. A further
-      component costs little, because its energies are smooth where it has few samples.
-      Components have no order, and are not clusters of the population.
-    - In trials with 5,000 samples of curved shapes in two dimensions 20 components came
-      within 0.01 to 0.03 nats of the true held-out log likelihood.
+      factor of :math:`1 - 1/m` on average, which adds up where a mixture is fitted
+      again and again to draws of the last fit, as in :class:`PriorRefit`. With
+      :math:`\nu` samples of all the variance stays above :math:`\nu / (1 + \nu)` of
+      that of all samples. It is the conjugate prior of these densities (Fraley and
+      Raftery 2007).
+    - **Number of components.** Curved shapes in two dimensions take 10 to 30, from
+      5,000 samples. One too many costs little, because its energies are smooth where it
+      has few samples. Components have no order, and are not clusters of the population.
     - **Cost.** One iteration is a pass over the samples, of ``n * dim * num_features *
       num_components`` multiplications, and Newton's method for all columns at once, the
-      cost of which does not depend on ``n``. Code is compiled once a shape.
-    - Outside ``jit`` only: the grid is static.
+      cost of which does not depend on ``n``. Code is compiled once per shape.
 
     References
     ----------
@@ -209,14 +198,14 @@ def fit_mixture(
             "num_folds must be at most the number of samples of positive weight, "
             f"{np.sum(shares > 0)}, got {num_folds}."
         )
-    num_starts = as_count("num_starts", num_starts, 1)
-    max_steps = as_count("max_steps", max_steps, 1)
+    num_starts = as_count("num_starts", num_starts)
+    max_steps = as_count("max_steps", max_steps)
     tolerance = as_positive("tolerance", tolerance)
     penalty = as_penalty(penalty, data.shape[1:])
     pseudo_count = as_positive("pseudo_count", pseudo_count, or_zero=True)
     if start is not None and basis is None:
         basis = _energy_of(start).basis
-    rng = generator_of(rng_key)
+    rng = generator_of(jax.random.key(0) if rng_key is None else rng_key)
     data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     basis, reference, parameters = choose_parts(
         data, shares[:, None], basis, reference, support
@@ -237,7 +226,7 @@ def fit_mixture(
     if not fit.converged:
         warnings.warn(
             f"the fit stopped after max_steps={max_steps} iterations, the last of "
-            f"which gained {fit.gain:.1e} a sample; use a larger max_steps.",
+            f"which gained {fit.gain:.1e} per sample; use a larger max_steps.",
             UserWarning,
             stacklevel=2,
         )
@@ -301,43 +290,30 @@ def _score(
             shares=kept / share, num_effective=problem.num_effective * share
         )
         fit = _best_start(training, num_components, *options)
-        total += held_out(problem._replace(shares=left), fit)
+        left = problem._replace(shares=left)
+        total += float(expect(left, fit.log_weights, fit.coefficients)[0])
     return total
 
 
 def _energy_of(mixture: Any) -> Energy:
-    """Energies of the components of a mixture of products.
-
-    Raises
-    ------
-    TypeError
-        If it is no such mixture.
-    """
-    law = getattr(mixture, "component_distribution", None)
-    while isinstance(law, dist.Independent):
-        law = law.base_dist
-    if not isinstance(mixture, dist.MixtureSameFamily) or not isinstance(
-        law, KAEMPrior
+    """Energies of the components of a mixture of products."""
+    component = getattr(mixture, "component_distribution", None)
+    while isinstance(component, dist.Independent):
+        component = component.base_dist
+    if not (
+        isinstance(mixture, dist.MixtureSameFamily) and isinstance(component, KAEMPrior)
     ):
         raise TypeError(
             "start must be a MixtureSameFamily of KAEMPrior, such as fit_mixture gives,"
             f" got {type(mixture).__name__}."
         )
-    return law.energy
+    return component.energy
 
 
 def _as_start(
     start: dist.MixtureSameFamily, basis: AbstractBasis, candidates: list[int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Log proportions and coefficients of a mixture to start from.
-
-    Raises
-    ------
-    TypeError
-        If it is not a mixture of products.
-    ValueError
-        If it has another basis or number of components, or base activations.
-    """
+    """Log proportions and coefficients of a mixture to start from."""
     energy = _energy_of(start)
     log_weights = jnp.log(start.mixing_distribution.probs)
     if candidates != [len(log_weights)]:
@@ -355,15 +331,7 @@ def _as_start(
 
 
 def _as_candidates(num_components: Any, num_samples: int) -> list[int]:
-    """Check the numbers of components.
-
-    Raises
-    ------
-    TypeError
-        If one is not an integer.
-    ValueError
-        If there is none, or one is not from 1 to the number of samples.
-    """
+    """Check the numbers of components, one or several."""
     single = not isinstance(num_components, Sequence | np.ndarray)
     candidates = [num_components] if single else list(num_components)
     if not candidates or isinstance(num_components, str):
@@ -371,7 +339,7 @@ def _as_candidates(num_components: Any, num_samples: int) -> list[int]:
             "num_components must be a positive integer or several of them, got "
             f"{num_components!r}."
         )
-    candidates = [as_count("num_components", k, 1) for k in candidates]
+    candidates = [as_count("num_components", k) for k in candidates]
     if max(candidates) > num_samples:
         raise ValueError(
             "num_components must be at most the number of samples of positive weight, "

@@ -47,12 +47,12 @@ def test_core_is_the_density_of_the_object():
     samples = ring_samples(20)
     rng = np.random.default_rng(0)
     flat = kaem.KAEMPrior(kaem.Energy(GRID, jnp.zeros((2, 10))), REFERENCE)
-    setting = autoregressive.make_setting(
+    setting = autoregressive._make_setting(
         GRID, flat._parameters, 2, np.array([1e-6, 1e-4]), 20.0
     )
     conditioner = kaem.MaskedConditioner(jax.random.key(0), 2, 10, width=4)
     # Constants have no coordinate.
-    last = 0.3 * rng.normal(size=(4, 2, 10)) * setting.design.used
+    last = 0.3 * rng.normal(size=(4, 2, 10)) * setting.family.design.used
     last = jnp.asarray(last, jnp.zeros(()).dtype)
     object.__setattr__(conditioner, "weights", (*conditioner.weights[:-1], last))
     position = GRID.to_unit(jnp.asarray(samples, jnp.zeros(()).dtype))
@@ -144,7 +144,12 @@ PAIRS = np.stack([np.arange(12.0), np.arange(12.0) ** 2], axis=-1)
         (PAIRS, {"rng_key": 3}, TypeError, "rng_key must be one random key"),
         (PAIRS, {"num_steps": 0}, ValueError, "num_steps must be"),
         (PAIRS, {"batch_size": 1.5}, TypeError, "batch_size must be"),
-        (PAIRS, {"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
+        (
+            PAIRS,
+            {"learning_rate": 0.0},
+            ValueError,
+            "learning_rate must be a finite",
+        ),
         (PAIRS, {"width": 0}, ValueError, "width must be"),
         (PAIRS, {"depth": 0}, ValueError, "depth must be"),
     ],

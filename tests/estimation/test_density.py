@@ -15,14 +15,15 @@ from scipy.special import logsumexp
 
 import numpyro_kaem as kaem
 from numpyro_kaem.estimation import exponential_family
-from numpyro_kaem.estimation._arguments import as_real
 from numpyro_kaem.estimation.density import choose_parts
 from numpyro_kaem.estimation.exponential_family import (
     RIDGE,
+    Family,
     fit_columns,
     make_design,
     mean_features,
 )
+from numpyro_kaem.estimation.samples import as_float64
 from numpyro_kaem.numerics.nodes import make_nodes
 from tests.helpers import assert_close, with_long
 
@@ -128,11 +129,10 @@ def test_evidence_of_one_coordinate_is_its_integral():
     means = mean_features(
         basis, jnp.asarray(position, dtype), jnp.full((1, 1), 1 / size).repeat(200, 0)
     )
-    nodes = make_nodes(basis, None, (), dtype)
+    family = Family.of(basis, make_nodes(basis, None, (), dtype))
     penalties = np.array([0.1, 1e3]) / design.roughness[0]
     found = [
-        fit_columns(basis, design, nodes, means, jnp.array([size]), penalty)
-        for penalty in penalties
+        fit_columns(family, means, jnp.array([size]), penalty) for penalty in penalties
     ]
 
     # In the coordinate of the design, with features by NumPy.
@@ -437,9 +437,9 @@ def test_arrays_of_other_kinds():
     with pytest.raises(ValueError, match=f"samples {match}"):
         kaem.fit_mixture(masked[:, None], 1)
     values = np.array([1, 2.5, Fraction(7, 2)], dtype=object)
-    np.testing.assert_array_equal(as_real("samples", values), [1.0, 2.5, 3.5])
+    np.testing.assert_array_equal(as_float64("samples", values), [1.0, 2.5, 3.5])
     with pytest.raises(TypeError, match="dtype object; drop missing values"):
-        as_real("samples", np.array([1.0, None], dtype=object))
+        as_float64("samples", np.array([1.0, None], dtype=object))
     draws = np.random.default_rng(SEED).normal(size=(4, 40))
     # The warning is an error, before the fit.
     with pytest.raises(UserWarning, match=r"4 samples of 40 .*samples.reshape\(-1\)"):

@@ -11,9 +11,12 @@ from scipy import stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.estimation import exponential_family
-from numpyro_kaem.estimation._arguments import support_ends
-from numpyro_kaem.estimation.marginals import spread_at_random
-from numpyro_kaem.estimation.rounding import as_widths, spread
+from numpyro_kaem.estimation.samples import (
+    as_widths,
+    spread,
+    spread_at_random,
+    support_ends,
+)
 from numpyro_kaem.numerics.nodes import Cells
 from tests.helpers import assert_close
 
