@@ -13,14 +13,14 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._checks import as_count, as_real, as_sample_shape, check_key
+from numpyro_kaem._checks import as_count, as_sample_shape, as_vectors, check_key
 from numpyro_kaem.bases import AbstractBasis
-from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.prior import KAEMPrior, computed_once
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.numerics import chain as conditionals
 from numpyro_kaem.numerics.chain import Chain
-from numpyro_kaem.numerics.density import folded_uniform
-from numpyro_kaem.references import ReferenceParameters, is_concrete
+from numpyro_kaem.numerics.inverse import uniform_tail_mass
+from numpyro_kaem.references import ReferenceParameters
 
 __all__ = ["AutoregressiveKAEMPrior", "MaskedConditioner"]
 
@@ -32,9 +32,8 @@ class MaskedConditioner(eqx.Module):
 
     .. math:: c_i = b_i + N_i(x_1, \dots, x_{i-1}), \qquad i = 1, \dots, D.
 
-    One multilayer perceptron gives all outputs at once; masks cut every path from
-    :math:`x_j` to :math:`c_i` with :math:`j \ge i`. So :math:`c_1 = b_1` are free
-    numbers.
+    One multilayer perceptron gives all outputs at once; masks remove every path from
+    :math:`x_j` to :math:`c_i` with :math:`j \ge i`, and :math:`c_1 = b_1`.
 
     Parameters
     ----------
@@ -45,8 +44,8 @@ class MaskedConditioner(eqx.Module):
     num_features
         Number of coefficients of a dimension.
     width
-        Number of units of a hidden layer, shared out among the dimensions; at least
-        ``dim - 1`` lets every dimension matter.
+        Number of units of a hidden layer; with fewer than ``dim - 1`` some dimensions
+        have no effect.
     depth
         Number of hidden layers.
 
@@ -59,12 +58,12 @@ class MaskedConditioner(eqx.Module):
 
     Notes
     -----
-    - The last layer starts at zero: all coefficients do, and a density starts as its
+    - The last layer and so all coefficients start at zero: a density starts as its
       reference.
     - Inputs are expected in [-1, 1], as :class:`AutoregressiveKAEMPrior` gives them:
       positions in the grid. The activation is ``tanh``.
-    - Leaves, in this order: ``weights`` and ``biases``, one array a layer. Masks are
-      made of static numbers; masked weights have no effect and no gradient.
+    - Leaves, in this order: ``weights`` and ``biases``, one array per layer. Masked
+      weights have no effect and no gradient.
 
     References
     ----------
@@ -82,13 +81,11 @@ class MaskedConditioner(eqx.Module):
     """
 
     weights: tuple[jax.Array, ...]
-    """Weights, shape ``(num_inputs, num_outputs)`` a layer."""
+    """Weights, shape ``(num_inputs, num_outputs)`` per layer."""
     biases: tuple[jax.Array, ...]
-    """Offsets, shape ``(num_outputs,)`` a layer; the last ``(dim, num_features)``."""
+    """Offsets, shape ``(num_outputs,)`` per layer; the last ``(dim, num_features)``."""
     dim: int = eqx.field(static=True)
-    """Number of dimensions."""
     num_features: int = eqx.field(static=True)
-    """Number of coefficients of a dimension."""
 
     def __init__(
         self,
@@ -105,8 +102,8 @@ class MaskedConditioner(eqx.Module):
         weights, biases = [], []
         for mask in _masks(self.dim, width, depth)[:-1]:
             key, weight_key, bias_key = jax.random.split(key, 3)
-            # By the number of inputs that the mask leaves. The first layer is steeper,
-            # because samples fill only a part of their grid.
+            # Divided by the root of the number of unmasked inputs. The first layer is
+            # steeper, because samples fill only a part of their grid.
             steepness = 1.0 if weights else _STEEPNESS
             scale = steepness / np.sqrt(np.maximum(mask.sum(0), 1))
             weights.append(jax.random.normal(weight_key, mask.shape) * scale)
@@ -120,8 +117,7 @@ class MaskedConditioner(eqx.Module):
         width, depth = self.weights[0].shape[1], len(self.weights) - 1
         *hidden, last = _masks(self.dim, width, depth)
         x = jnp.asarray(x)
-        layers = zip(self.weights, self.biases, hidden, strict=False)
-        for weight, bias, mask in layers:
+        for weight, bias, mask in zip(self.weights, self.biases, hidden, strict=False):
             product = jnp.matmul(x, jnp.where(mask, weight, 0), precision="highest")
             x = jnp.tanh(product + bias)
         weight = jnp.where(last[..., None], self.weights[-1], 0)
@@ -130,10 +126,8 @@ class MaskedConditioner(eqx.Module):
 
 
 def _masks(dim: int, width: int, depth: int) -> list[np.ndarray]:
-    """Which inputs each unit of a layer has, shape ``(num_inputs, num_outputs)``.
-
-    A hidden unit of order ``m`` may depend on the first ``m`` dimensions.
-    """
+    """Which inputs each unit of a layer has, shape ``(num_inputs, num_outputs)``."""
+    # A hidden unit of order m may depend on the first m dimensions.
     orders = np.arange(width) % max(dim - 1, 1) + 1
     first = np.arange(1, dim + 1)[:, None] <= orders
     inner = orders[:, None] <= orders
@@ -151,8 +145,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         \exp\Bigl(\sum_g c_{i,g}(z_{<i})\,\phi_g(z_i)\Bigr)\,\pi_{0,i}(z_i).
 
     A masked network gives the coefficients. Every conditional is a one-dimensional
-    :class:`KAEMPrior`: the density is exact in one pass, and a draw in one pass with a
-    step a dimension.
+    :class:`KAEMPrior`, with an exact density; a draw takes one step per dimension.
 
     Parameters
     ----------
@@ -162,11 +155,11 @@ class AutoregressiveKAEMPrior(dist.Distribution):
     conditioner
         Equinox module with an attribute ``dim`` and arrays as leaves, such as
         :class:`MaskedConditioner`. It maps positions in the grids, from -1 to 1, shape
-        ``(..., dim)``, to coefficients ``(..., dim, basis.num_features)``, those of
-        dimension ``i`` from positions before ``i`` only; this is not checked.
+        ``(..., dim)``, to coefficients ``(..., dim, basis.num_features)``. Those of
+        dimension ``i`` must depend on positions before ``i`` only; this is not checked.
     reference
-        Reference laws :math:`\pi_{0,i}`, of batch shape ``(dim,)`` or ``()``. ``None``
-        is the uniform law on the grid.
+        Reference distributions :math:`\pi_{0,i}`, of batch shape ``(dim,)`` or ``()``.
+        ``None`` is the uniform distribution on the grid.
     refinement
         Number of parts into which every panel of the quadrature is divided; more for
         energies that change by more than about 10 between two knots.
@@ -190,15 +183,14 @@ class AutoregressiveKAEMPrior(dist.Distribution):
     - ``batch_shape`` is ``()`` and ``event_shape`` is ``(dim,)``: the network is shared
       by a whole plate.
     - **The order of the dimensions matters.** In one order a conditional may be simple,
-      and in another have several modes or a sharp edge. Put first what the others
-      follow from.
-    - Draws are reparameterised: their derivatives are implicit, through all dimensions.
-    - Beyond the grid the conditional densities do not change with the dimensions
-      before, and the tails are those of the reference.
-    - The panels of the quadrature do not follow the energies; where a conditional is
+      and in another have several modes or a sharp edge. Put causes before effects.
+    - Draws are reparameterised, with implicit derivatives through all dimensions.
+    - Beyond the grid the conditional densities do not change with the previous
+      dimensions, and the tails are those of the reference.
+    - The panels of the quadrature do not adapt to the energies; where a conditional is
       steep, look at ``conditional(i, z).quadrature_error``.
-    - Leaves of the pytree have a fixed order: those of the basis, of the conditioner,
-      then the reference's parameters by name.
+    - Leaves of the pytree: those of the basis, of the conditioner, then the reference's
+      parameters by name.
 
     References
     ----------
@@ -271,8 +263,8 @@ class AutoregressiveKAEMPrior(dist.Distribution):
             flat = Energy(basis, jnp.zeros((dim, basis.num_features)))
             if KAEMPrior(flat, reference, refinement=1).batch_shape != (dim,):
                 raise ValueError(
-                    f"the batch shape of reference must broadcast to ({dim},), one law "
-                    f"for each dimension, got {reference.batch_shape}."
+                    f"the batch shape of reference must broadcast to ({dim},), one "
+                    f"distribution for each dimension, got {reference.batch_shape}."
                 )
             self._parameters = ReferenceParameters.of(reference)
             if reference.batch_shape != () and not self._parameters.is_elementwise:
@@ -292,7 +284,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
 
     @property
     def reference(self) -> dist.Distribution:
-        """Reference laws, of batch shape ``(dim,)`` or ``()``."""
+        """Reference distributions, of batch shape ``(dim,)`` or ``()``."""
         return self._flat.reference
 
     @property
@@ -314,25 +306,13 @@ class AutoregressiveKAEMPrior(dist.Distribution):
     def _flat(self) -> KAEMPrior:
         """Independent prior of the references, batch shape ``(dim,)``, unchecked."""
         zeros = jnp.zeros((self.dim, self.basis.num_features), self.dtype)
-        aux = (self._refinement, False)
-        return KAEMPrior.tree_unflatten(
-            aux, (Energy(self.basis, zeros), self._parameters)
-        )
+        parts = (Energy(self.basis, zeros), self._parameters)
+        return KAEMPrior.tree_unflatten((self._refinement, False), parts)
 
-    @property
+    @computed_once
     def _chain(self) -> Chain:
-        if "_cached_chain" in self.__dict__:
-            return self.__dict__["_cached_chain"]
         parts = (self.basis, self.conditioner, self._parameters)
-        make = lambda: conditionals.make_chain(*parts, self._refinement, self.dtype)  # noqa: E731
-        if not is_concrete(parts):
-            return make()
-        with jax.ensure_compile_time_eval():
-            chain = make()
-        # Nothing of an outer trace may be kept beyond it.
-        if is_concrete(chain):
-            self.__dict__["_cached_chain"] = chain
-        return chain
+        return conditionals.make_chain(*parts, self._refinement, self.dtype)
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Basis, conditioner and reference parameters; the rest is static."""
@@ -353,10 +333,10 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         return prior
 
     def __repr__(self) -> str:
-        law = "None" if self._parameters is None else type(self.reference).__name__
+        name = None if self._parameters is None else type(self.reference).__name__
         return (
             f"AutoregressiveKAEMPrior({type(self.basis).__name__} with "
-            f"{self.basis.num_features} features, reference={law}, dim={self.dim})"
+            f"{self.basis.num_features} features, reference={name}, dim={self.dim})"
         )
 
     # --- the density -----------------------------------------------------------------
@@ -379,14 +359,14 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         """Draw by inversion, shape ``sample_shape + (dim,)``; never an end."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        mass, upper = folded_uniform(key, (*sample_shape, self.dim), self.dtype)
-        return conditionals.from_unit(self._chain, mass, upper, inside=True)
+        mass, upper = uniform_tail_mass(key, (*sample_shape, self.dim), self.dtype)
+        return conditionals.from_unit(self._chain, mass, upper, is_draw=True)
 
     def to_unit(self, value: ArrayLike) -> jax.Array:
         """Masses below each coordinate given those before: (..., dim) -> (..., dim).
 
-        These are independent uniform numbers if ``value`` is a draw: Rosenblatt's
-        transformation. Its log Jacobian determinant is ``log_prob``.
+        These are independent uniform numbers if ``value`` is a draw (Rosenblatt's
+        transformation). The log Jacobian determinant is ``log_prob``.
         """
         return conditionals.to_unit(self._chain, self._as_points("value", value))[0]
 
@@ -395,7 +375,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         u = self._as_points("u", u)
         upper = u > 0.5
         mass = jnp.where(upper, 1 - u, u)
-        value = conditionals.from_unit(self._chain, mass, upper, inside=False)
+        value = conditionals.from_unit(self._chain, mass, upper, is_draw=False)
         return jnp.where((u >= 0) & (u <= 1), value, jnp.nan)
 
     def conditional(self, index: int, before: ArrayLike) -> KAEMPrior:
@@ -454,11 +434,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         return KAEMPrior(Energy(basis, coefficients), reference)
 
     def _as_points(self, name: str, value: ArrayLike) -> jax.Array:
-        value = as_real(name, value)
-        if value.ndim == 0 or value.shape[-1] != self.dim:
-            raise ValueError(
-                f"{name} must have shape (..., {self.dim}), got {value.shape}."
-            )
+        value = as_vectors(name, value, self.dim)
         return value.astype(jnp.result_type(value.dtype, self.dtype))
 
 

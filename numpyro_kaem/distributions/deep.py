@@ -1,4 +1,4 @@
-"""A joint density by a network: unnormalised, and drawn by a short Markov chain."""
+"""A joint density by a network: not normalised, and drawn by a short Markov chain."""
 
 from typing import Any
 
@@ -14,9 +14,10 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._checks import (
     as_count,
-    as_number,
+    as_positive,
     as_real,
     as_sample_shape,
+    as_vectors,
     check_function,
     check_key,
 )
@@ -26,13 +27,13 @@ __all__ = ["DeepEnergyPrior"]
 
 
 class DeepEnergyPrior(dist.Distribution):
-    r"""Normal law tilted by a network over all latents at once; **not normalised**.
+    r"""Normal density tilted by a network over all latents; **not normalised**.
 
     .. math:: p(z) = \frac{e^{f(z)}\,\mathrm{Normal}(z;\,0,\,s^2 I)}{Z}, \qquad
               z \in \mathbb{R}^D.
 
-    The normaliser :math:`Z` is not known. ``log_prob`` **leaves it out**, and
-    ``sample`` is **approximate**: a short run of Langevin's algorithm. For an exact
+    The normalizing constant :math:`Z` is not known. ``log_prob`` **omits it**, and
+    ``sample`` is **approximate**: a short run of the Langevin algorithm. For an exact
     joint density use :class:`AutoregressiveKAEMPrior`, or a mixture of products.
 
     Parameters
@@ -44,7 +45,7 @@ class DeepEnergyPrior(dist.Distribution):
     dim
         Number :math:`D` of latents.
     scale
-        Standard deviation :math:`s > 0` of the Normal law, shape ``()`` or ``(dim,)``.
+        Standard deviation :math:`s > 0` of the Normal, shape ``()`` or ``(dim,)``.
     num_steps
         Number of Langevin steps of a draw.
     step_size
@@ -64,22 +65,21 @@ class DeepEnergyPrior(dist.Distribution):
     Notes
     -----
     - ``batch_shape`` is ``()`` and ``event_shape`` is ``(dim,)``.
-    - **Log densities are up to a constant** that depends on the parameters: they do not
+    - **Log densities lack a constant** that depends on the parameters: they do not
       compare models, an evidence from importance weights is off by :math:`\log Z`, and
-      their gradient alone does not learn the network. :meth:`contrast` is the term to
-      subtract.
+      their gradient alone does not learn the network. Subtract :meth:`contrast`.
     - **Draws**, from :math:`z_0 \sim \mathrm{Normal}(0, s^2 I)`,
 
       .. math:: z_{k+1} = z_k + \tfrac{1}{2} (\varepsilon s)^2 \nabla \log p(z_k)
                 + \varepsilon s\,\xi_k, \qquad \xi_k \sim \mathrm{Normal}(0, I),
 
-      have a bias that falls with ``step_size``, and with ``num_steps`` times its
-      square. No derivative goes through them.
-    - **Training** is stable at small learning rates only (with Adam's method, 1e-4 to
-      5e-4): at larger ones the energies grow until the steps of Langevin's algorithm
-      jump over their modes, and draws and energies run away together.
+      have a bias that decreases with a smaller ``step_size``, and with a larger
+      ``num_steps`` times its square. They have no derivatives.
+    - **Training** is stable at small learning rates only (with Adam, 1e-4 to 5e-4): at
+      larger ones the energies grow until Langevin steps jump over their modes, and
+      draws and energies diverge together.
     - The posterior of the latents under given parameters does not need :math:`Z`: MCMC
-      is as exact as ever.
+      remains exact.
 
     References
     ----------
@@ -90,8 +90,8 @@ class DeepEnergyPrior(dist.Distribution):
     Examples
     --------
     >>> import jax
-    >>> from numpyro_kaem.distributions.deep import DeepEnergyPrior
-    >>> prior = DeepEnergyPrior.init(jax.random.key(0), dim=3)
+    >>> import numpyro_kaem as kaem
+    >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=3)
     >>> z = prior.sample(jax.random.key(1), (5,))
     >>> z.shape, prior.log_prob(z).shape
     ((5, 3), (5,))
@@ -100,6 +100,9 @@ class DeepEnergyPrior(dist.Distribution):
     arg_constraints = {"scale": constraints.positive}
     support = constraints.real_vector
     reparametrized_params = []
+    # What samplers and objectives ask of a distribution that may lack either.
+    is_normalized = False
+    has_exact_samples = False
     pytree_data_fields = ("network", "scale")
     pytree_aux_fields = ("dim", "num_steps", "step_size")
 
@@ -117,9 +120,7 @@ class DeepEnergyPrior(dist.Distribution):
         check_function("network", network, what)
         self.dim = as_count("dim", dim)
         self.num_steps = as_count("num_steps", num_steps)
-        self.step_size = as_number(
-            "step_size", step_size, "positive and finite", lambda x: x > 0
-        )
+        self.step_size = as_positive("step_size", step_size)
         as_real("scale", scale)
         latents = jax.ShapeDtypeStruct((self.dim,), jnp.result_type(float))
         shape = jax.eval_shape(network, latents).shape
@@ -171,8 +172,8 @@ class DeepEnergyPrior(dist.Distribution):
         Examples
         --------
         >>> import jax
-        >>> from numpyro_kaem.distributions.deep import DeepEnergyPrior
-        >>> DeepEnergyPrior.init(jax.random.key(0), dim=8, num_steps=40)
+        >>> import numpyro_kaem as kaem
+        >>> kaem.DeepEnergyPrior.init(jax.random.key(0), dim=8, num_steps=40)
         DeepEnergyPrior(MLP, dim=8, num_steps=40, step_size=0.4)
         """
         check_key(key, "key")
@@ -190,8 +191,8 @@ class DeepEnergyPrior(dist.Distribution):
         --------
         >>> import jax
         >>> import jax.numpy as jnp
-        >>> from numpyro_kaem.distributions.deep import DeepEnergyPrior
-        >>> prior = DeepEnergyPrior.init(jax.random.key(0), dim=2)
+        >>> import numpyro_kaem as kaem
+        >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=2)
         >>> print(prior.replace(prior.network, jnp.array(3.0)).scale)
         3.0
         """
@@ -203,7 +204,7 @@ class DeepEnergyPrior(dist.Distribution):
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Arrays of the network and the scale; the rest is static."""
         # Activations are functions, which jit takes as static values only. Not by
-        # what is an array: trees of other things than arrays have the same structure.
+        # eqx.is_array: trees of other leaves must have the same structure.
         arrays, static = eqx.partition(self.network, lambda x: not _is_static(x))
         leaves, treedef = jax.tree_util.tree_flatten(static)
         sizes = (self.dim, self.num_steps, self.step_size, self._validate_args)
@@ -237,16 +238,11 @@ class DeepEnergyPrior(dist.Distribution):
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
-        """Log density **without its normaliser**: (..., dim) -> (...,)."""
+        """Log density **without its normalizing constant**: (..., dim) -> (...,)."""
         return self._log_density(self._as_points(value))
 
     def _as_points(self, value: ArrayLike) -> jax.Array:
-        value = as_real("value", value)
-        if value.ndim == 0 or value.shape[-1] != self.dim:
-            raise ValueError(
-                f"value must have shape (..., {self.dim}), got {value.shape}."
-            )
-        return value
+        return as_vectors("value", value, self.dim)
 
     def _log_density(self, value: jax.Array) -> jax.Array:
         return self.energy(value) + self._log_reference(value)
@@ -278,14 +274,14 @@ class DeepEnergyPrior(dist.Distribution):
     def contrast(self, rng_key: jax.Array, num_samples: int) -> jax.Array:
         r"""Mean energy of draws, which a loss subtracts to learn the density.
 
-        With :math:`\tilde z_i` the draws, through which no derivative goes,
+        With draws :math:`\tilde z_i`, which have no derivatives, it is
 
-        .. math:: \frac{1}{S} \sum_i f(\tilde z_i), \qquad
+        .. math:: \frac{1}{S} \sum_i f(\tilde z_i), \qquad \text{as} \qquad
             \nabla \log Z = \mathrm{E}_{p(z)}\bigl[\nabla \log \tilde p(z)\bigr].
 
         Its gradient in the network and in the scale estimates that of :math:`\log Z`,
-        so that the gradient of ``log_prob`` minus the contrast is that of the
-        normalised density. Its value is not :math:`\log Z`.
+        so that ``log_prob`` minus the contrast has the gradient of the normalised log
+        density. Its value is not :math:`\log Z`.
 
         Parameters
         ----------
@@ -313,15 +309,15 @@ class DeepEnergyPrior(dist.Distribution):
         Examples
         --------
         >>> import jax
-        >>> from numpyro_kaem.distributions.deep import DeepEnergyPrior
-        >>> prior = DeepEnergyPrior.init(jax.random.key(0), dim=3)
+        >>> import numpyro_kaem as kaem
+        >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=3)
         >>> prior.contrast(jax.random.key(1), num_samples=100).shape
         ()
         """
         z = self.sample(rng_key, (as_count("num_samples", num_samples),))
         reference = self._log_reference(z)
-        # The scale has its part in the gradient; the Normal law is normalised, so that
-        # this part needs no value.
+        # The scale has its part in the gradient, and none in the value: the Normal is
+        # normalised.
         reference -= jax.lax.stop_gradient(reference)
         return jnp.mean(self.energy(z) + reference)
 

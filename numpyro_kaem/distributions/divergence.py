@@ -25,19 +25,11 @@ from numpyro_kaem.references import (
 
 __all__ = ["kl_divergence"]
 
-# ``numpyro.distributions.kl_divergence`` knows what this module registers.
-
 _Learned = KAEMPrior | KAEMMixture | TruncatedKAEM
 
 
 def _divergence(p: _Learned, q: dist.Distribution) -> jax.Array:
-    """Divergence in nats, shape broadcast(p.batch_shape, q.batch_shape).
-
-    Raises
-    ------
-    ValueError
-        If ``q`` is not univariate.
-    """
+    """Divergence in nats, shape broadcast(p.batch_shape, q.batch_shape)."""
     if q.event_shape != ():
         raise ValueError(
             f"p and q must be univariate, got a q with event_shape {q.event_shape}; "
@@ -49,7 +41,7 @@ def _divergence(p: _Learned, q: dist.Distribution) -> jax.Array:
     divergence = jnp.sum(jnp.where(masses > 0, masses * change, 0), axis=0)
     dtype = divergence.dtype
     (low, high), (least, most) = (
-        (jnp.asarray(end, dtype) for end in support_bounds(law)) for law in (p, q)
+        (jnp.asarray(end, dtype) for end in support_bounds(d)) for d in (p, q)
     )
     return jnp.where((low < least) | (high > most), jnp.inf, divergence)
 
@@ -61,7 +53,7 @@ def _nodes(
     if isinstance(p, TruncatedKAEM):
         p = p._inner
     if isinstance(p, KAEMMixture):
-        # The components' one after another.
+        # Those of all components, one after another.
         rows = [jnp.expand_dims(row, -1) for row in _edges(q)]
         components = (*shape, p.num_components)
         nodes, masses = _nodes_between(p.prior, rows, components)
@@ -86,7 +78,7 @@ def _nodes_between(
     points = jnp.concatenate(rows).astype(edges.dtype)
     points = jnp.where(jnp.isnan(points), edges[0], points)
     points = jnp.sort(jnp.clip(points, edges[0], edges[-1]), axis=0)
-    energy = broadcast_energy(prior.energy, shape).placed
+    energy = broadcast_energy(prior.energy, shape).on_unit_grid
     panels = Panels(points, None, panels.has_tails)
     log_normalizer = density.log_normalizer(energy, prior._parameters, panels)
     return density.nodes(energy, prior._parameters, panels, log_normalizer)
@@ -121,5 +113,5 @@ def _divergence_from_expanded(p: _Learned, q: dist.ExpandedDistribution) -> jax.
 
 for _class in (KAEMPrior, KAEMMixture, TruncatedKAEM):
     kl_divergence.add((_class, dist.Distribution), _divergence)
-    # Else this rule and NumPyro's for expanded laws would be equally near.
+    # Else this rule and NumPyro's for expanded distributions would be equally near.
     kl_divergence.add((_class, dist.ExpandedDistribution), _divergence_from_expanded)

@@ -5,29 +5,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions._base import StaticInterval, made_once, promoting_ranks
-from numpyro_kaem.distributions.prior import KAEMPrior, breaks_of
-from numpyro_kaem.numerics import density
-from numpyro_kaem.numerics import mixture as mixture_density
-from numpyro_kaem.numerics.cells import Table, bracketed_step
-from numpyro_kaem.references import (
-    LAWS,
-    Law,
-    ReferenceParameters,
-    has_regular_ends,
+from numpyro_kaem._checks import as_real, as_sample_shape, as_vectors, check_key
+from numpyro_kaem.distributions.prior import (
+    KAEMPrior,
+    LearnedDensity,
+    StaticInterval,
+    breaks_of,
+    computed_once,
+    promoting_ranks,
 )
+from numpyro_kaem.numerics import density, inverse
+from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table
+from numpyro_kaem.references import LAWS, Law, ReferenceParameters, has_regular_ends
 
 __all__ = ["KAEMMixture"]
 
 
-class KAEMMixture(dist.Distribution):
+class KAEMMixture(LearnedDensity):
     r"""Mixture of tilted densities, drawn by inversion.
 
     .. math:: p(z) = \sum_k \alpha_k\,\pi_k(z), \qquad
@@ -37,7 +36,7 @@ class KAEMMixture(dist.Distribution):
     ----------
     mixing_logits
         Unnormalised log weights, shape ``(*batch_shape, num_components)`` or
-        ``(num_components,)``; minus infinity leaves a component out.
+        ``(num_components,)``; minus infinity excludes a component.
     prior
         The components, along the last batch dimension of a :class:`KAEMPrior`.
     validate_args
@@ -56,12 +55,12 @@ class KAEMMixture(dist.Distribution):
     -----
     - Components that share a grid and a reference have their distribution functions on
       the same cells: that of the mixture is tabulated too, and a draw is one inversion
-      whatever the number of components. With grids or references of their own, a
-      component is chosen and inverted, and ``icdf`` searches between the quantiles of
-      all components.
-    - Derivatives of ``icdf`` are implicit. Draws have none: ``has_rsample`` is False.
-    - Components with grids of their own share the support that covers them all.
-    - Which component a value came from is drawn from its ``component_log_probs``.
+      for any number of components. Otherwise a draw selects a component and inverts it,
+      and ``icdf`` searches between the quantiles of all components.
+    - Derivatives of ``icdf`` are implicit. Draws have none (``has_rsample`` is False);
+      those of :meth:`as_transformed` have.
+    - Components with grids of their own share the support that covers all of them.
+    - ``component_log_probs`` gives the responsibilities of the components.
 
     References
     ----------
@@ -103,15 +102,8 @@ class KAEMMixture(dist.Distribution):
                 "prior must have its components along its last batch dimension, got "
                 "batch_shape ()."
             )
-        logits = as_real("mixing_logits", mixing_logits)
-        if not jnp.issubdtype(logits.dtype, jnp.floating):
-            logits = logits.astype(prior.energy.dtype)
-        if logits.ndim == 0 or logits.shape[-1] != prior.batch_shape[-1]:
-            raise ValueError(
-                "mixing_logits must have one entry for each of the "
-                f"{prior.batch_shape[-1]} components along their last axis, got shape "
-                f"{logits.shape}."
-            )
+        num_components, dtype = prior.batch_shape[-1], prior.energy.dtype
+        logits = as_vectors("mixing_logits", mixing_logits, num_components, dtype)
         if not isinstance(mixing_logits, jax.core.Tracer):
             values = np.asarray(mixing_logits, float)
             empty = values.size > 0 and np.any(np.all(values == -np.inf, axis=-1))
@@ -123,7 +115,7 @@ class KAEMMixture(dist.Distribution):
         self.mixing_logits = logits
         self.prior = prior
         try:
-            batch_shape = self._broadcast_shape()
+            batch_shape = self.batch_shape
         except ValueError:
             raise ValueError(
                 "mixing_logits and prior must have batch shapes that broadcast, got "
@@ -131,15 +123,11 @@ class KAEMMixture(dist.Distribution):
             ) from None
         super().__init__(batch_shape, (), validate_args=validate_args)
 
-    def _broadcast_shape(self) -> tuple[int, ...]:
-        return jnp.broadcast_shapes(
-            np.shape(self.mixing_logits), self.prior.batch_shape
-        )[:-1]
-
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Broadcast of the logits' and the prior's, without the components."""
-        return self._broadcast_shape()
+        shapes = (np.shape(self.mixing_logits), self.prior.batch_shape)
+        return jnp.broadcast_shapes(*shapes)[:-1]
 
     @property
     def num_components(self) -> int:
@@ -174,19 +162,6 @@ class KAEMMixture(dist.Distribution):
             return constraints.greater_than(low)
         return constraints.interval(low, high)
 
-    def tree_flatten(self) -> tuple[tuple, tuple]:
-        """Logits and components; the rest is static."""
-        return (self.mixing_logits, self.prior), (self._validate_args,)
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "KAEMMixture":
-        """Inverse of :meth:`tree_flatten`, without checks."""
-        mixture = cls.__new__(cls)
-        mixture.mixing_logits, mixture.prior = params
-        (mixture._validate_args,) = aux_data
-        mixture._event_shape = ()
-        return mixture
-
     def __repr__(self) -> str:
         return f"KAEMMixture({self.num_components} components, {self.prior!r})"
 
@@ -201,7 +176,7 @@ class KAEMMixture(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        return self._log_density(as_real("value", value))
+        return self._log_density(self._as_float(value))
 
     @promoting_ranks
     def component_log_probs(self, value: ArrayLike) -> jax.Array:
@@ -216,17 +191,8 @@ class KAEMMixture(dist.Distribution):
 
     def _log_density(self, value: jax.Array) -> jax.Array:
         prior = self.prior
-        return mixture_density.log_prob(
-            self.log_weights,
-            prior.energy.placed,
-            prior._prepared,
-            prior.log_normalizer,
-            prior._as_float(value),
-        )
-
-    def cdf(self, value: ArrayLike) -> jax.Array:
-        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
-        return self.cdf_pair(value)[0]
+        parts = (prior._on_unit_grid, prior._prepared, prior.log_normalizer)
+        return density.mixture_log_prob(self.log_weights, *parts, value)
 
     @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -239,36 +205,31 @@ class KAEMMixture(dist.Distribution):
         return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)
 
     @promoting_ranks
-    def icdf(self, q: ArrayLike) -> jax.Array:
-        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
+    def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
+        """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
+        return _compiled_icdf(self, jax.lax.stop_gradient(self._own_table), mass, upper)
 
-        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
-        """
-        q = self.prior._as_float(q, "q")
-        upper = q > 0.5
-        table = jax.lax.stop_gradient(self._own_table())
-        value = _compiled_icdf(self, table, jnp.where(upper, 1 - q, q), upper)
+    def _as_float(self, value: ArrayLike, name: str = "value") -> jax.Array:
+        return self.prior._as_float(value, name)
+
+    @property
+    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
         support = self.support
-        low = jnp.asarray(getattr(support, "lower_bound", -jnp.inf), value.dtype)
-        high = jnp.asarray(getattr(support, "upper_bound", jnp.inf), value.dtype)
-        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
-        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+        low = getattr(support, "lower_bound", -jnp.inf)
+        return low, getattr(support, "upper_bound", jnp.inf)
 
     def _made(self) -> tuple:
-        """Return what is made once of concrete parameters."""
-        return self._own_table(), self.prior._made()
+        """Return what compiled functions take instead of computing it again."""
+        return self._own_table, self.prior._made()
 
     def _keep_made(self, made: tuple) -> None:
         """Keep what :meth:`_made` returned, in a copy inside compiled code."""
-        self.__dict__["_cached_table"], of_components = made
+        self.__dict__["_own_table"], of_components = made
         self.prior._keep_made(of_components)
 
+    @computed_once
     def _own_table(self) -> Table | None:
         """Table of the mixture, if its components have their cells in common."""
-        parameters = (self.mixing_logits, self.prior.energy, self.prior._parameters)
-        return made_once(self, "_cached_table", parameters, self._make_table)
-
-    def _make_table(self) -> Table | None:
         prior = self.prior
         shapes = [prior._panels.edges.shape[1:]]
         if prior._parameters is not None:
@@ -277,7 +238,7 @@ class KAEMMixture(dist.Distribution):
                 return None
         if any(shape[-1:] not in ((), (1,)) for shape in shapes):
             return None
-        return mixture_density.tabulate(prior._table, self.log_weights)
+        return mix_table(prior._table, self.log_weights)
 
     @property
     def _own_parameters(self) -> ReferenceParameters | None:
@@ -294,17 +255,15 @@ class KAEMMixture(dist.Distribution):
         """Draw by inversion, shape ``sample_shape + batch_shape``."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        prior, table = self.prior, self._own_table()
+        prior, table = self.prior, self._own_table
         # Draws have no derivatives: those of a table would be computed for nothing.
         fixed = jax.lax.stop_gradient
         if table is not None:
             ends = tuple(_without_components(end) for end in prior._ends)
             parts = fixed((table, self._own_parameters, ends))
-            return density.sample(*parts, key, sample_shape)
+            return inverse.sample(*parts, key, sample_shape)
         parts = fixed((prior._table, prior._prepared, prior._ends, self.log_weights))
-        return mixture_density.sample_component(
-            *parts, key, sample_shape, self.batch_shape
-        )
+        return inverse.sample_mixture(*parts, key, sample_shape, self.batch_shape)
 
     # --- moments ---------------------------------------------------------------------
 
@@ -339,15 +298,15 @@ def _without_components(leaf: Any) -> Any:
 
 
 @jax.custom_jvp
-def _icdf_folded(
+def _icdf_of_tail(
     mixture: KAEMMixture, table: Table | None, mass: jax.Array, upper: jax.Array
 ) -> jax.Array:
     """Invert the mixture by its table, or between the quantiles of its components."""
     shape = jnp.broadcast_shapes(mass.shape, mixture.batch_shape)
     mass, upper = jnp.broadcast_to(mass, shape), jnp.broadcast_to(upper, shape)
     if table is not None:
-        return density.icdf_folded(table, mixture._own_parameters, mass, upper)
-    bounds = mixture.prior._icdf_folded(mass[..., None], upper[..., None])
+        return inverse.icdf_of_tail(table, mixture._own_parameters, mass, upper)
+    bounds = mixture.prior.icdf_of_tail(mass[..., None], upper[..., None])
     used = mixture.log_weights > -jnp.inf
     low = jnp.min(jnp.where(used, bounds, jnp.inf), axis=-1)
     high = jnp.max(jnp.where(used, bounds, -jnp.inf), axis=-1)
@@ -364,11 +323,11 @@ def _icdf_folded(
     return jax.lax.fori_loop(0, steps, step, (0.5 * (low + high), low, high))[0]
 
 
-@_icdf_folded.defjvp
+@_icdf_of_tail.defjvp
 def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
     mixture, table, mass, upper = primals
     mixture_dot, _, mass_dot, _ = tangents
-    z = _icdf_folded(mixture, table, mass, upper)
+    z = _icdf_of_tail(mixture, table, mass, upper)
     _, (below, above) = jax.jvp(lambda m: m.cdf_pair(z), (mixture,), (mixture_dot,))
     change = jnp.where(upper, above - mass_dot, mass_dot - below)
     log_density = mixture._log_density(z)
@@ -377,7 +336,7 @@ def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
     return z, jnp.where(positive, change / slope, 0)
 
 
-_compiled_icdf = jax.jit(_icdf_folded)
+_compiled_icdf = jax.jit(_icdf_of_tail)
 
 
 LAWS[KAEMMixture] = Law(
@@ -408,8 +367,3 @@ def _vmap_over_mixture(
     axes.prior = vmap_over(mixture.prior, energy=prior, reference=prior)
     axes._validate_args = mixture._validate_args
     return axes
-
-
-@promote_batch_shape.register
-def _promote_batch_shape_mixture(mixture: KAEMMixture) -> KAEMMixture:
-    return mixture

@@ -1,43 +1,38 @@
-"""The tilted density as a NumPyro distribution."""
+"""Tilted densities as NumPyro distributions, and what all learned densities share."""
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
-from numpyro.distributions import constraints
+from numpyro.distributions import constraints, transforms
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._checks import as_real, as_sample_shape, check_key
-from numpyro_kaem.distributions._base import (
-    StaticInterval,
-    made_once,
-    promoting_ranks,
-    static_support,
-)
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.numerics import density
-from numpyro_kaem.numerics.cells import Table
-from numpyro_kaem.numerics.panels import (
-    Panels,
+from numpyro_kaem._checks import as_count, as_real, as_sample_shape, check_key
+from numpyro_kaem.distributions.transform import InverseCDFTransform
+from numpyro_kaem.energy import Energy, UnitGridEnergy
+from numpyro_kaem.numerics import cells, density, inverse
+from numpyro_kaem.numerics.density import (
     Resolution,
-    check_number,
-    make_panels,
-    wanted,
+    check_not_nan,
+    needed_refinement,
     warn_of_error,
     warn_of_reference,
     warn_of_spacing,
 )
+from numpyro_kaem.numerics.panels import Panels, make_panels
 from numpyro_kaem.references import (
     LAWS,
     Law,
     ReferenceParameters,
     check_reference,
+    concretely,
     density_breaks,
     has_regular_ends,
     is_concrete,
@@ -45,10 +40,148 @@ from numpyro_kaem.references import (
     with_rank,
 )
 
-__all__ = ["KAEMPrior"]
+__all__ = [
+    "KAEMPrior",
+    "LearnedDensity",
+    "StaticInterval",
+    "breaks_of",
+    "computed_once",
+    "promoting_ranks",
+]
+
+T = TypeVar("T")
 
 
-class KAEMPrior(dist.Distribution):
+class computed_once(Generic[T]):
+    """Attribute that concrete parameters give once, and traced ones at each use.
+
+    The parameters are those of the pytree, unless others are given.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Any], T],
+        parameters: Callable[[Any], Any] = lambda owner: owner.tree_flatten()[0],
+    ) -> None:
+        self._compute = compute
+        self._parameters = parameters
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type | None = None) -> T:
+        # A value in the dictionary of the owner is found before this is called.
+        if not is_concrete(self._parameters(owner)):
+            return self._compute(owner)
+        with concretely():
+            value = self._compute(owner)
+        # Nothing of an outer trace may be kept beyond it.
+        if is_concrete(value):
+            owner.__dict__[self._name] = value
+        return value
+
+
+def promoting_ranks(method: Callable) -> Callable:
+    """Let a method broadcast arrays of different rank where the user forbids it.
+
+    Points and batches of densities broadcast by design, as in NumPyro.
+    """
+
+    @functools.wraps(method)
+    def promoting(*args: Any, **kwargs: Any) -> Any:
+        if jax.config.jax_numpy_rank_promotion == "allow":
+            return method(*args, **kwargs)
+        with jax.numpy_rank_promotion("allow"):
+            return method(*args, **kwargs)
+
+    return promoting
+
+
+class LearnedDensity(dist.Distribution):
+    """Univariate distribution whose two tails keep their relative precision.
+
+    A subclass has ``cdf_pair``, ``icdf_of_tail``, ``log_prob`` and ``_ends``, the ends
+    of its support. It is a pytree of its data fields, in their order.
+    """
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Parameters, and what is static."""
+        aux = (*self.pytree_aux_fields, "_validate_args")
+        fields = (self.pytree_data_fields, aux)
+        return tuple(tuple(getattr(self, name) for name in names) for names in fields)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> Any:
+        """Inverse of :meth:`tree_flatten`, without checks."""
+        new = cls.__new__(cls)
+        aux = (*cls.pytree_aux_fields, "_validate_args")
+        new.__dict__.update(zip(cls.pytree_data_fields, params, strict=True))
+        new.__dict__.update(zip(aux, aux_data, strict=True))
+        new._event_shape = ()
+        return new
+
+    def cdf(self, value: ArrayLike) -> jax.Array:
+        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
+        return self.cdf_pair(value)[0]
+
+    @promoting_ranks
+    def icdf(self, q: ArrayLike) -> jax.Array:
+        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
+
+        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
+        """
+        q = self._as_float(q, "q")
+        upper = q > 0.5
+        value = self.icdf_of_tail(jnp.where(upper, 1 - q, q), upper)
+        low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
+        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
+        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+
+    def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
+        """Return the same distribution as a transform of a fixed base distribution.
+
+        NumPyro's ``TransformReparam`` then samples the base instead.
+
+        Parameters
+        ----------
+        base
+            ``"uniform"``: Uniform(0, 1) through the quantile function. ``"normal"``:
+            Normal(0, 1) through the quantiles of its own distribution function, which
+            samplers explore better.
+
+        Returns
+        -------
+        TransformedDistribution
+            Of the same batch shape and support; its draws are reparameterised.
+
+        Raises
+        ------
+        ValueError
+            If ``base`` is neither.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+        >>> import numpyro_kaem as kaem
+        >>> energy = kaem.Energy(kaem.RBF(-1.0, 3.0, 5), jnp.zeros((2, 5)))
+        >>> prior = kaem.KAEMPrior(energy)
+        >>> print(prior.as_transformed("normal").transforms[0](jnp.zeros(2)))
+        [1. 1.]
+        >>> mixture = kaem.KAEMMixture(jnp.zeros(2), prior).as_transformed()
+        >>> print(mixture.transforms[0](jnp.array([0.25, 0.75])))
+        [0. 2.]
+        """
+        transform = InverseCDFTransform(self, base=base)
+        fixed = dist.Uniform(0.0, 1.0) if base == "uniform" else dist.Normal(0.0, 1.0)
+        return dist.TransformedDistribution(fixed.expand(self.batch_shape), transform)
+
+
+@promote_batch_shape.register
+def _promote_batch_shape(density: LearnedDensity) -> LearnedDensity:
+    return density
+
+
+class KAEMPrior(LearnedDensity):
     r"""Reference density tilted by an energy: a learnable density on the line.
 
     .. math::
@@ -57,9 +190,9 @@ class KAEMPrior(dist.Distribution):
         Z = \int e^{f(z)}\,\pi_0(z)\,\mathrm{d}z.
 
     Outside its grid :math:`[l, h]` the energy :math:`f` is constant, so the tails are
-    those of the reference :math:`\pi_0`. The normaliser is a quadrature, and a draw
-    inverts the distribution function: ``sample``, ``cdf``, ``icdf`` and ``log_prob``
-    belong to one density, to rounding.
+    those of the reference :math:`\pi_0`. The normalizing constant :math:`Z` is found by
+    quadrature, and a draw inverts the distribution function: ``sample``, ``cdf``,
+    ``icdf`` and ``log_prob`` agree to rounding.
 
     Parameters
     ----------
@@ -67,10 +200,10 @@ class KAEMPrior(dist.Distribution):
         Energy :math:`f`, such as ``Energy(RBF(-1.0, 1.0, 20), coefficients)``.
     reference
         Any continuous univariate NumPyro distribution with a ``cdf``; its parameters
-        may be learned. ``None`` is the uniform law on the grid.
+        may be learned. ``None`` is the uniform distribution on the grid.
     refinement
-        Number of parts into which every panel of the quadrature is divided. ``None``
-        chooses it from how fast a concrete energy changes, and is 1 for a traced one.
+        Number of parts into which every panel of the quadrature is divided. ``None``:
+        as many as a concrete energy needs, and 1 for a traced one.
     validate_args
         Check values given to ``log_prob``; ``None`` follows
         :func:`numpyro.enable_validation`.
@@ -78,17 +211,17 @@ class KAEMPrior(dist.Distribution):
     Raises
     ------
     TypeError
-        If ``energy`` is not an :class:`Energy` in float32 or float64, or ``reference``
-        is not a continuous univariate distribution with a ``cdf``.
+        If ``energy`` is not an :class:`Energy` in float32 or float64, ``reference`` is
+        not a continuous univariate distribution with a ``cdf``, or ``refinement`` is
+        not an integer.
     ValueError
         If the batch shapes do not broadcast, if the support of the reference misses the
-        grid or its density is NaN somewhere, or if ``refinement`` is not a positive
-        integer.
+        grid or its density is NaN somewhere, or if ``refinement`` is not positive.
 
     Warns
     -----
     UserWarning
-        If the estimated relative error of the normaliser of a concrete energy is above
+        For a concrete energy, if the estimated relative error of :math:`Z` is above
         1e-4, if the mass of the reference differs from 1 by as much, or if more than
         1e-3 of the mass lies between two neighbouring numbers of the precision.
 
@@ -99,9 +232,9 @@ class KAEMPrior(dist.Distribution):
     - Accuracy: the distribution function is exact to 1e-12 in float64, and to
       ``max(1e-6, 4 * density * spacing of numbers)`` in float32, for energies up to 20;
       beyond, see ``quadrature_error``.
-    - Draws are reparameterised: their derivatives are implicit.
-    - Leaves of the pytree have a fixed order: those of the energy, then the reference's
-      parameters by name.
+    - Draws are reparameterised, with implicit derivatives.
+    - Leaves of the pytree: those of the energy, then the reference's parameters by
+      name.
 
     References
     ----------
@@ -148,44 +281,31 @@ class KAEMPrior(dist.Distribution):
                 f"densities are integrated and inverted, got {energy.dtype}; convert "
                 "them by coefficients.astype(jnp.float32)."
             )
-        if refinement is not None and (
-            isinstance(refinement, bool)
-            or not isinstance(refinement, int)
-            or refinement < 1
-        ):
-            raise ValueError(
-                f"refinement must be a positive integer or None, got {refinement!r}."
-            )
         self.energy = energy
         self._parameters = None
         if reference is not None:
             check_reference(reference, energy)
             self._parameters = ReferenceParameters.of(reference)
-        self._refinement = refinement or 1
-        super().__init__(self._broadcast_shape(), (), validate_args=validate_args)
+        chosen = refinement is None
+        self._refinement = 1 if chosen else as_count("refinement", refinement)
+        super().__init__(self.batch_shape, (), validate_args=validate_args)
         if self._is_concrete and 0 not in self.batch_shape:
-            self._check_resolution(choose=refinement is None)
+            self._check_resolution(choose=chosen)
 
     # --- parameters ------------------------------------------------------------------
 
     @property
     def reference(self) -> dist.Distribution:
-        """The reference law."""
+        """The reference distribution."""
         if self._parameters is None:
-            basis = self.energy.basis
-            dtype = self.energy.dtype
-            return dist.Uniform(
-                jnp.asarray(basis.low, dtype), jnp.asarray(basis.high, dtype)
-            )
+            ends = (self.energy.basis.low, self.energy.basis.high)
+            return dist.Uniform(*(jnp.asarray(end, self.energy.dtype) for end in ends))
         return self._parameters.build()
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Broadcast of the energy's and the reference's batch shapes."""
         # From the leaves, which change their shapes under vmap.
-        return self._broadcast_shape()
-
-    def _broadcast_shape(self) -> tuple[int, ...]:
         if self._parameters is None:
             return self.energy.batch_shape
         return jnp.broadcast_shapes(
@@ -197,34 +317,19 @@ class KAEMPrior(dist.Distribution):
         """That of the reference, with static ends where they are known."""
         if self._parameters is None:
             return StaticInterval(self.energy.basis.low, self.energy.basis.high)
-        return static_support(self._parameters.build())
+        return _static_support(self._parameters.build())
 
     @property
     def refinement(self) -> int:
         """Number of parts into which every panel of the quadrature is divided."""
         return self._refinement
 
-    def tree_flatten(self) -> tuple[tuple, tuple]:
-        """Energy and reference parameters; the rest is static."""
-        return (self.energy, self._parameters), (self._refinement, self._validate_args)
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "KAEMPrior":
-        """Inverse of :meth:`tree_flatten`, without checks."""
-        prior = cls.__new__(cls)
-        prior.energy, prior._parameters = params
-        prior._refinement, prior._validate_args = aux_data
-        prior._event_shape = ()
-        return prior
-
     def __repr__(self) -> str:
-        reference = "None" if self._parameters is None else repr(self.reference)
-        if self._parameters is not None:
-            reference = type(self.reference).__name__
+        name = None if self._parameters is None else type(self.reference).__name__
         basis = self.energy.basis
         return (
             f"KAEMPrior({type(basis).__name__} with {basis.num_features} features, "
-            f"reference={reference}, batch_shape={self.batch_shape})"
+            f"reference={name}, batch_shape={self.batch_shape})"
         )
 
     @classmethod
@@ -234,82 +339,62 @@ class KAEMPrior(dist.Distribution):
         """Batch and event shape from the batch shapes of energy and reference."""
         return jnp.broadcast_shapes(energy, reference), ()
 
-    # --- the density -----------------------------------------------------------------
+    # --- computed once ---------------------------------------------------------------
 
     @property
     def _is_concrete(self) -> bool:
-        return is_concrete((self.energy, self._parameters))
+        return is_concrete(self.tree_flatten()[0])
 
-    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
-        return made_once(self, name, (self.energy, self._parameters), make)
+    @computed_once
+    def _on_unit_grid(self) -> UnitGridEnergy:
+        return self.energy.on_unit_grid
 
-    @property
+    @computed_once
     def _prepared(self) -> ReferenceParameters | None:
         """Parameters of the reference for compiled functions."""
+        return None if self._parameters is None else self._parameters.prepared
+
+    @computed_once
+    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
         if self._parameters is None:
-            return None
-        return self._cached("_cached_reference", lambda: self._parameters.prepared)
+            basis = self.energy.basis
+            return np.asarray(basis.low), np.asarray(basis.high)
+        return support_bounds(self._parameters.build())
+
+    @computed_once
+    def _panels(self) -> Panels:
+        return make_panels(self.energy, self._prepared, self._refinement)
+
+    @computed_once
+    def _table(self) -> cells.Table:
+        return cells.tabulate(self._on_unit_grid, self._prepared, self._panels)
+
+    @computed_once
+    def _resolution(self) -> Resolution:
+        return density.resolution(self._on_unit_grid, self._prepared, self._panels)
+
+    @computed_once
+    def _error(self) -> jax.Array:
+        return self._resolution.error
 
     def _made(self) -> tuple:
-        """Return what is made once of concrete parameters."""
+        """Return what compiled functions take instead of computing it again."""
         return self._panels, self._table, self._prepared
 
     def _keep_made(self, made: tuple) -> None:
         """Keep what :meth:`_made` returned, in a copy inside compiled code."""
-        names = ("_cached_panels", "_cached_table", "_cached_reference")
+        names = ("_panels", "_table", "_prepared")
         self.__dict__.update(zip(names, made, strict=True))
-
-    @property
-    def _panels(self) -> Panels:
-        return self._cached(
-            "_cached_panels",
-            lambda: make_panels(self.energy, self._prepared, self._refinement),
-        )
-
-    @property
-    def _table(self) -> Table:
-        return self._cached(
-            "_cached_table",
-            lambda: density.tabulate(self.energy.placed, self._prepared, self._panels),
-        )
-
-    @property
-    @promoting_ranks
-    def log_normalizer(self) -> jax.Array:
-        """Log of the normaliser :math:`Z`, shape ``batch_shape``."""
-        if self._is_concrete or "_cached_table" in self.__dict__:
-            return self._table.log_normalizer
-        return density.log_normalizer(self.energy.placed, self._prepared, self._panels)
-
-    @property
-    @promoting_ranks
-    def quadrature_error(self) -> jax.Array:
-        """Estimated error of the normaliser, relative, and of masses: ``batch_shape``.
-
-        By the Gauss-Kronrod rule on the same panels, plus the last terms of the series
-        within a panel, plus rounding, plus the difference from 1 of the reference's own
-        mass on these panels and beyond.
-        """
-        return self._cached("_cached_error", lambda: self._resolution.error)
-
-    @property
-    def _resolution(self) -> Resolution:
-        return self._cached(
-            "_cached_resolution",
-            lambda: density.resolution(
-                self.energy.placed, self._prepared, self._panels
-            ),
-        )
 
     def _check_resolution(self, choose: bool) -> None:
         """Refine the panels of a concrete energy, and warn where that is not enough."""
         first = self._resolution
         if self._parameters is not None:
-            check_number(first, self._parameters)
-        refinement = wanted(first, self.energy.dtype)
+            check_not_nan(first, self._parameters)
+        refinement = needed_refinement(first, self.energy.dtype)
         if choose and refinement > 1:
             self._refinement = refinement
-            del self.__dict__["_cached_panels"], self.__dict__["_cached_resolution"]
+            del self.__dict__["_panels"], self.__dict__["_resolution"]
         change = float(first.change)
         resolution = self._resolution
         warn_of_spacing(resolution, self.energy.dtype)
@@ -320,48 +405,53 @@ class KAEMPrior(dist.Distribution):
         error = sum(np.asarray(part) for part in parts)
         warn_of_error(error, change, self._refinement, stacklevel=4)
 
+    # --- the density -----------------------------------------------------------------
+
+    @property
+    @promoting_ranks
+    def log_normalizer(self) -> jax.Array:
+        """Log of the normalizing constant :math:`Z`, shape ``batch_shape``."""
+        if self._is_concrete or "_table" in self.__dict__:
+            return self._table.log_normalizer
+        return density.log_normalizer(self._on_unit_grid, self._prepared, self._panels)
+
+    @property
+    @promoting_ranks
+    def quadrature_error(self) -> jax.Array:
+        """Estimated error of :math:`Z`, relative, and of masses: shape ``batch_shape``.
+
+        By the Gauss-Kronrod rule on the same panels, plus the last terms of the series
+        within a panel, plus rounding, plus the difference from 1 of the reference's own
+        mass on these panels and beyond.
+        """
+        return self._error
+
     @promoting_ranks
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
         return density.log_prob(
-            self.energy.placed,
+            self._on_unit_grid,
             self._prepared,
             self.log_normalizer,
             self._as_float(value),
         )
 
-    def cdf(self, value: ArrayLike) -> jax.Array:
-        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
-        return self.cdf_pair(value)[0]
-
     @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Masses below and above ``value``, each to its own relative precision.
 
-        Shapes broadcast(value.shape, batch_shape). The second is the survival function,
-        which ``1 - cdf`` loses to rounding in the upper tail.
+        Shapes broadcast(value.shape, batch_shape). The second is the survival
+        probability, which ``1 - cdf`` loses to rounding in the upper tail.
         """
-        return density.cdf_pair(
-            self._table, self.energy.placed, self._prepared, self._as_float(value)
+        return inverse.cdf_pair(
+            self._table, self._on_unit_grid, self._prepared, self._as_float(value)
         )
 
     @promoting_ranks
-    def icdf(self, q: ArrayLike) -> jax.Array:
-        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
-
-        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
-        """
-        q = self._as_float(q, "q")
-        upper = q > 0.5
-        value = self._icdf_folded(jnp.where(upper, 1 - q, q), upper)
-        low, high = (jnp.asarray(e, value.dtype) for e in self._ends)
-        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
-        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
-
-    @promoting_ranks
-    def _icdf_folded(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
-        return density.icdf_folded(self._table, self._prepared, mass, upper)
+    def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
+        """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
+        return inverse.icdf_of_tail(self._table, self._prepared, mass, upper)
 
     @promoting_ranks
     def sample(
@@ -370,25 +460,13 @@ class KAEMPrior(dist.Distribution):
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
+        parameters, ends = self._prepared, self._ends
         if not self._is_concrete and math.prod(sample_shape) == 1:
             # Made for this draw alone, most of a table would not be used.
-            energy, parameters = self.energy.placed, self._prepared
-            z = density.sample_once(energy, parameters, self._panels, self._ends, key)
+            energy, panels = self._on_unit_grid, self._panels
+            z = inverse.sample_once(energy, parameters, panels, ends, key)
             return jnp.reshape(z, (*sample_shape, *self.batch_shape))
-        return density.sample(
-            self._table,
-            self._prepared,
-            self._ends,
-            key,
-            sample_shape,
-        )
-
-    @property
-    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
-        if self._parameters is None:
-            basis = self.energy.basis
-            return np.asarray(basis.low), np.asarray(basis.high)
-        return support_bounds(self._parameters.build())
+        return inverse.sample(self._table, parameters, ends, key, sample_shape)
 
     def _as_float(self, value: ArrayLike, name: str = "value") -> jax.Array:
         value = as_real(name, value)
@@ -398,7 +476,7 @@ class KAEMPrior(dist.Distribution):
 
     @promoting_ranks
     def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Mean of a function under the density, by the quadrature of its normaliser.
+        """Mean of a function under the density, by the quadrature of :math:`Z`.
 
         Parameters
         ----------
@@ -448,27 +526,24 @@ class KAEMPrior(dist.Distribution):
         tuple
             Nodes and masses, each ``(num_nodes, *batch_shape)``; the masses sum to 1.
         """
-        return density.nodes(
-            self.energy.placed, self._prepared, self._panels, self.log_normalizer
-        )
+        parts = (self._on_unit_grid, self._prepared, self._panels)
+        return density.nodes(*parts, self.log_normalizer)
 
     @property
     @promoting_ranks
     def mean(self) -> jax.Array:
         """Mean, shape ``batch_shape``; not finite where the reference's is not."""
-        return self._with_reference_moment("mean", self._moments[0])
+        return self._with_reference_moment("mean", self._moments()[0])
 
     @property
     @promoting_ranks
     def variance(self) -> jax.Array:
         """Variance, shape ``batch_shape``; not finite where the reference's is not."""
-        return self._with_reference_moment("variance", self._moments[1])
+        return self._with_reference_moment("variance", self._moments()[1])
 
-    @property
     def _moments(self) -> tuple[jax.Array, jax.Array]:
-        return density.moments(
-            self.energy.placed, self._parameters, self._panels, self.log_normalizer
-        )
+        parts = (self._on_unit_grid, self._parameters, self._panels)
+        return density.moments(*parts, self.log_normalizer)
 
     def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
         if self._parameters is None or not any(self._panels.has_tails):
@@ -483,59 +558,12 @@ class KAEMPrior(dist.Distribution):
     @promoting_ranks
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, shape ``batch_shape``."""
-        log_normalizer = self.log_normalizer
-        return -self.expectation(
-            lambda z: density.log_prob(
-                self.energy.placed, self._prepared, log_normalizer, z
-            )
-        )
-
-    # --- other spaces ----------------------------------------------------------------
-
-    def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
-        """Return the same law as a transformed base law, for ``TransformReparam``.
-
-        Parameters
-        ----------
-        base
-            ``"uniform"``: Uniform(0, 1) through the quantile function. ``"normal"``:
-            Normal(0, 1) through the quantiles of its own distribution function, which
-            samplers explore better.
-
-        Returns
-        -------
-        TransformedDistribution
-            Of the same batch shape and support.
-
-        Raises
-        ------
-        ValueError
-            If ``base`` is neither.
-
-        Examples
-        --------
-        >>> import jax.numpy as jnp
-        >>> import numpyro_kaem as kaem
-        >>> energy = kaem.Energy(kaem.RBF(-1.0, 3.0, 5), jnp.zeros(5))
-        >>> transformed = kaem.KAEMPrior(energy).as_transformed("normal")
-        >>> print(transformed.transforms[0](jnp.zeros(())))
-        1.0
-        """
-        from numpyro_kaem.distributions.transform import InverseCDFTransform
-
-        transform = InverseCDFTransform(self, base=base)
-        law = dist.Uniform(0.0, 1.0) if base == "uniform" else dist.Normal(0.0, 1.0)
-        return dist.TransformedDistribution(law.expand(self.batch_shape), transform)
+        parts = (self._on_unit_grid, self._prepared, self.log_normalizer)
+        return -self.expectation(lambda z: density.log_prob(*parts, z))
 
 
 def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
-    """Refuse a function of all nodes at once, which changes with their order.
-
-    Raises
-    ------
-    ValueError
-        If it does.
-    """
+    """Refuse a function of all nodes at once, which changes with their order."""
     finite = np.isfinite(values) & np.isfinite(reversed_values)
     # Truth values become numbers.
     one, other = values[finite] + 0.0, reversed_values[finite] + 0.0
@@ -556,10 +584,8 @@ def _has_regular_ends(prior: KAEMPrior) -> bool:
 
 
 def breaks_of(prior: KAEMPrior) -> jax.Array:
-    """Points between which the density is smooth, ``(count, *shape)``.
-
-    Edges of its panels, and those of the reference, whose tails may have none.
-    """
+    """Points between which the density is smooth, ``(count, *shape)``."""
+    # The edges of its panels, and those of the reference, for tails without panels.
     rows = [prior._panels.edges]
     if prior._parameters is not None:
         rows += density_breaks(prior.reference)
@@ -590,7 +616,7 @@ def _vmap_over_prior(
     axes.energy = _axes_of(prior.energy, energy)
     shared = prior._parameters is None or prior._parameters.build().batch_shape == ()
     if shared and isinstance(reference, int):
-        # An array of a law without a batch may have axes of its own.
+        # An array of a reference without a batch may have axes of its own.
         reference = None
     axes._parameters = _axes_of(prior._parameters, reference)
     axes._refinement, axes._validate_args = prior._refinement, prior._validate_args
@@ -606,6 +632,118 @@ def _axes_of(tree: Any, axis: Any) -> Any:
     )
 
 
-@promote_batch_shape.register
-def _promote_batch_shape_prior(prior: KAEMPrior) -> KAEMPrior:
-    return prior
+# --- supports ------------------------------------------------------------------------
+
+
+class StaticInterval(constraints.ParameterFreeConstraint):
+    """Closed interval whose ends are Python numbers, not arrays.
+
+    Without arrays it is hashable and the same in every trace, which NumPyro's mixtures
+    ask of the support of their components.
+    """
+
+    event_dim = 0
+
+    def __init__(self, lower_bound: Any, upper_bound: Any) -> None:
+        self._ends = (lower_bound, upper_bound)
+
+    @classmethod
+    def of(cls, low: ArrayLike, high: ArrayLike) -> "StaticInterval":
+        """Interval from concrete numbers or arrays."""
+        low, high = np.broadcast_arrays(np.asarray(low, float), np.asarray(high, float))
+        return cls(_as_tuples(low.tolist()), _as_tuples(high.tolist()))
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        """Both ends."""
+        return self.lower_bound, self.upper_bound
+
+    @property
+    def lower_bound(self) -> Any:
+        """Lower ends, a float or an array."""
+        return _as_number(self._ends[0])
+
+    @property
+    def upper_bound(self) -> Any:
+        """Upper ends, a float or an array."""
+        return _as_number(self._ends[1])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both ends are finite."""
+        return bool(np.all(np.isfinite(self.bounds)))
+
+    def __call__(self, x: ArrayLike) -> ArrayLike:
+        """Whether ``x`` lies in the interval, elementwise."""
+        # In the precision of x: the ends of a float32 density are float32 numbers.
+        dtype = jnp.result_type(x, float)
+        low = np.asarray(self.lower_bound, dtype)
+        high = np.asarray(self.upper_bound, dtype)
+        return (x >= low) & (x <= high)
+
+    def __repr__(self) -> str:
+        return f"StaticInterval({self._ends[0]}, {self._ends[1]})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticInterval) and self._ends == other._ends
+
+    def __hash__(self) -> int:
+        return hash(self._ends)
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        """Whether both are the same interval."""
+        return self == other
+
+    def feasible_like(self, prototype: ArrayLike) -> ArrayLike:
+        """Return a point of the interval, of the shape of ``prototype``."""
+        low, high = self.bounds
+        if self.is_finite:
+            inside = 0.5 * (low + high)
+        else:
+            inside = low + 1.0 if np.all(np.isfinite(low)) else high - 1.0
+        return jnp.broadcast_to(inside, jnp.shape(prototype))
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """No leaves: the ends are static."""
+        return (), ((), {"_ends": self._ends})
+
+
+@transforms.biject_to.register(StaticInterval)
+def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transform:
+    low, high = constraint.lower_bound, constraint.upper_bound
+    if not constraint.is_finite:
+        below = not np.all(np.isfinite(low))
+        end, sign = (high, -1.0) if below else (low, 1.0)
+        onto = transforms.AffineTransform(end, sign, domain=constraints.positive)
+        return transforms.ComposeTransform([transforms.ExpTransform(), onto])
+    return transforms.ComposeTransform(
+        [
+            transforms.SigmoidTransform(),
+            transforms.AffineTransform(
+                low, high - low, domain=constraints.unit_interval
+            ),
+        ]
+    )
+
+
+def _static_support(reference: dist.Distribution) -> constraints.Constraint:
+    """Support of a distribution, with static ends where they are known."""
+    support = reference.support
+    if isinstance(support, constraints.ParameterFreeConstraint):
+        return support
+    ends = support_bounds(reference)
+    if is_concrete(ends):
+        with concretely():
+            low, high = (np.asarray(end) for end in ends)
+        bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
+        if np.all(np.isfinite(low)) and bounded:
+            return StaticInterval.of(low, high)
+    return support
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _as_number(end: Any) -> Any:
+    return np.asarray(end) if isinstance(end, tuple) else end

@@ -1,4 +1,4 @@
-"""The skew normal law, which NumPyro does not have."""
+"""The skew normal distribution, which NumPyro does not have."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["SkewNormal"]
 
 
 class SkewNormal(dist.Distribution):
-    r"""Skew normal law.
+    r"""Skew normal distribution.
 
     .. math::
 
@@ -32,7 +32,7 @@ class SkewNormal(dist.Distribution):
     scale
         Scale :math:`\sigma > 0`, which is not the standard deviation.
     skewness
-        Shape :math:`\alpha`; 0 is the Normal law, and its sign is that of the skew. All
+        Shape :math:`\alpha`; 0 is the Normal, and its sign is that of the skew. All
         parameters broadcast to ``batch_shape``.
     validate_args
         Check parameters and values; ``None`` follows
@@ -59,8 +59,8 @@ class SkewNormal(dist.Distribution):
     Examples
     --------
     >>> from numpyro_kaem.distributions import SkewNormal
-    >>> law = SkewNormal(loc=1.0, scale=2.0, skewness=3.0)
-    >>> print(f"{law.mean:.3f}, {law.cdf(1.0):.3f}")
+    >>> skewed = SkewNormal(loc=1.0, scale=2.0, skewness=3.0)
+    >>> print(f"{skewed.mean:.3f}, {skewed.cdf(1.0):.3f}")
     2.514, 0.102
     """
 

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._checks import as_real, as_sample_shape, check_key
+from numpyro_kaem._checks import as_sample_shape, as_vectors, check_key
 
 __all__ = ["NextTokenLogits", "TokenSequence", "as_tokens"]
 
@@ -58,7 +58,7 @@ class TokenSequence(dist.Distribution):
     Raises
     ------
     TypeError
-        If ``decoder`` has not these attributes, or tokens are not integers.
+        If ``decoder`` lacks one of these attributes, or tokens are not integers.
     ValueError
         If the last axis of ``z``, or of tokens, has another size.
 
@@ -68,7 +68,7 @@ class TokenSequence(dist.Distribution):
     - ``log_prob`` takes one pass over the sequence. ``sample`` takes a pass for each
       token, in a loop that is compiled once, and keeps no values between them.
     - Where :func:`jax.vmap` returns the distribution itself, only ``z`` may be mapped:
-      ``out_axes=vmap_over(law, z=0)``.
+      ``out_axes=vmap_over(distribution, z=0)``.
 
     References
     ----------
@@ -79,13 +79,12 @@ class TokenSequence(dist.Distribution):
     --------
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.decoders import SequenceDecoder
-    >>> from numpyro_kaem.distributions.token_sequence import TokenSequence
-    >>> decoder = SequenceDecoder(jax.random.key(0), 2, num_tokens=3, length=4)
-    >>> law = TokenSequence(decoder, jnp.zeros((6, 2)))
-    >>> law.sample(jax.random.key(1), (5,)).shape
+    >>> import numpyro_kaem as kaem
+    >>> decoder = kaem.SequenceDecoder(jax.random.key(0), 2, num_tokens=3, length=4)
+    >>> sequences = kaem.TokenSequence(decoder, jnp.zeros((6, 2)))
+    >>> sequences.sample(jax.random.key(1), (5,)).shape
     (5, 6, 4)
-    >>> law.log_prob(jnp.array([0, 2, 1, 1])).shape
+    >>> sequences.log_prob(jnp.array([0, 2, 1, 1])).shape
     (6,)
     """
 
@@ -107,14 +106,8 @@ class TokenSequence(dist.Distribution):
                 "decoder must have num_latents, num_tokens, length and logits, as "
                 f"numpyro_kaem.SequenceDecoder has, got {type(decoder).__name__}."
             )
-        z = as_real("z", z)
-        if z.ndim == 0 or z.shape[-1] != decoder.num_latents:
-            raise ValueError(
-                f"z must have shape (*batch, {decoder.num_latents}), one entry for "
-                f"each latent of the decoder, got {z.shape}."
-            )
         self.decoder = decoder
-        self.z = z
+        self.z = z = as_vectors("z", z, decoder.num_latents)
         super().__init__(z.shape[:-1], (decoder.length,), validate_args=validate_args)
 
     @property
@@ -135,15 +128,12 @@ class TokenSequence(dist.Distribution):
     @classmethod
     def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "TokenSequence":
         """Inverse of :meth:`tree_flatten`, without checks."""
-        law = cls.__new__(cls)
-        law.decoder, law.z = params
-        (law._validate_args,) = aux_data
-        # A tree of something else than arrays has no shape, such as axes to map over.
-        try:
-            law._event_shape = (law.decoder.length,)
-        except AttributeError:
-            law._event_shape = (None,)
-        return law
+        new = cls.__new__(cls)
+        new.decoder, new.z = params
+        (new._validate_args,) = aux_data
+        # A tree of something else than arrays, such as axes, has no shape.
+        new._event_shape = (getattr(new.decoder, "length", None),)
+        return new
 
     def __repr__(self) -> str:
         return (
@@ -164,7 +154,7 @@ class TokenSequence(dist.Distribution):
         """Draw token by token, shape ``sample_shape + batch_shape + (length,)``."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        return _sample(self.decoder, self.z, key, tuple(sample_shape))
+        return _sample(self.decoder, self.z, key, sample_shape)
 
 
 @jax.jit
@@ -197,30 +187,20 @@ def _sample(
 
 
 def as_tokens(name: str, value: Any, length: int) -> jax.Array:
-    """Check the format and the last axis of tokens, shape ``(..., length)``.
-
-    Raises
-    ------
-    TypeError
-        If they are not integers.
-    ValueError
-        If the last axis has another size.
-    """
-    value = as_real(name, value)
+    """Check that tokens are integers of shape ``(..., length)``."""
+    value = as_vectors(name, value, length)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {value.dtype}.")
-    if value.ndim == 0 or value.shape[-1] != length:
-        raise ValueError(f"{name} must have shape (..., {length}), got {value.shape}.")
     return value
 
 
 @vmap_over.register
 def _vmap_over_token_sequence(
-    law: TokenSequence, decoder: Any = None, z: Any = None
+    sequence: TokenSequence, decoder: Any = None, z: Any = None
 ) -> TokenSequence:
-    return TokenSequence.tree_unflatten((law._validate_args,), (decoder, z))
+    return TokenSequence.tree_unflatten((sequence._validate_args,), (decoder, z))
 
 
 @promote_batch_shape.register
-def _promote_batch_shape_token_sequence(law: TokenSequence) -> TokenSequence:
-    return law
+def _promote_batch_shape_token_sequence(sequence: TokenSequence) -> TokenSequence:
+    return sequence

@@ -1,6 +1,6 @@
 """The quantile function as a NumPyro transform."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +10,57 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
-from numpyro_kaem.distributions.prior import KAEMPrior
+__all__ = ["InverseCDFTransform", "Invertible"]
 
-__all__ = ["InverseCDFTransform"]
+
+@runtime_checkable
+class Invertible(Protocol):
+    """What :class:`InverseCDFTransform` needs of a univariate distribution."""
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the batch."""
+
+    @property
+    def support(self) -> Any:
+        """Support, a NumPyro constraint."""
+
+    def log_prob(self, value: ArrayLike) -> jax.Array:
+        """Log density."""
+
+    def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Masses below and above a point."""
+
+    def icdf(self, q: ArrayLike) -> jax.Array:
+        """Quantile."""
+
+    def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
+        """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
 
 
 class InverseCDFTransform(Transform):
-    r"""Quantile function of a prior: from the unit interval to its support.
+    r"""Quantile function of a distribution: from the unit interval to its support.
 
     .. math:: z = F^{-1}(u), \qquad \text{or} \qquad z = F^{-1}(\Phi(v)),
 
     where :math:`\Phi` is the standard Normal distribution function. Uniform ``u`` and
-    standard Normal ``v`` become draws of the prior.
+    standard Normal ``v`` become draws of the distribution.
 
     Parameters
     ----------
     prior
-        The density, of ``batch_shape``.
+        A :class:`KAEMPrior`, a :class:`KAEMMixture`, one of them truncated, or another
+        distribution with their ``cdf_pair`` and ``icdf_of_tail``.
     base
         ``"uniform"`` for the domain (0, 1), ``"normal"`` for the real line.
 
     Raises
     ------
     TypeError
-        If ``prior`` is not a :class:`KAEMPrior`.
+        If ``prior`` does not have these methods.
     ValueError
         If ``base`` is neither, or if a point's shape does not end in ``batch_shape``:
-        broadcasting one latent to several densities would make several latents of it.
+        one latent must not be broadcast to several densities.
 
     Notes
     -----
@@ -57,9 +81,12 @@ class InverseCDFTransform(Transform):
     [0. 2.]
     """
 
-    def __init__(self, prior: KAEMPrior, base: str = "uniform") -> None:
-        if not isinstance(prior, KAEMPrior):
-            raise TypeError(f"prior must be a KAEMPrior, got {type(prior).__name__}.")
+    def __init__(self, prior: Invertible, base: str = "uniform") -> None:
+        if not isinstance(prior, Invertible):
+            raise TypeError(
+                "prior must be a KAEMPrior, a KAEMMixture or one of them truncated, "
+                f"got {type(prior).__name__}."
+            )
         if base not in ("uniform", "normal"):
             raise ValueError(f"base must be 'uniform' or 'normal', got {base!r}.")
         self.prior = prior
@@ -87,8 +114,8 @@ class InverseCDFTransform(Transform):
         if batch_shape and shape[-len(batch_shape) :] != batch_shape:
             raise ValueError(
                 "the shape of a point must end in the prior's batch_shape "
-                f"{batch_shape}, got {shape}; use prior.icdf to drive several "
-                "densities with one latent."
+                f"{batch_shape}, got {shape}; use prior.icdf for one latent of several "
+                "densities."
             )
         return jnp.asarray(x)
 
@@ -100,7 +127,7 @@ class InverseCDFTransform(Transform):
         upper = x > 0
         # The masses of both tails from their own side.
         mass = jnp.maximum(ndtr(-jnp.abs(x)), _least_mass(x.dtype))
-        return self.prior._icdf_folded(mass, upper)
+        return self.prior.icdf_of_tail(mass, upper)
 
     def _inverse(self, y: ArrayLike) -> jax.Array:
         y = self._check(y)

@@ -12,14 +12,20 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem.distributions._base import StaticInterval, made_once
+from numpyro_kaem._checks import as_real
 from numpyro_kaem.distributions.mixture import KAEMMixture
-from numpyro_kaem.distributions.prior import KAEMPrior
+from numpyro_kaem.distributions.prior import (
+    KAEMPrior,
+    LearnedDensity,
+    StaticInterval,
+    computed_once,
+)
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.numerics.panels import Panels, warn_of_error
+from numpyro_kaem.numerics.density import warn_of_error
+from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,
@@ -42,18 +48,18 @@ def truncated(
     *,
     validate_args: bool | None = None,
 ) -> "TruncatedKAEM":
-    r"""Cut a learned density to an interval, and normalise what is left.
+    r"""Truncate a learned density to an interval.
 
     .. math:: p(z) = \frac{\pi(z)}{\int_a^b \pi}, \qquad a \le z \le b.
 
     Parameters
     ----------
     prior
-        A :class:`~numpyro_kaem.KAEMPrior`, a :class:`~numpyro_kaem.KAEMMixture`, or one
-        of them truncated before.
+        A :class:`~numpyro_kaem.KAEMPrior` or :class:`~numpyro_kaem.KAEMMixture`, which
+        may be truncated already.
     low, high
         Ends :math:`a < b`, of shapes that broadcast with the prior's ``batch_shape``;
-        ``None``, for one of them, leaves that side as it is. They may be traced.
+        ``None`` for one of them leaves that side as it is. They may be traced.
     validate_args
         Check values given to ``log_prob``; ``None`` follows
         :func:`numpyro.enable_validation`.
@@ -95,10 +101,10 @@ def truncated(
         low = _both(jnp.maximum, prior.low, low)
         high = _both(jnp.minimum, prior.high, high)
         prior = prior.prior
-    law = TruncatedKAEM(prior, low, high, validate_args=validate_args)
-    if is_concrete((law.prior, law.low, law.high)) and 0 not in law.batch_shape:
-        law._check_resolution(stacklevel=3)
-    return law
+    result = TruncatedKAEM(prior, low, high, validate_args=validate_args)
+    if is_concrete(result.tree_flatten()[0]) and 0 not in result.batch_shape:
+        result._check_resolution(stacklevel=3)
+    return result
 
 
 def _both(
@@ -107,7 +113,7 @@ def _both(
     return one if other is None else other if one is None else join(one, other)
 
 
-class TruncatedKAEM(dist.Distribution):
+class TruncatedKAEM(LearnedDensity):
     """Learned density between two bounds, as :func:`~numpyro_kaem.truncated` makes it.
 
     Parameters
@@ -124,11 +130,11 @@ class TruncatedKAEM(dist.Distribution):
     - ``batch_shape`` is the broadcast of the prior's and the bounds', and
       ``event_shape`` is ``()``.
     - The panels of the prior's quadrature are cut at the bounds, and the density there
-      has a normaliser and a distribution function of its own, found in logarithms: an
-      interval far in a tail, or a narrow one, is as accurate as the whole.
+      has a normalizing constant and a distribution function of its own, computed in
+      logarithms: an interval far in a tail, or a narrow one, is as accurate as the
+      whole.
     - Draws of a truncated :class:`~numpyro_kaem.KAEMPrior` are reparameterised, with
-      derivatives with
-      respect to the bounds too; those of a mixture have none.
+      derivatives in the bounds too; those of a mixture have none.
 
     Examples
     --------
@@ -136,8 +142,7 @@ class TruncatedKAEM(dist.Distribution):
     >>> import numpyro_kaem as kaem
     >>> from numpyro_kaem.distributions import TruncatedKAEM
     >>> flat = kaem.KAEMPrior(kaem.Energy(kaem.RBF(-1.0, 3.0, 5), jnp.zeros(5)))
-    >>> law = TruncatedKAEM(flat, 0.0, jnp.array([1.0, 2.0]))
-    >>> print(law.mean)
+    >>> print(TruncatedKAEM(flat, 0.0, jnp.array([1.0, 2.0])).mean)
     [0.5 1. ]
     """
 
@@ -161,8 +166,8 @@ class TruncatedKAEM(dist.Distribution):
             raise TypeError(
                 "prior must be a KAEMPrior or a KAEMMixture, got "
                 f"{type(prior).__name__}; truncate a prior before expand, to_event or "
-                "mask, and use numpyro.distributions.TruncatedDistribution for laws of "
-                "NumPyro."
+                "mask, and use numpyro.distributions.TruncatedDistribution for "
+                "NumPyro's own."
             )
         if low is None and high is None:
             raise ValueError("low or high must be given, got None for both.")
@@ -182,13 +187,7 @@ class TruncatedKAEM(dist.Distribution):
             self._check_order()
 
     def _check_order(self) -> None:
-        """Check concrete bounds.
-
-        Raises
-        ------
-        ValueError
-            If they are not in order, or do not meet the support.
-        """
+        """Check that concrete bounds are in order, and meet the support."""
         low, high = (
             np.asarray(open_end if end is None else end)
             for end, open_end in ((self.low, -np.inf), (self.high, np.inf))
@@ -204,19 +203,13 @@ class TruncatedKAEM(dist.Distribution):
                 )
 
     def _check_resolution(self, stacklevel: int) -> None:
-        """Check that there is mass between the bounds, and how well it is known.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """Check that there is mass between the bounds, and how well it is known."""
         parts = _components(self._inner)
         with concretely():
             log_mass = np.asarray(self.log_mass)
             resolution = parts._resolution
-            # Not of the reference, of which the panels hold a part; and a component
-            # that is cut away need not be resolved.
+            # Without the error of the reference, of which the panels hold only a part,
+            # and that of a component without mass.
             error = resolution.panels + resolution.series + resolution.rounding
             error = np.asarray(jnp.where(self._log_masses > -jnp.inf, error, 0))
             change = float(resolution.change)
@@ -241,27 +234,20 @@ class TruncatedKAEM(dist.Distribution):
         """Whether draws have derivatives: where the prior's have."""
         return self.prior.has_rsample
 
-    @property
-    def _ends(self) -> tuple[ArrayLike, ArrayLike]:
-        """Ends of the support, static where they are known."""
+    def _find_ends(self) -> tuple[jax.Array, jax.Array]:
+        dtype = _components(self.prior).energy.dtype
+        low, high = (jnp.asarray(end, dtype) for end in support_bounds(self.prior))
+        # Where both are equal, derivatives are all those of the bound.
+        if self.low is not None:
+            low = jnp.where(self.low >= low, self.low, low)
+        if self.high is not None:
+            high = jnp.where(self.high <= high, self.high, high)
+        return low, high
 
-        def make() -> tuple[ArrayLike, ArrayLike]:
-            low, high = support_bounds(self.prior)
-            dtype = _components(self.prior).energy.dtype
-            low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
-            # Where both are equal, derivatives are all those of the bound.
-            if self.low is not None:
-                low = jnp.where(self.low >= low, self.low, low)
-            if self.high is not None:
-                high = jnp.where(self.high <= high, self.high, high)
-            return low, high
-
-        return made_once(
-            self,
-            "_cached_ends",
-            (self.low, self.high, support_bounds(self.prior)),
-            make,
-        )
+    # Known where the energy of the prior is traced, too.
+    _ends = computed_once(
+        _find_ends, lambda self: (self.low, self.high, support_bounds(self.prior))
+    )
 
     @property
     def support(self) -> constraints.Constraint:
@@ -280,31 +266,14 @@ class TruncatedKAEM(dist.Distribution):
             return constraints.less_than_eq(high)
         return constraints.interval(low, high)
 
-    def tree_flatten(self) -> tuple[tuple, tuple]:
-        """Prior and bounds; the rest is static."""
-        return (self.prior, self.low, self.high), (self._validate_args,)
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "TruncatedKAEM":
-        """Inverse of :meth:`tree_flatten`, without checks."""
-        law = cls.__new__(cls)
-        law.prior, law.low, law.high = params
-        (law._validate_args,) = aux_data
-        law._event_shape = ()
-        return law
-
     def __repr__(self) -> str:
         return f"TruncatedKAEM({self.prior!r}, low={self.low}, high={self.high})"
 
     # --- the density -----------------------------------------------------------------
 
-    @property
+    @computed_once
     def _inner(self) -> KAEMPrior | KAEMMixture:
-        """The same law on panels that end at the bounds; its density does not."""
-        parameters = (self.prior, self.low, self.high)
-        return made_once(self, "_cached_inner", parameters, self._cut)
-
-    def _cut(self) -> KAEMPrior | KAEMMixture:
+        """Density whose panels end at the bounds; itself goes on beyond them."""
         prior, (low, high) = self.prior, self._ends
         if is_concrete(support_bounds(prior)):
             # A bound that cuts nothing off leaves the tail to its closed form.
@@ -340,15 +309,11 @@ class TruncatedKAEM(dist.Distribution):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        value = _components(self.prior)._as_float(value)
+        value = self._as_float(value)
         low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
         inside = (value >= low) & (value <= high)
         safe = jnp.where(inside, value, interior_point(low, high, value.dtype))
         return jnp.where(inside, self._inner.log_prob(safe), -jnp.inf)
-
-    def cdf(self, value: ArrayLike) -> jax.Array:
-        """Mass below ``value``, shape broadcast(value.shape, batch_shape)."""
-        return self.cdf_pair(value)[0]
 
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Masses below and above ``value``, each to its own relative precision.
@@ -357,15 +322,12 @@ class TruncatedKAEM(dist.Distribution):
         """
         return self._inner.cdf_pair(value)
 
-    def icdf(self, q: ArrayLike) -> jax.Array:
-        """Quantile, shape broadcast(q.shape, batch_shape); ``q`` in [0, 1], else NaN.
+    def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
+        """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
+        return self._inner.icdf_of_tail(mass, upper)
 
-        ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
-        """
-        value = self._inner.icdf(q)
-        q = jnp.asarray(q)
-        low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
-        return jnp.where(q == 0, low, jnp.where(q == 1, high, value))
+    def _as_float(self, value: ArrayLike, name: str = "value") -> jax.Array:
+        return _components(self.prior)._as_float(value, name)
 
     def sample(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
@@ -403,20 +365,10 @@ def _components(prior: KAEMPrior | KAEMMixture) -> KAEMPrior:
 
 
 def _as_bound(name: str, bound: ArrayLike | None, dtype: Any) -> jax.Array | None:
-    """Convert to an array of a floating-point format.
-
-    Raises
-    ------
-    TypeError
-        If it is not real numbers.
-    ValueError
-        If a concrete one is NaN.
-    """
+    """Convert to an array of the format of the densities; ``None`` is no bound."""
     if bound is None:
         return None
-    kind = jnp.result_type(bound)
-    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
-        raise TypeError(f"{name} must be real numbers, got dtype {kind}.")
+    as_real(name, bound)
     if is_concrete(bound) and np.any(np.isnan(np.asarray(bound))):
         raise ValueError(f"{name} must not be NaN, got {bound}.")
     if is_concrete(bound):
@@ -431,8 +383,10 @@ def _as_bound(name: str, bound: ArrayLike | None, dtype: Any) -> jax.Array | Non
 class _Cut(KAEMPrior):
     """A prior with given panels and ends; its log density does not end where they do.
 
-    Beside those it keeps where in its batch the panels are not empty.
+    Beside those, ``_given`` has where in its batch the panels are not empty.
     """
+
+    pytree_data_fields = ("energy", "_parameters", "_given")
 
     @property
     def _panels(self) -> Panels:
@@ -441,23 +395,6 @@ class _Cut(KAEMPrior):
     @property
     def _ends(self) -> tuple[ArrayLike, ArrayLike]:
         return self._given[1]
-
-    @property
-    def _is_concrete(self) -> bool:
-        return is_concrete((self.energy, self._parameters, self._given))
-
-    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
-        return made_once(self, name, (self.energy, self._parameters, self._given), make)
-
-    def tree_flatten(self) -> tuple[tuple, tuple]:
-        data, aux = super().tree_flatten()
-        return (*data, self._given), aux
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> "_Cut":
-        cut = super().tree_unflatten(aux_data, params[:2])
-        cut._given = params[2]
-        return cut
 
     def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
         # Only a tail that is left, and without end, may have no moments.
@@ -532,25 +469,9 @@ def _cut_edges(
 ) -> tuple[jax.Array, jax.Array]:
     """Edges between bounds, and whether there is something between them.
 
-    Parameters
-    ----------
-    edges
-        Edges of the panels, shape ``(num_panels + 1, *edge_shape)``.
-    parameters
-        Parameters of the reference.
-    low, high
-        Bounds, or ``None``.
-    has_tails
-        Whether the support reaches beyond the panels.
-    beyond
-        Whether a bound may lie there: then the panels are continued into the tails,
-        fine near the panels that there are, near the bounds and where the reference is.
-
-    Returns
-    -------
-    tuple
-        Edges, of the same number for the same shapes; where there is nothing between
-        the bounds, those of the panels. And whether there is, of the shape of an edge.
+    Where there is nothing, those of the panels; their number depends on shapes only. If
+    a bound may lie ``beyond`` the panels, these are continued into the tails, and are
+    fine near the panels, near the bounds and where the reference changes.
     """
     bounds, signs = (low, high), (-1.0, 1.0)
     limits = [edges[0], edges[-1]]
@@ -564,7 +485,7 @@ def _cut_edges(
             points = _points_outside(reference, outermost, side)
             rows.append(points)
             if bound is None:
-                # All that is left may lie in this tail, which is panelled for a while.
+                # All mass may lie in this tail, which gets panels for a while.
                 other = bounds[1 - side]
                 _, last = _points_from(reference, other, sign)
                 end = jnp.asarray(support_bounds(reference)[side], edges.dtype)
@@ -632,19 +553,14 @@ def _points_outside(
 
 @vmap_over.register
 def _vmap_over_truncated(
-    law: TruncatedKAEM, prior: Any = None, low: Any = None, high: Any = None
+    truncated: TruncatedKAEM, prior: Any = None, low: Any = None, high: Any = None
 ) -> TruncatedKAEM:
     """Axes of a batch; ``prior`` is an axis for all its arrays with one."""
     axes = TruncatedKAEM.__new__(TruncatedKAEM)
-    if isinstance(law.prior, KAEMMixture):
-        axes.prior = vmap_over(law.prior, mixing_logits=prior, prior=prior)
+    if isinstance(truncated.prior, KAEMMixture):
+        axes.prior = vmap_over(truncated.prior, mixing_logits=prior, prior=prior)
     else:
-        axes.prior = vmap_over(law.prior, energy=prior, reference=prior)
+        axes.prior = vmap_over(truncated.prior, energy=prior, reference=prior)
     axes.low, axes.high = low, high
-    axes._validate_args = law._validate_args
+    axes._validate_args = truncated._validate_args
     return axes
-
-
-@promote_batch_shape.register
-def _promote_batch_shape_truncated(law: TruncatedKAEM) -> TruncatedKAEM:
-    return law

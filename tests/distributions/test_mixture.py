@@ -113,8 +113,8 @@ def test_cells_in_common_change_no_quantile():
     u = np.sort(np.concatenate([u, 1 - u]))[:, None]
     together = make(dist.Normal(2.5, 0.8))
     apart = make(dist.Normal(jnp.full(3, 2.5), 0.8))
-    assert together._own_table() is not None
-    assert apart._own_table() is None
+    assert together._own_table is not None
+    assert apart._own_table is None
     u = u.astype(together.mean.dtype)
     z, expected = together.icdf(u), apart.icdf(u)
     slope = np.exp(together.log_prob(expected))
@@ -131,8 +131,8 @@ def test_its_table_is_made_once_and_not_kept_of_a_trace(key):
         return traced.icdf(0.3), traced.sample(key)
 
     first, _ = quantile(mixture.mixing_logits)
-    table = mixture._own_table()
-    assert mixture._own_table() is table
+    table = mixture._own_table
+    assert mixture._own_table is table
     assert_close(first, np.asarray(mixture.icdf(0.3)), rtol=(1e-5, 1e-10))
     # Other weights have another table.
     second, _ = quantile(mixture.mixing_logits[::-1])
@@ -198,6 +198,42 @@ def test_derivatives_of_icdf(x64):
     assert_close(inner, jnp.sum(change), rtol=(1e-4, 1e-9))
 
 
+@pytest.mark.parametrize("base", ["uniform", "normal"])
+@pytest.mark.parametrize("name", ["normal of all", "normals"])
+def test_transformed(name, base, key):
+    """A fixed base through the quantiles of the mixture: its draws have derivatives."""
+    mixture = make(REFERENCES[name]())
+    transformed = mixture.as_transformed(base)
+    transform = transformed.transforms[0]
+    assert (transformed.batch_shape, transformed.event_shape) == ((2,), ())
+    assert transform.codomain == mixture.support
+    z = jnp.asarray([[0.5, 1.25], [2.5, 2.75], [4.25, 5.5]])
+    assert_close(
+        transformed.log_prob(z), mixture.log_prob(z), rtol=(1e-4, 1e-10), atol=1e-5
+    )
+    x = transform.inv(z)
+    masses = x if base == "uniform" else stats.norm.cdf(np.asarray(x, float))
+    assert_close(masses, mixture.cdf(z), rtol=(2e-5, 1e-10), atol=(1e-6, 1e-12))
+    back = mixture.cdf(transform(x))
+    assert_close(back, mixture.cdf(z), rtol=(2e-5, 1e-10), atol=(1e-6, 1e-12))
+    draws = transformed.sample(key, (20_000,))
+    assert draws.shape == (20_000, 2)
+    for u in np.asarray(mixture.cdf(draws), float).T:
+        assert stats.kstest(u, "uniform").pvalue > 1e-4
+
+    def draw(logits):
+        moved = kaem.KAEMMixture(logits, mixture.prior).as_transformed(base)
+        return moved.sample(key, (5,))
+
+    logits, direction = jnp.asarray([0.3, -1.0, 1.0]), jnp.asarray([0.5, 0.1, -0.3])
+    _, change = jax.jit(lambda d: jax.jvp(draw, (logits,), (d,)))(direction)
+    step = 1e-2
+    ends = (draw(logits + sign * step * direction) for sign in (1, -1))
+    up, down = (np.asarray(end, float) for end in ends)
+    np.testing.assert_allclose(change, (up - down) / (2 * step), rtol=0.05, atol=0.01)
+    assert np.all(np.abs(change) > 1e-4)
+
+
 def test_proportions_may_be_trained_or_fixed(key):
     """Proportions are learned as a parameter, and stay as given as a constant."""
     truth = make(batch_shape=())
@@ -258,8 +294,13 @@ def test_bad_input():
     for logits, components, error, match in (
         (np.zeros(3), dist.Normal(), TypeError, "prior must be a KAEMPrior"),
         (np.zeros(3), prior(), ValueError, r"got batch_shape \(\)"),
-        (np.zeros(2), three, ValueError, r"the 3 components .* got shape \(2,\)"),
-        (np.float32(0), three, ValueError, r"got shape \(\)"),
+        (
+            np.zeros(2),
+            three,
+            ValueError,
+            r"mixing_logits must have shape \(\.\.\., 3\), got \(2,\)",
+        ),
+        (np.float32(0), three, ValueError, r"must have shape \(\.\.\., 3\), got \(\)"),
         (np.array([True] * 3), three, TypeError, "must be real numbers"),
         (np.array([0, np.nan, 0]), three, ValueError, "must be finite or minus"),
         (np.array([0, np.inf, 0]), three, ValueError, "must be finite or minus"),

@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 from scipy import interpolate, stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.distributions._base import StaticInterval
+from numpyro_kaem.distributions.prior import StaticInterval
 from tests.helpers import assert_close, assert_within_mcse, with_long
 
 pytestmark = pytest.mark.float64
