@@ -1,4 +1,4 @@
-"""Tables of what was measured beside what it was compared with, printed and as JSON."""
+"""Tables of measurements and what they are compared with, printed and as JSON."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ class Report:
         at_least: float | None = None,
         **more: Any,
     ) -> None:
-        """Add and print a row: our time beside a peer's.
+        """Add and print a row: our time compared with a peer's.
 
         The ratio is ours over the peer's, which should be ``at_most`` something; or the
         peer's over ours, which should be ``at_least`` something. Further columns are
@@ -108,7 +108,7 @@ class Report:
 def start(
     name: str, description: str, parser: argparse.ArgumentParser | None = None
 ) -> Report:
-    """Read the command line; a benchmark may add options to those of all."""
+    """Read the command line; a benchmark may add options to the common ones."""
     parser = argparse.ArgumentParser() if parser is None else parser
     parser.description = description.splitlines()[0]
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats")
@@ -137,7 +137,7 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def one_line(machine: dict[str, str | int]) -> str:
-    """Machine in a line."""
+    """One line that describes the machine."""
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 

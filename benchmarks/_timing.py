@@ -1,4 +1,4 @@
-"""Fair times: of compiled functions in turn, the time to compile apart."""
+"""Times of compiled functions, run in turn; compilation is timed separately."""
 
 import statistics
 import time
@@ -11,13 +11,13 @@ import jax
 
 @dataclass
 class Compiled:
-    """A compiled function with its arguments, and what compiling it took."""
+    """A compiled function with its arguments, and the time to compile it."""
 
     run: Callable[..., Any]
     arguments: tuple
     compile_seconds: float
     scratch_megabytes: float
-    """What it allocates beside its arguments and results, as its compiler reports."""
+    """Memory besides arguments and results, as the compiler reports."""
 
     def __call__(self) -> Any:
         """Run it."""
@@ -39,7 +39,7 @@ def median_seconds(
 ) -> dict[Hashable, float]:
     """Median wall time of each compiled function, after one call to warm it up.
 
-    They take turns, so that whatever else the machine does falls on all alike.
+    They alternate, so that other load on the machine affects all alike.
     """
     for function in functions.values():
         jax.block_until_ready(function())

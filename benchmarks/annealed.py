@@ -1,10 +1,10 @@
-"""Time of a population's step beside that of one MALA chain.
+"""Time of a population's step compared with that of one MALA chain.
 
 A step of the population is one local move at each of 16 rungs, the evaluation of their
 likelihoods, and the swaps. It should take less than 16 times a step of one chain: that
-is what vectorising pays. Medians of runs of the compiled sampler within one process;
-the time to compile is printed apart. "5 moves" are five local moves for each swap, the
-default, as a time for one of them.
+is the gain of vectorising. Medians of runs of the compiled sampler within one process;
+the time to compile is printed separately. "5 moves" are five local moves per swap, the
+default; the time is per move.
 """
 
 import statistics

@@ -1,9 +1,9 @@
-"""Log densities, their gradients and those of draws, beside mixtures and flows.
+"""Log densities, their gradients and those of draws, compared with mixtures and flows.
 
-A KAEM density of 20 functions is set beside NumPyro's mixture of 20 Normal laws, which
-has as many terms; its gradients beside its values; the implicit gradient of draws
-beside the draws. Priors of vectors are set beside flowjax's masked autoregressive flow
-with rational quadratic splines, and its flow with couplings, as they come.
+A KAEM density of 20 functions is compared with NumPyro's mixture of 20 Normals, which
+has as many terms; its gradients with its values; the implicit gradient of draws with
+the draws. Priors of vectors are compared with flowjax's masked autoregressive flow with
+rational quadratic splines, and its coupling flow, with default settings.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ def make_energy(basis: kaem.RBF | kaem.BSpline, *shape: int) -> kaem.Energy:
 
 
 def log_densities(report: Report, repeats: int) -> None:
-    """Value and gradient at points, with the parameters fixed and not."""
+    """Value and gradient at points, with fixed and with traced parameters."""
     num_points = 100 if report.quick else 2000
     shape = (num_points, NUM_DENSITIES)
     z = jax.random.uniform(jax.random.key(1), shape, minval=LOW, maxval=HIGH)
@@ -53,8 +53,8 @@ def log_densities(report: Report, repeats: int) -> None:
     for prior in priors.values():
         prior.log_normalizer  # noqa: B018 (made once, as for a fixed prior)
 
-    def total(law: dist.Distribution, z: jax.Array) -> jax.Array:
-        return law.log_prob(z).sum()
+    def total(prior: dist.Distribution, z: jax.Array) -> jax.Array:
+        return prior.log_prob(z).sum()
 
     functions = {
         "mixture": compiled(mixture.log_prob, z),
@@ -76,7 +76,13 @@ def log_densities(report: Report, repeats: int) -> None:
         ("", None, "mixture", "mixture of 20 Normals", 1),
         (", gradient in z", "z", None, "its value", 3),
         (", gradient in z", "z", "mixture, gradient", "gradient of the mixture", None),
-        (", gradient in all", "all", "traced", "its value, normaliser too", 3),
+        (
+            ", gradient in all",
+            "all",
+            "traced",
+            "its value, normalizing constant too",
+            3,
+        ),
     )
     for name in priors:
         for label, kind, beside, peer, at_most in rows:
@@ -162,7 +168,7 @@ def flows(report: Report, repeats: int) -> None:
     mixing = dist.Categorical(logits=jnp.zeros(20))
     products = kaem.KAEMPrior(make_energy(basis, 20, dim), reference, refinement=1)
     conditioner = kaem.MaskedConditioner(key, dim, basis.num_features)
-    laws = {
+    priors = {
         "autoregressive flow": masked_autoregressive_flow(
             key, base_dist=base, transformer=spline
         ),
@@ -176,13 +182,13 @@ def flows(report: Report, repeats: int) -> None:
     z = jax.random.normal(key, (num_samples, dim))
     draws = {
         n: compiled(lambda k, p=p: p.sample(k, (num_samples,)), key)
-        for n, p in laws.items()
+        for n, p in priors.items()
     }
-    values = {n: compiled(lambda z, p=p: p.log_prob(z), z) for n, p in laws.items()}
+    values = {n: compiled(lambda z, p=p: p.log_prob(z), z) for n, p in priors.items()}
     for work, functions in (("draw", draws), ("log_prob", values)):
         seconds = median_seconds(functions, repeats)
-        for flow in list(laws)[:2]:
-            for name in list(laws)[2:]:
+        for flow in list(priors)[:2]:
+            for name in list(priors)[2:]:
                 report.compare(
                     f"{work} {num_samples:,} x {dim} latents, {name}",
                     f"flowjax, {flow}",

@@ -1,17 +1,16 @@
-"""Priors of a generative model side by side, on handwritten digits.
+"""Priors of a generative model compared, on handwritten digits.
 
 Every form has the same decoder from eight latents to 8 x 8 pixels, the same noise, and,
-but for the variational autoencoder, the same number of training steps with the same
-Langevin moves; the rest of the cost is the prior's own. Draws are decoded means, 2,000
-of them, compared with the 1,400 training images in the space of their first 20
-principal components: Fréchet distance (FD), and precision and recall by the nearest
-five. For scale: held-out images, and decoded draws of the posteriors of the training
-images, which is the best that any prior can do with the decoder of the fixed Normal
-law. "afterwards" is a prior that was fitted once, to draws of the posteriors of a
-trained model.
+except for the variational autoencoder, the same number of training steps with the same
+Langevin moves; the rest of the cost is that of the prior. Draws, 2,000 decoded means,
+are compared with the 1,400 training images in the space of their first 20 principal
+components: Fréchet distance (FD), and precision and recall by the nearest five. For
+scale: held-out images, and decoded draws from the posteriors of the training images,
+the best that any prior can do with the decoder trained with the fixed Normal prior.
+"afterwards" is a prior that was fitted once, to draws from the posteriors of a trained
+model.
 
-Means over seeds with standard errors; processor seconds of all threads, compilation
-included.
+Means over seeds with standard errors; CPU seconds of all threads, compilation included.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from _report import start
 import numpyro_kaem as kaem
 
 NUM_LATENTS, NUM_BASIS, NUM_DRAWS = 8, 16, 2000
-# More components gain little while the decoder is trained, and cost in every move.
+# More components gain little while the decoder is trained, and make moves slower.
 NUM_COMPONENTS = {"trained": 20, "afterwards": 60}
 REFERENCE = dist.Normal(0.0, 1.0)
 # Standard deviation of the random energies that KART starts from.
@@ -42,26 +41,26 @@ FORMS = ("normal", "independent", "KART", "mixture", "autoregressive", "VAE", "n
 
 
 class Setting(NamedTuple):
-    """How long to train."""
+    """Length of training."""
 
     num_steps: int = 4000
-    """Steps of training; the autoencoder's, which cost little, are twice as many.
+    """Training steps; the autoencoder takes twice as many, as they are cheap.
     """
     num_moves: int = 5
-    """Langevin moves of each image's chain in a step."""
+    """Langevin moves per image's chain and step."""
     batch_size: int = 100
-    """Images in a step."""
+    """Images per step."""
     num_fit_steps: int = 3000
     """Steps of the fit of an autoregressive prior."""
 
 
 def make_prior(form: str, key: jax.Array, when: str = "trained") -> dist.Distribution:
-    """Prior to start from: its reference, but for KART's and the neural one."""
+    """Return the initial prior: the reference, except for KART's and the neural one."""
     shape = (NUM_LATENTS,)
     if form == "independent":
         return flat_prior(shape).to_event(1)
     if form == "KART":
-        # Not flat: rows of the same densities would tell a decoder one and the same.
+        # Not flat: with equal rows all latents would be equal.
         rows = (2 * NUM_LATENTS + 1, NUM_LATENTS)
         energy = kaem.Energy.init(key, BASIS, rows, scale=KART_SCALE)
         return kaem.KAEMPrior(energy, REFERENCE)
@@ -136,7 +135,7 @@ def train(
         num_steps *= 2
         objective = kaem.objectives.AmortisedELBO(Encoder(key_encoder))
     elif form in ("independent", "mixture", "autoregressive"):
-        # A network is dear to fit: three times.
+        # A network is expensive to fit: three times.
         part = 5 if form == "autoregressive" else 12
         refit = kaem.PriorRefit(
             start=2 * num_steps // 5,
@@ -220,7 +219,7 @@ def run_seed(
 
 
 def clocks() -> tuple[float, float]:
-    """Time of the wall and of the processors."""
+    """Wall time and CPU time."""
     return time.perf_counter(), time.process_time()
 
 

@@ -1,10 +1,11 @@
-"""Exact draws beside ``jax.random.normal``, SciPy's inverter and NumPyro's mixture.
+"""Exact draws, ``jax.random.normal``, SciPy's inverter and NumPyro's mixture.
 
-JAX draws Normal numbers by inversion too, so that is the floor; ``jax.random.uniform``
-tells what the random bits alone take. The table of a prior is made beforehand, and its
-cost, beside that of SciPy's ``NumericalInversePolynomial`` (UNU.RAN's PINV, the best
-inverter on a processor), is a row of its own. Energies are of the size that training
-finds: 20 radial functions with coefficients of standard deviation 1.5.
+JAX draws Normal numbers by inversion too, so that is the lower limit;
+``jax.random.uniform`` shows what the random bits alone take. The table of a prior is
+made beforehand, and its cost, compared with that of SciPy's
+``NumericalInversePolynomial`` (UNU.RAN's PINV, the best inverter on a CPU), is a row of
+its own. Energies are of the size that training finds: 20 radial functions with
+coefficients of standard deviation 1.5.
 """
 
 from collections.abc import Callable
@@ -50,16 +51,16 @@ class SciPyDensity:
 
 
 def make_inverter(coefficients: np.ndarray) -> NumericalInversePolynomial:
-    """Set SciPy's inverter up."""
+    """Set up SciPy's inverter."""
     density = SciPyDensity(coefficients)
     return NumericalInversePolynomial(
         density, domain=(LOW, HIGH), u_resolution=U_RESOLUTION
     )
 
 
-def draw(law: dist.Distribution, num_samples: int) -> Compiled:
-    """Draws of a law; the key is the only argument, so its table is a constant."""
-    return compiled(lambda key: law.sample(key, (num_samples,)), jax.random.key(1))
+def draw(prior: dist.Distribution, num_samples: int) -> Compiled:
+    """Draws from a prior; the key is the only argument, so its table is a constant."""
+    return compiled(lambda key: prior.sample(key, (num_samples,)), jax.random.key(1))
 
 
 def many_densities(report: Report, repeats: int) -> None:
@@ -71,7 +72,7 @@ def many_densities(report: Report, repeats: int) -> None:
 
 
 def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> None:
-    """Draws of some densities beside random numbers, and of one beside PINV's."""
+    """Draws of densities and random numbers, and of one density and PINV."""
     batch_shape = () if size == 1 else (size,)
     shape = (num_samples, *batch_shape)
     work = f"draw {size} x {num_samples:,}"
@@ -110,7 +111,7 @@ def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> 
 
 
 def set_up(report: Report, repeats: int) -> None:
-    """Normaliser and table of 820 densities beside as many set-ups of PINV."""
+    """Tables of 820 densities, and as many set-ups of PINV."""
     energy = make_prior((820,)).energy
     for name, reference in (("Uniform", None), ("Normal", dist.Normal(0.1, 0.7))):
         ours = compiled(
@@ -144,7 +145,7 @@ def mixtures(report: Report, repeats: int) -> None:
     )
     prior = make_prior((81, 20))
     joint = make_prior((20, 81)).to_event(1)
-    laws = {
+    priors = {
         "NumPyro": dist.MixtureSameFamily(dist.Categorical(logits=logits), normals),
         "KAEMMixture": kaem.KAEMMixture(logits, prior),
         "joint": dist.MixtureSameFamily(dist.Categorical(logits=logits[0]), joint),
@@ -153,7 +154,7 @@ def mixtures(report: Report, repeats: int) -> None:
             dist.Normal(normals.loc.T, normals.scale.T).to_event(1),
         ),
     }
-    functions = {name: draw(law, num_samples) for name, law in laws.items()}
+    functions = {name: draw(prior, num_samples) for name, prior in priors.items()}
     seconds = median_seconds(functions, repeats)
     report.compare(
         f"draw 81 mixtures of 20 x {num_samples:,}",

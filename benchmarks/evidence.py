@@ -1,13 +1,12 @@
-"""Evidence and masses of two modes beside BlackJAX's tempered sequential Monte Carlo.
+"""Evidence and weights of two modes, and BlackJAX's tempered sequential Monte Carlo.
 
-The posterior is a mixture of two Normal laws, of masses .8 and .2, with the prior
-Normal(0, 1) in each dimension: masses and evidence are known. Both samplers run several
-times from new keys, compiled beforehand. Neither is right or wrong alone, so their
-times are put on one scale: what a run takes, times its mean squared error over that of
-a goal. That is the time of as many independent runs, averaged, as meet the goal. The
-particles are moved by the same algorithm, MALA, as many steps a temperature as the
-population takes between swaps. The population's times have its warm-up, which finds
-the steps and the ladder.
+The posterior is a mixture of two Normals, with weights .8 and .2, and the prior is
+Normal(0, 1) in each dimension: weights and evidence are known. Both samplers run
+several times with new keys, compiled beforehand. For comparison, the time of a run is
+multiplied by its mean squared error over a target: the time of as many independent
+runs, averaged, as reach the target. Particles move by the same algorithm, MALA, with as
+many steps per temperature as the population takes between swaps. The population's time
+includes its warm-up, which adapts the step sizes and the temperature ladder.
 """
 
 import time
@@ -29,25 +28,25 @@ from numpyro_kaem.infer.evidence import combine, steppingstone
 
 MASS, PLACE, NOISE = 0.8, 1.0, 0.3
 NUM_MOVES, NUM_CHAINS = 5, 16
-# Root mean squared errors that the times are for.
+# Target root mean squared errors.
 GOALS = {"evidence": 0.05, "mass": 0.02}
 
 
 def log_likelihood(z: jax.Array) -> jax.Array:
-    """Log likelihood of a vector of latents: it is near one place or its opposite."""
+    """Log likelihood of a vector of latents, near a point or its opposite."""
     normal = dist.Normal(0.0, NOISE).expand(z.shape).to_event(1)
     first = jnp.log(MASS) + normal.log_prob(z - PLACE)
     return jnp.logaddexp(first, jnp.log1p(-MASS) + normal.log_prob(z + PLACE))
 
 
 def exact_log_evidence(dim: int) -> float:
-    """Log density of either place under the prior and the noise."""
-    law = dist.Normal(0.0, (1 + NOISE**2) ** 0.5)
-    return dim * float(law.log_prob(PLACE))
+    """Log density of either point under the prior and the noise."""
+    marginal = dist.Normal(0.0, (1 + NOISE**2) ** 0.5)
+    return dim * float(marginal.log_prob(PLACE))
 
 
 def population(dim: int, num_samples: int) -> Callable:
-    """Replica exchange: from a key to the log evidence and the mass."""
+    """Replica exchange: from a key to the log evidence and the weight."""
 
     def model() -> None:
         prior = dist.Normal(0.0, 1.0).expand([dim]).to_event(1)
@@ -58,9 +57,9 @@ def population(dim: int, num_samples: int) -> Callable:
 
     def step(state: AnnealedState, _: None) -> tuple:
         state = kernel.sample(state, (), {})
-        return state, (state.z["z"][0] > 0, state.rung_log_likelihood)
+        return state, (state.z["z"][0] > 0, state.replica_log_likelihood)
 
-    # As MCMC runs it, but compiled once for all keys.
+    # As in MCMC, but compiled once for all keys.
     @jax.jit
     @jax.vmap
     def chain(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -81,7 +80,7 @@ def particles(dim: int, num_particles: int) -> Callable:
     """Tempered sequential Monte Carlo, likewise."""
     prior = dist.Normal(0.0, 1.0).expand([dim]).to_event(1)
     move = blackjax.mala.build_kernel()
-    # The best of five that were tried: a step for all temperatures, not adapted.
+    # The best of five tried: one step size for all temperatures, not adapted.
     step_size = 2 * NOISE**2 * dim ** (-1 / 3)
     algorithm = blackjax.adaptive_tempered_smc(
         prior.log_prob,
@@ -119,7 +118,7 @@ def particles(dim: int, num_particles: int) -> Callable:
 
 
 def compare(report: Report, dim: int, sizes: dict, num_runs: int) -> None:
-    """Both on one target."""
+    """Both samplers on one target."""
     runs = {
         "population": population(dim, sizes["population"]),
         "particles": particles(dim, sizes["particles"]),

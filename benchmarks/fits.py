@@ -1,9 +1,9 @@
-"""Densities learned from samples, beside kernel estimates and Gaussian mixtures.
+"""Densities learned from samples, compared with kernel estimates and Gaussian mixtures.
 
 Each is fitted and then evaluated at 1,000 points, as a prior would be. SciPy's kernels
-have the width of Scott's rule, scikit-learn's the same with a tree of tolerance 1e-4;
-its mixture has 10 components. ``fit_marginal`` learns the prior of many noisy groups.
-KAEM fits are compiled beforehand; the first fit of a new size also compiles.
+have the bandwidth of Scott's rule, scikit-learn's the same with a tree of tolerance
+1e-4; its mixture has 10 components. ``fit_marginal`` learns the prior of many noisy
+groups. KAEM fits are compiled beforehand; the first fit of a new size also compiles.
 """
 
 import time
@@ -21,14 +21,14 @@ import numpyro_kaem as kaem
 
 
 def draw_samples(size: int) -> np.ndarray:
-    """Draw from a skewed law with two modes."""
+    """Draw from a skewed distribution with two modes."""
     rng = np.random.default_rng(0)
     first = rng.random(size) < 0.3
     return np.where(first, rng.normal(-2, 0.4, size), rng.gamma(4.0, 0.5, size))
 
 
 def densities(report: Report, repeats: int) -> None:
-    """One density, of few samples and of many."""
+    """One density, from small and from large samples."""
     points = np.linspace(-4, 6, 1000)
     for size in (1000,) if report.quick else (1000, 100_000):
         samples = draw_samples(size)
@@ -67,7 +67,7 @@ def densities(report: Report, repeats: int) -> None:
 
 
 def columns(report: Report, repeats: int) -> None:
-    """Many densities in one call beside one after the other."""
+    """Many densities in one call, and one after the other."""
     samples = np.random.default_rng(1).normal(size=(1000, 50 if report.quick else 200))
     num_columns = samples.shape[1]
     functions = {
@@ -88,7 +88,7 @@ def columns(report: Report, repeats: int) -> None:
 
 
 def marginals(report: Report, repeats: int) -> None:
-    """Learn the prior of many groups, each seen through noise."""
+    """Learn the prior of many groups, each observed with noise."""
     num_groups = 200 if report.quick else 2000
     rng = np.random.default_rng(2)
     truth = np.where(rng.random(num_groups) < 0.5, -1.0, 1.5)

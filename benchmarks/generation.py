@@ -1,18 +1,18 @@
-"""Draws of the ready model: beside its decoder, and beside a prior that needs MCMC.
+"""Draws from the model, compared with its decoder and with a prior that needs MCMC.
 
 ``KAEM.sample`` is one compiled pass: uniform numbers, the inverse of each distribution
-function, the decoder, the noise. It is set beside
+function, the decoder, the noise. It is compared with
 
-- the decoder alone, on latents that are there already;
-- a neural energy prior whose draws are 60 steps of Langevin's algorithm, with a network
-  of two layers of 200 (Pang et al. 2020), and the same decoder;
-- the published way to invert (``interpolated``): weights of 100 nodes cumulated, and
-  linear interpolation between them, whose draws do not follow their density.
+- the decoder alone, on given latents;
+- a neural energy prior whose draws take 60 steps of the Langevin algorithm, with a
+  network of two layers of 200 (Pang et al. 2020), and the same decoder;
+- the published inversion (``interpolated``): cumulated weights of 100 nodes with linear
+  interpolation, whose draws do not follow their density.
 
-The model is trained, so what its parameters alone decide is made once. "Longest loop"
-is that of the program that is compiled, random bits aside: of exact draws a bisection
-among panels, or one step for each dimension. Medians of draws in turn, after one each
-to warm up.
+The model is trained, so whatever depends on its parameters alone is computed once.
+"Longest loop" is that of the compiled program, random bits aside: for exact draws a
+bisection among panels, or one step per dimension. Medians of draws in turn, after one
+of each to warm up.
 """
 
 import math
@@ -29,7 +29,7 @@ from numpyro_kaem._quadrature import gauss_legendre
 from numpyro_kaem.distributions import DeepEnergyPrior
 
 NUM_LATENTS, NUM_NODES = 8, 100
-# The sizes that the paper trains most: 41 rows of 20 densities.
+# The size used most in the paper: 41 rows of 20 densities.
 ROWS, COLUMNS = 41, 20
 NEURAL = "neural, 60 steps"
 MODELS = ("independent", "mixture", "kart", "autoregressive", NEURAL)
@@ -63,7 +63,7 @@ def make_model(name: str) -> kaem.KAEM:
 
 
 def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.Array:
-    """Draw a tilted uniform law the published way, ``(num_samples, *batch)``."""
+    """Draw a tilted uniform density the published way, ``(num_samples, *batch)``."""
     nodes, weights = gauss_legendre(NUM_NODES)
     low, high = energy.basis.low, energy.basis.high
     nodes = jnp.asarray(low + (high - low) * (nodes + 1) / 2, energy.dtype)
@@ -81,7 +81,7 @@ def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.A
 
 
 def longest_loop(program: Any) -> float:
-    """Count the steps of a program's longest loop, infinite where data decide."""
+    """Count the steps of a program's longest loop, infinite if they depend on data."""
     longest = 0
     for equation in program.eqns:
         if equation.primitive.name == "while":
@@ -99,7 +99,7 @@ def _is_program(leaf: Any) -> bool:
 
 
 def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
-    """Draws of the model beside its decoder and beside the neural prior's."""
+    """Draws of the model, its decoder alone, and draws of the neural prior."""
     print(f"Draws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
     for size in sizes:
         functions, counts = {}, {}
@@ -149,7 +149,7 @@ def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
 
 
 def compare_inversion(report: Report, sizes: list[int], repeats: int) -> None:
-    """Exact draws beside interpolated ones, the table made in the same pass."""
+    """Exact and interpolated draws, with the table made in the same pass."""
     print(f"Inverse transform of {ROWS} x {COLUMNS} densities of 20 features each")
     basis = kaem.RBF(-1.2, 1.2, 20)
     energy = kaem.Energy.init(jax.random.key(3), basis, (ROWS, COLUMNS), scale=1.0)

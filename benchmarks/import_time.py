@@ -1,6 +1,6 @@
-"""Time of ``import numpyro_kaem`` beside ``import numpyro``, each in new processes.
+"""Time of ``import numpyro_kaem`` and ``import numpyro``, each in new processes.
 
-The two alternate, so that a slow moment of the machine falls on both.
+The two alternate, so that other load on the machine affects both.
 """
 
 import statistics

@@ -1,9 +1,9 @@
-"""Leapfrog steps of NUTS with learned priors beside Normal priors.
+"""Leapfrog steps of NUTS with learned priors and with Normal priors.
 
-The model is a linear regression whose 100 coefficients have fixed priors: a density
-that was learned before, of 20 functions. What its parameters alone decide, its
-normaliser, is computed once, when it is made, and not in each step. Likewise with
-BlackJAX, whose NUTS takes the same potential energy.
+The model is a linear regression whose 100 coefficients have fixed priors: a density of
+20 functions, learned before. Its normalizing constant depends on its parameters alone,
+and is computed once, not in each step. The same with BlackJAX, whose NUTS takes the
+same potential energy.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ NUM_LATENTS, NUM_DATA = 100, 200
 
 
 def make_priors() -> dict[str, dist.Distribution]:
-    """Priors of one latent each, the same for all, and one for each."""
+    """Priors of one latent each: the same for all, and one per latent."""
     bases = {
         "RBF": kaem.RBF(-4.0, 4.0, 20),
         "B-spline": kaem.BSpline(-4.0, 4.0, 20),

@@ -1,6 +1,6 @@
-"""Cost against size, one number varied at a time, and the slope of its logarithm.
+"""Cost against size, one size varied at a time, and the slope on logarithmic axes.
 
-A slope of 1 is proportional cost, of 0 none. It is that of a straight line through the
+A slope of 1 means proportional cost, 0 constant cost. It is that of a line through the
 larger half of the sizes, where the fixed cost of a call matters little.
 """
 
@@ -31,7 +31,7 @@ from numpyro_kaem.infer import (
 )
 
 LOW, HIGH = -1.2, 1.2
-# What a new process runs for one number of devices: a sharded batch of draws.
+# Run in a new process for one number of devices: a sharded batch of draws.
 DEVICES = """
 import jax, numpy as np, sys
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -59,7 +59,7 @@ def make_energy(num_components: int = 1, num_basis: int = 20) -> kaem.Energy:
 def draw(
     num_samples: int, num_components: int = 1, num_basis: int = 20, refinement: int = 1
 ) -> Compiled:
-    """Draws with the table at hand."""
+    """Draws with the table given."""
     energy = make_energy(num_components, num_basis)
     prior = kaem.KAEMPrior(energy, refinement=refinement)
     prior.icdf(0.5)
@@ -67,7 +67,7 @@ def draw(
 
 
 def tabulate(num_components: int, num_basis: int = 20, refinement: int = 1) -> Compiled:
-    """Normalisers and tables."""
+    """Tables with normalizing constants."""
     return compiled(
         lambda e: kaem.KAEMPrior(e, refinement=refinement)._table,
         make_energy(num_components, num_basis),
@@ -157,7 +157,7 @@ def sweep(
 
 
 def devices(report: Report, size: int, repeats: int) -> None:
-    """Draws shared out among host devices, each in a process of its own."""
+    """Draws sharded over host devices, each number of devices in its own process."""
     del repeats
     counts, seconds = (1, 2), []
     folder = os.path.dirname(os.path.abspath(__file__))

@@ -1,14 +1,14 @@
-"""A step of training by each objective beside that of a variational autoencoder.
+"""A training step by each objective, and that of a variational autoencoder.
 
-All train one decoder, of the size of 8 × 8 digits, with batches of one size. They run
-it a different number of times in a step, so each is set beside an autoencoder that
-takes as many draws of its encoder as they run the decoder: its decoder, its optimiser
-and its batch are the same, its prior is a Normal law, and its loss is NumPyro's own
-``Trace_ELBO``. Runs are counted for each datum: one with its gradient is 1, and one
-without is 1/3. Objectives run with a Normal prior too, which tells the cost of the
-sampler from that of a learned prior.
+All train one decoder, of the size of 8 × 8 digits, with one batch size. They run it a
+different number of times per step, so each is compared with an autoencoder that takes
+as many draws from its encoder as they run the decoder: its decoder, its optimiser and
+its batch are the same, its prior is Normal, and its loss is NumPyro's ``Trace_ELBO``.
+Runs are counted per datum: one with its gradient is 1, and one without is 1/3.
+Objectives run with a Normal prior too, which separates the cost of the sampler from
+that of a learned prior.
 
-Medians of steps in turn, after one to warm up; the time to compile is apart.
+Medians of steps in turn, after one to warm up; compilation is timed separately.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def make_model(name: str) -> kaem.KAEM:
 
 
 def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
-    """Objectives, and how often each runs the decoder for a datum of the batch."""
+    """Objectives, and how often each runs the decoder per datum of the batch."""
     particles = 4 if quick else 12
     steps = particles - 2
     rungs, sweeps, moves = (2, 1, 2) if quick else (4, 2, 4)
@@ -82,10 +82,10 @@ def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
             particles,
         ),
         "ImportanceMLE, shared": (ImportanceMLE(particles * BATCH), particles),
-        # Where the chains start, where each step leads, and where the score is taken.
+        # At the start, after each step, and for the gradient of the objective.
         "LangevinMLE, persistent": (LangevinMLE(steps), steps + 2),
         "LangevinMLE, short runs": (LangevinMLE(steps, persistent=False), steps + 2),
-        # As above at all rungs but the first, and likelihoods for the swaps at all.
+        # As above at all temperatures but the first, and likelihoods for swaps at all.
         "ThermodynamicMLE": (
             population,
             sweeps * ((rungs - 1) * (moves + 1) + rungs / 3 + 1),
@@ -94,7 +94,7 @@ def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
 
 
 def make_step(model: kaem.KAEM, guide: Callable, loss, images: jax.Array) -> Compiled:
-    """Compiled step of training."""
+    """Compiled training step."""
     svi = SVI(model, guide, optax.adam(1e-3), loss=loss)
     state = jax.jit(lambda key: svi.init(key, images, subsample_size=BATCH))(
         jax.random.key(2)

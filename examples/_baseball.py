@@ -1,10 +1,10 @@
-"""Batting averages of eighteen players in 1970, the classic of shrinkage.
+"""Batting averages of eighteen players in 1970, a classic example of shrinkage.
 
 Efron and Morris (1975), "Data analysis using Stein's estimator and its
 generalizations", *Journal of the American Statistical Association* 70(350), table 1:
 hits in the first 45 times at bat, and the batting average over the rest of the season.
-The Williams of the table is the one with .256 over the rest of the season; copies with
-.330 hold another player of the name.
+The Williams of the table has .256 over the rest of the season; copies with .330 hold
+another player of that name.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ REST_OF_SEASON = np.array(
 
 
 def shrink(values: np.ndarray, variance: float) -> np.ndarray:
-    """Shrink to the mean of all, after James and Stein.
+    """Shrink towards the mean of all, after James and Stein.
 
     Parameters
     ----------
@@ -53,12 +53,11 @@ def shrink(values: np.ndarray, variance: float) -> np.ndarray:
 
 
 def check_baseball(rest_of_season: np.ndarray = REST_OF_SEASON) -> None:
-    """Compare the typed numbers with statistics published of them.
+    """Compare the data with published statistics.
 
-    On the scale ``sqrt(45) * arcsin(2 * average - 1)``, which makes the variance one,
-    Efron and Morris (1975) give the total squared errors 17.56 of the first averages
-    and 5.01 of their estimates after James and Stein, from averages rounded to three
-    digits.
+    On the scale ``sqrt(45) * arcsin(2 * average - 1)``, on which the variance is one,
+    Efron and Morris (1975) report total squared errors of 17.56 for the first averages
+    and 5.01 for the James-Stein estimates, from averages rounded to three digits.
 
     Parameters
     ----------
@@ -79,7 +78,7 @@ def check_baseball(rest_of_season: np.ndarray = REST_OF_SEASON) -> None:
     published = {
         "number of players": (18, len(PLAYERS)),
         "error of the averages": (17.56, np.sum((scaled - truth) ** 2)),
-        "error of James and Stein": (5.01, np.sum((shrunk - truth) ** 2)),
+        "error of James-Stein": (5.01, np.sum((shrunk - truth) ** 2)),
     }
     for name, (expected, found) in published.items():
         if not abs(found - expected) <= 0.004 * expected:

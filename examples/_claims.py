@@ -1,4 +1,4 @@
-"""Numbers of automobile policies by their claims in a year.
+"""Numbers of automobile policies by their claims in one year.
 
 Thyrion (1960), "Contribution à l'étude du bonus pour non sinistre en assurance
 automobile", *ASTIN Bulletin* 1(3), as given by Simar (1976), "Maximum likelihood
@@ -10,14 +10,14 @@ from scipy import optimize, stats
 
 CLAIMS = np.arange(8)
 POLICIES = np.array([7840, 1317, 239, 42, 14, 4, 4, 1])
-"""Number of policies with so many claims, shape ``(8,)``."""
+"""Number of policies with each number of claims, shape ``(8,)``."""
 
-# What no prior can exceed: the maximum over all laws of the rate (Simar 1976).
+# What no prior can exceed: the maximum over all distributions of the rate (Simar 1976).
 NONPARAMETRIC_MAXIMUM = -5340.704
 
 
 def fit_gamma() -> tuple[float, float, float]:
-    """Shape and scale of the gamma prior of maximum likelihood, and its log."""
+    """Shape, scale and log likelihood of the gamma prior of maximum likelihood."""
 
     def loss(logs: np.ndarray) -> float:
         shape, scale = np.exp(logs)
@@ -30,10 +30,10 @@ def fit_gamma() -> tuple[float, float, float]:
 
 
 def check_claims(policies: np.ndarray = POLICIES) -> None:
-    """Compare the typed numbers with statistics published of them.
+    """Compare the data with published statistics.
 
-    There are 9461 policies; the gamma prior of maximum likelihood has the shape .7015
-    and the scale .3056 (Efron and Hastie 2016, *Computer Age Statistical Inference*,
+    There are 9461 policies; the gamma prior of maximum likelihood has shape .7015 and
+    scale .3056 (Efron and Hastie 2016, *Computer Age Statistical Inference*,
     Cambridge University Press, table 6.1).
 
     Raises

@@ -1,4 +1,4 @@
-"""Velocities of 82 galaxies, a classic of density estimation.
+"""Velocities of 82 galaxies, a classic example of density estimation.
 
 Distances of galaxies follow from the velocities at which they recede, so clusters of
 velocities are clusters of galaxies, and the gaps between them are voids.
@@ -32,10 +32,10 @@ VELOCITIES = np.array(
 
 
 def check_velocities(velocities: np.ndarray = VELOCITIES) -> None:
-    """Compare the typed numbers with statistics published of them.
+    """Compare the data with published statistics.
 
     With the misprint put back, R prints for ``summary(galaxies)``, in km/s: 9172,
-    19532, 20834, 20828, 23133 and 34279. The log likelihood of the best Normal law,
+    19532, 20834, 20828, 23133 and 34279. The largest Normal log likelihood,
     -240.42 for the corrected data (McLachlan and Peel 2000, *Finite Mixture Models*,
     Wiley), is a function of the standard deviation alone; with the misprint it is
     -240.34.
@@ -64,7 +64,7 @@ def check_velocities(velocities: np.ndarray = VELOCITIES) -> None:
     }
     variance = np.var(velocities)
     log_likelihood = -0.5 * len(velocities) * (np.log(2 * np.pi * variance) + 1)
-    # Half of the last digit printed, and the rounding of a float.
+    # Half of the last digit printed, and rounding error.
     wrong = [
         f"{name} {value} instead of {expected}"
         for name, (expected, value) in published.items()

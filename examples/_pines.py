@@ -2,8 +2,8 @@
 
 Source: Williams (1959), *Regression Analysis*, Wiley; as in the example "Pines" of the
 BUGS project and in Carlin and Chib (1995), *Journal of the Royal Statistical Society B*
-57(3). A copy that circulates with software holds the thirteenth specimen twice, in
-place of the ninth; evidences published for it are those of that copy.
+57(3). A copy distributed with software holds the thirteenth specimen twice, in place of
+the ninth; evidences published for that copy differ.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ STRENGTH = np.array(
     ],
     dtype=float,
 )
-"""Maximum compressive strength along the grain, pounds a square inch, ``(42,)``."""
+"""Maximum compressive strength along the grain, pounds per square inch, ``(42,)``."""
 
 DENSITY = np.array(
     [
@@ -36,7 +36,7 @@ DENSITY = np.array(
         *(23.2, 30.3, 29.9, 20.8, 33.2, 28.2),
     ]
 )
-"""Density, pounds a cubic foot, shape ``(42,)``."""
+"""Density, pounds per cubic foot, shape ``(42,)``."""
 
 ADJUSTED_DENSITY = np.array(
     [
@@ -46,7 +46,7 @@ ADJUSTED_DENSITY = np.array(
         *(22.6, 30.3, 23.8, 18.4, 29.4, 28.2),
     ]
 )
-"""Density adjusted for the resin, pounds a cubic foot, shape ``(42,)``."""
+"""Density adjusted for the resin, pounds per cubic foot, shape ``(42,)``."""
 
 # Green and O'Hagan (1998), by numerical integration.
 PUBLISHED_BAYES_FACTOR = 4862
@@ -80,9 +80,9 @@ def exact_log_evidence(density: np.ndarray, strength: np.ndarray = STRENGTH) -> 
 
 
 def check_pines(strength: np.ndarray = STRENGTH) -> None:
-    """Compare the typed numbers with the published Bayes factor of 4862.
+    """Compare the data with the published Bayes factor of 4862.
 
-    It favours the adjusted density; with the circulating copy it would be 3210 (Green
+    It favours the adjusted density; with the faulty copy it would be 3210 (Green
     and O'Hagan 1998, "Model choice with MCMC on product spaces without using
     pseudo-priors", technical report 98-13, University of Nottingham; Friel and Pettitt
     2008, *Journal of the Royal Statistical Society B* 70(3)).
@@ -95,7 +95,7 @@ def check_pines(strength: np.ndarray = STRENGTH) -> None:
     Raises
     ------
     ValueError
-        If the Bayes factor is another.
+        If the Bayes factor differs.
     """
     difference = exact_log_evidence(ADJUSTED_DENSITY, strength) - exact_log_evidence(
         DENSITY, strength

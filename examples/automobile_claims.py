@@ -3,9 +3,9 @@
 
 Each of 9461 policies has a rate of claims, and its number of claims in a year is
 Poisson. The prior of the rates is learned from the numbers of policies with 0 to 7
-claims, as a tilted gamma law. The posterior mean of the rate is the expected number of
-claims next year; it is compared with Robbins' formula, which needs no prior, and with
-the gamma prior of maximum likelihood.
+claims, as a tilted gamma distribution. The posterior mean of the rate is the expected
+number of claims next year; it is compared with Robbins' formula, which needs no prior,
+and with the gamma prior fitted by maximum likelihood.
 
 Run it with ``python examples/automobile_claims.py``; it takes less than a minute.
 """
@@ -41,8 +41,8 @@ args.output.mkdir(parents=True, exist_ok=True)
 # Learn the prior
 # ---------------
 # Policies with the same number of claims are one unit, with their number as its count.
-# The reference is the gamma law of maximum likelihood: the learned density departs from
-# it only where the data ask for it, and keeps its tail.
+# The reference is the gamma distribution of maximum likelihood: the learned density
+# departs from it only where the data require it, and keeps its tail.
 
 check_claims()
 shape, scale, gamma_value = fit_gamma()
@@ -60,13 +60,13 @@ print(f"  learned prior          {fit.log_marginal_likelihood:.3f}")
 print(f"  nonparametric maximum  {NONPARAMETRIC_MAXIMUM:.3f}  (no prior is above)")
 
 # %%
-# No prior can exceed the nonparametric maximum, so a fit above it would have a broken
-# normaliser. The learned prior comes close to it with a smooth density.
+# No prior can exceed the nonparametric maximum, so a fit above it would have a wrong
+# normalizing constant. The learned prior comes close to it with a smooth density.
 #
 # Expected claims
 # ---------------
-# ``fit.unit_mean_band`` says how well each posterior mean is known, the prior being
-# learned: by the delta method, or from a parametric bootstrap.
+# ``fit.unit_mean_band`` gives the uncertainty of each posterior mean due to the learned
+# prior: by the delta method, or from a parametric bootstrap.
 
 means = np.asarray(kaem.unit_posterior(fit.prior, units).mean)
 robbins = (CLAIMS[:-1] + 1) * POLICIES[1:] / POLICIES[:-1]
@@ -85,16 +85,16 @@ for i, number in enumerate(CLAIMS):
     )
 
 # %%
-# Robbins' formula is erratic where policies are few, and says nothing of the last row.
-# The gamma prior is smooth, and wrong for those with many claims.
+# Robbins' formula is erratic where policies are few, and undefined for the last row.
+# The gamma prior is smooth, and biased for policies with many claims.
 
 
 def draw(fit: kaem.MarginalFit, means: np.ndarray, others: dict) -> plt.Figure:
-    """Draw the learned prior beside the gamma law, and the expected claims."""
+    """Draw the learned prior beside the gamma prior, and the expected claims."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
     z = np.geomspace(0.01, 5.0, 400)
     kaem.plot_band(
-        z, fit.density_band(z), ax=left, label="learned prior", xlabel="claims a year"
+        z, fit.density_band(z), ax=left, label="learned prior", xlabel="claims per year"
     )
     gamma = np.exp(fit.prior.reference.log_prob(z))
     left.plot(z, gamma, color=ORANGE, ls="--", label="gamma prior")

@@ -2,10 +2,10 @@
 =========================
 
 After 45 times at bat each of 18 players has an average. How well will he bat over the
-rest of the season? An average of all players is better than his own, and something in
-between better still (Efron and Morris 1975). Here the prior of the batting probability
-is learned from the 18 players themselves, and each player's posterior mean under it is
-compared with his average over the rest of the season.
+rest of the season? The average of all players predicts better than his own, and an
+estimate between the two better still (Efron and Morris 1975). Here the prior of the
+batting probability is learned from the 18 players, and each player's posterior mean
+under it is compared with his average over the rest of the season.
 
 Run it with ``python examples/baseball.py``; it takes less than a minute.
 """
@@ -25,7 +25,7 @@ BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
 
 parser = argparse.ArgumentParser(description="Eighteen batting averages")
 parser.add_argument("--output", type=Path, default=Path("figures"))
-parser.add_argument("--quick", action="store_true", help="the same: it is short")
+parser.add_argument("--quick", action="store_true", help="no effect: it is short")
 args = parser.parse_args()
 matplotlib.use("Agg")
 args.output.mkdir(parents=True, exist_ok=True)
@@ -34,9 +34,9 @@ args.output.mkdir(parents=True, exist_ok=True)
 # Learn the prior
 # ---------------
 # A player's hits are binomial given his batting probability.
-# ``kaem.unit_log_likelihood`` takes that law and the counts of all players, and
-# ``kaem.fit_marginal`` maximises their likelihood with the probabilities integrated
-# out. No reference is named, so the density is a tilted uniform one on the grid of the
+# ``kaem.unit_log_likelihood`` takes that distribution and the counts of all players,
+# and ``kaem.fit_marginal`` maximises their likelihood with the probabilities integrated
+# out. Without a reference, the density is a tilted uniform one on the grid of the
 # basis, here [0, 1].
 
 check_baseball()
@@ -62,15 +62,15 @@ for name, *row in zip(PLAYERS, *columns, REST_OF_SEASON, strict=True):
     print(f"{name:<14}" + "".join(f"{value:7.3f}" for value in row))
 
 # %%
-# The averages that the players pulled together are much nearer to the rest of the
-# season than their own. The estimator of James and Stein pulls all of them by the same
-# factor towards the mean; the learned prior need not be symmetric or Normal.
+# The shrunken estimates are much closer to the rest of the season than the players' own
+# averages. The James-Stein estimator shrinks all of them by the same factor towards the
+# mean; the learned prior need not be symmetric or Normal.
 
 mean = averages.mean()
 estimates = {
     "first 45 at bats (maximum likelihood)": averages,
     "mean of all players": np.full_like(averages, mean),
-    "James and Stein": shrink(averages, mean * (1 - mean) / AT_BATS),
+    "James-Stein": shrink(averages, mean * (1 - mean) / AT_BATS),
     "learned prior, posterior mean": np.asarray(posterior.mean),
 }
 print("\nTotal squared error from the rest of the season:")
@@ -82,8 +82,8 @@ for name, estimate in estimates.items():
 # %%
 # Look at it
 # ----------
-# On the left the learned density with its band: it is known roughly, from 18 players.
-# On the right the estimates, with the intervals of the posterior.
+# On the left the learned density with its band, which is wide with only 18 players. On
+# the right the estimates, with posterior intervals.
 
 
 def draw(
@@ -110,7 +110,7 @@ def draw(
     right.hlines(rows, low, high, color=BLUE, alpha=0.35, lw=4)
     right.plot(posterior.mean, rows, "o", color=BLUE, label="posterior mean and 90 %")
     right.plot(HITS / AT_BATS, rows, "x", color=ORANGE, label="first 45 at bats")
-    right.plot(james_stein, rows, "+", color=GREEN, label="James and Stein")
+    right.plot(james_stein, rows, "+", color=GREEN, label="James-Stein")
     right.plot(REST_OF_SEASON, rows, "D", color=BLACK, ms=4, label="rest of season")
     right.set(yticks=rows, yticklabels=PLAYERS, xlabel="batting average")
     right.tick_params(axis="y", labelsize="small")
@@ -119,7 +119,7 @@ def draw(
     return fig
 
 
-fig = draw(fit, posterior, estimates["James and Stein"])
+fig = draw(fit, posterior, estimates["James-Stein"])
 fig.savefig(
     args.output / "baseball.png",
     dpi=150,

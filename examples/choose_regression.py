@@ -3,10 +3,10 @@
 
 Which density predicts the strength of pine? The strength of 42 specimens of radiata
 pine is regressed on their density, or on their density adjusted for the resin. The two
-models do not contain each other, so they are compared by their evidences. An annealed
-population gives each of them twice, by thermodynamic integration and by steppingstone,
-with errors; beside them stand the exact values by quadrature, and the Bayes factor
-published for these data and priors.
+models are not nested, so they are compared by their evidences. An annealed population
+estimates each twice, by thermodynamic integration and by steppingstone sampling, with
+standard errors. They are compared with the exact values by quadrature, and with the
+Bayes factor published for these data and priors.
 
 Run it with ``python examples/choose_regression.py``; it takes less than a minute.
 """
@@ -44,8 +44,8 @@ args.output.mkdir(parents=True, exist_ok=True)
 # %%
 # The two models
 # --------------
-# One function serves for both. The priors are those of Carlin and Chib (1995); an
-# evidence means nothing without proper ones.
+# One function serves for both. The priors are those of Carlin and Chib (1995); the
+# evidence is defined only for proper priors.
 
 
 def regression(density: np.ndarray, strength: np.ndarray) -> None:
@@ -64,8 +64,8 @@ variables = {"density": DENSITY, "adjusted density": ADJUSTED_DENSITY}
 # Their evidences
 # ---------------
 # ``AnnealedLangevin`` runs each model at 16 temperatures between prior and posterior,
-# and ``log_evidence`` reads both estimates from the run. Where the two disagree by more
-# than their errors, the ladder is too short or the chains are.
+# and ``log_evidence`` computes both estimates from the run. Where the two disagree by
+# more than their errors, there are too few temperatures or too few draws.
 
 evidences, exact = {}, []
 print(f"{'log evidence':<18}{'exact':>9}{'integral':>20}{'steppingstone':>20}")
@@ -100,8 +100,8 @@ print(
 print(f"exact {np.exp(exact[1] - exact[0]):.0f}, published {PUBLISHED_BAYES_FACTOR}")
 
 # %%
-# What the integral is of
-# -----------------------
+# The integrand
+# -------------
 # On the right the mean log likelihood at each inverse temperature, whose integral from
 # 0 to 1 is the log evidence. It is steep near the prior, where the ladder is dense.
 
@@ -129,7 +129,7 @@ def draw(evidences: dict[str, Evidence]) -> plt.Figure:
                 mfc="none",
                 label=name if i == 0 else None,
             )
-    left.set(xlabel="density, pounds a cubic foot", ylabel="strength, psi")
+    left.set(xlabel="density, pounds per cubic foot", ylabel="strength, psi")
     right.set(xlabel="inverse temperature t", ylabel="mean log likelihood at t")
     right.set_xscale("symlog", linthresh=1e-3)
     right.set_xlim(0, 1)

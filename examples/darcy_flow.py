@@ -3,10 +3,10 @@
 
 Fluid that seeps through ground of random permeability builds up a pressure field. A
 decoder maps eight latents to the logarithm of such a field on 16 × 16 cells. It is
-trained as a variational autoencoder with Normal latents, and then goes on with learned
-priors of the latents: mixtures of products of densities, over radial basis functions or
-over cosines and sines. At last a field that was left out is reconstructed from a few
-noisy sensors, with its uncertainty.
+trained as a variational autoencoder with Normal latents, and then further with learned
+priors of the latents: mixtures of products of densities, with radial basis functions or
+with cosines and sines. Finally a held-out field is reconstructed from a few noisy
+sensors, with its uncertainty.
 
 Run it with ``python examples/darcy_flow.py``; it takes about four minutes on two
 cores, and half a minute with ``--quick``.
@@ -34,7 +34,7 @@ COLOURS["Fourier"] = "#CC79A7"
 
 parser = argparse.ArgumentParser(description="Flow through porous ground")
 parser.add_argument("--output", type=Path, default=Path("figures"))
-parser.add_argument("--quick", action="store_true", help="few steps of training")
+parser.add_argument("--quick", action="store_true", help="few training steps")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 matplotlib.use("Agg")
@@ -44,22 +44,22 @@ num_held_out = 500 if args.quick else 1000
 
 
 def save(fig: plt.Figure, name: str, description: str) -> None:
-    """Write a figure, with words for those who cannot see it."""
+    """Write a figure with a description for those who cannot see it."""
     path = args.output / f"darcy_flow_{name}.png"
     fig.savefig(path, dpi=150, metadata={"Description": description})
     plt.close(fig)
 
 
 # %%
-# Solve the equation of Darcy
-# ---------------------------
+# Solve Darcy's equation
+# ----------------------
 # ``kaem.datasets.darcy_flow`` solves it for random media.
 
 SIZE, NUM_LATENTS, NUM_SCORES, NUM_COMPONENTS = 16, 8, 24, 10
 
 
 class Fields(NamedTuple):
-    """Log pressures, shifted and scaled as one."""
+    """Log pressures, standardised with a common mean and scale."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -72,7 +72,7 @@ class Fields(NamedTuple):
 
 
 def make_fields(num_train: int, num_held_out: int, seed: int) -> Fields:
-    """Solve for the pressure in random media; the first ones are to train with."""
+    """Solve for the pressure in random media; the first fields are for training."""
     flow = kaem.datasets.darcy_flow(
         seed, num_train + num_held_out, SIZE, progress_bar=True
     )
@@ -101,9 +101,9 @@ class Encoder(eqx.Module):
     perceptron: eqx.nn.MLP
 
     def __init__(self, key: jax.Array, x: np.ndarray) -> None:
-        # It sees principal components, scaled to variance one as the reference is. The
-        # means of the latents start at the first of them: from a random start they stay
-        # far narrower than the reference for long.
+        # Its inputs are principal components, scaled to variance one. The means of the
+        # latents start at the first of them: from a random start they would stay far
+        # narrower than the reference for many steps.
         x = x.reshape(len(x), -1)
         center = x.mean(axis=0)
         _, sizes, axes = np.linalg.svd(x - center, full_matrices=False)
@@ -113,7 +113,7 @@ class Encoder(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(num_fields, 16, 16) -> (num_fields, 2 * num_latents)."""
-        # Not trained: steps that suit the perceptron are far too long for these.
+        # Not trained: steps that suit the perceptron are far too large for these.
         axes, offset = jax.lax.stop_gradient((self.axes, self.offset))
         scores = x.reshape(len(x), -1) @ axes - offset
         mean, log_scale = jnp.split(jax.vmap(self.perceptron)(scores), 2, axis=-1)
@@ -138,7 +138,7 @@ def train(
 
 
 def log_likelihood(model: kaem.KAEM, x: np.ndarray, quick: bool) -> str:
-    """Held-out log likelihood of a field, with its Monte Carlo error."""
+    """Mean held-out log likelihood of a field, with its Monte Carlo error."""
     found = kaem.infer.held_out_log_likelihood(
         model,
         x[: 20 if quick else 100],
@@ -161,12 +161,12 @@ print("Held-out log likelihood of a field")
 print(f"   untrained               {log_likelihood(model, held_out, args.quick)}")
 encoder = Encoder(key_encoder, fields.train)
 model, encoder = train(model, encoder, fields.train, num_steps, args.seed + 1)
-print(f"   half way, Normal prior  {log_likelihood(model, held_out, args.quick)}")
+print(f"   trained, Normal prior   {log_likelihood(model, held_out, args.quick)}")
 
 # %%
 # Learn priors
 # ------------
-# A mixture of products of densities is fitted to draws of the encoder, with either
+# A mixture of products of densities is fitted to draws from the encoder, with each
 # basis.
 
 BASES = {"RBF": kaem.RBF(-4.0, 4.0, 17), "Fourier": kaem.Fourier(-4.0, 4.0, 8)}
@@ -175,11 +175,11 @@ BASES = {"RBF": kaem.RBF(-4.0, 4.0, 17), "Fourier": kaem.Fourier(-4.0, 4.0, 8)}
 def learn_prior(
     basis: kaem.bases.AbstractBasis, encoder: Encoder, x: np.ndarray, seed: int
 ) -> dist.Distribution:
-    """Mixture of products of densities, fitted to draws of the encoder."""
+    """Mixture of products of densities, fitted to draws from the encoder."""
     mean, log_scale = jnp.split(encoder(jnp.asarray(x)), 2, axis=-1)
     noise = jax.random.normal(jax.random.key(seed), mean.shape)
     shape = (NUM_COMPONENTS, NUM_LATENTS, basis.num_features)
-    # Components may become narrow: finer panels for their normaliser.
+    # Components may become narrow: finer panels for their normalizing constants.
     flat = kaem.KAEMPrior(kaem.Energy(basis, jnp.zeros(shape)), REFERENCE, refinement=4)
     mixing = dist.Categorical(logits=jnp.zeros(NUM_COMPONENTS))
     return kaem.refit_prior(
@@ -196,15 +196,15 @@ for name, basis in BASES.items():
     priors[name] = learn_prior(basis, encoder, fields.train, args.seed)
 
 # %%
-# Compare what they draw
-# ----------------------
-# With fields that were left out: by likelihood, by Fréchet distance, precision and
-# recall, and by physics. Where fluid comes in everywhere, no pressure field has a
-# minimum inside. In the full form, training goes on with each prior first.
+# Compare their draws
+# -------------------
+# With held-out fields: by likelihood, by Fréchet distance, precision and recall, and by
+# physics. With a source everywhere, no pressure field has an interior minimum. Without
+# ``--quick``, the model is first trained further with each prior.
 
 
 def has_minimum_inside(pressure: np.ndarray) -> np.ndarray:
-    """Whether fields are lower in a cell than in its four neighbours, ``(n,)``."""
+    """Whether a cell of a field is lower than its four neighbours, ``(n,)``."""
     # The pressure is zero on the boundary.
     p = np.pad(pressure, ((0, 0), (1, 1), (1, 1)))
     middle, rows, columns = p[:, 1:-1, 1:-1], p[:, :, 1:-1], p[:, 1:-1]
@@ -214,9 +214,9 @@ def has_minimum_inside(pressure: np.ndarray) -> np.ndarray:
 
 samples = {"held-out": fields.pressure(held_out)}
 models = {}
-print("prior     log likelihood  Fréchet  precision  recall  minimum inside")
+print("prior     log likelihood  Fréchet  precision  recall  interior minimum")
 best = kaem.sample_quality(fields.train[:num_held_out], held_out)
-row = "{:9s} {:>14s} {:8.2f} {:10.2f} {:7.2f} {:15.3f}"
+row = "{:9s} {:>14s} {:8.2f} {:10.2f} {:7.2f} {:17.3f}"
 share = has_minimum_inside(samples["held-out"]).mean()
 print(row.format("training", "-", *best, share))
 for name, prior in priors.items():
@@ -238,7 +238,7 @@ for name, prior in priors.items():
     )
 
 # %%
-# Fields of each:
+# Fields drawn with each prior:
 
 
 def draw_fields(rows: dict[str, np.ndarray]) -> plt.Figure:
@@ -270,7 +270,7 @@ save(
 
 
 def draw_priors(priors: dict[str, dist.Distribution]) -> plt.Figure:
-    """Marginal density of each latent, for each basis."""
+    """Marginal density of each latent with each basis."""
     z = jnp.linspace(-4.0, 4.0, 401)[:, None, None]
     fig, axes = plt.subplots(
         2, NUM_LATENTS // 2, figsize=(9.0, 4.0), layout="constrained", sharey=True
@@ -279,9 +279,9 @@ def draw_priors(priors: dict[str, dist.Distribution]) -> plt.Figure:
         normal = jnp.exp(REFERENCE.log_prob(z[:, 0, 0]))
         ax.plot(z[:, 0, 0], normal, color="0.5", linestyle="--", label="reference")
         ax.set_xlabel(f"latent {latent + 1}")
-    for (name, law), style in zip(priors.items(), ("-", ":"), strict=True):
-        densities = jnp.exp(law.component_distribution.base_dist.log_prob(z))
-        marginal = jnp.einsum("k,nkl->nl", law.mixing_distribution.probs, densities)
+    for (name, prior), style in zip(priors.items(), ("-", ":"), strict=True):
+        densities = jnp.exp(prior.component_distribution.base_dist.log_prob(z))
+        marginal = jnp.einsum("k,nkl->nl", prior.mixing_distribution.probs, densities)
         for latent, ax in enumerate(axes.flat):
             ax.plot(
                 z[:, 0, 0], marginal[:, latent], style, color=COLOURS[name], label=name
@@ -302,18 +302,18 @@ save(
 )
 
 # %%
-# Two properties of the fields: how fast they vary along a row, and the law of their
-# mean pressure.
+# Two properties of the fields: how fast they vary along a row, and the distribution of
+# their mean pressure.
 
 
 def variogram(x: np.ndarray) -> np.ndarray:
-    """Mean square of half the difference of cells so many columns apart."""
+    """Half the mean squared difference of cells, by their distance in columns."""
     distances = range(1, SIZE // 2 + 1)
     return np.array([np.mean((x[..., d:] - x[..., :-d]) ** 2) / 2 for d in distances])
 
 
 def draw_checks(samples: dict[str, np.ndarray]) -> plt.Figure:
-    """Variogram, and law of the mean pressure, of pressure fields."""
+    """Variogram, and distribution of the mean pressure, of pressure fields."""
     fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained")
     styles = ("-", "--", "-.", ":")
     for (name, fields), style in zip(samples.items(), styles, strict=True):
@@ -325,7 +325,7 @@ def draw_checks(samples: dict[str, np.ndarray]) -> plt.Figure:
     axes[0].set_xlabel("distance along a row; the square has side 1")
     axes[0].set_ylabel("variogram of log pressure")
     axes[1].set_xlabel("mean pressure of a field")
-    axes[1].set_ylabel("share of fields above")
+    axes[1].set_ylabel("proportion of fields above")
     axes[1].set_xscale("log")
     axes[1].set_yscale("log")
     axes[0].legend(frameon=False)
@@ -335,15 +335,15 @@ def draw_checks(samples: dict[str, np.ndarray]) -> plt.Figure:
 save(
     draw_checks(samples),
     "checks",
-    "Left: the variogram of the log pressure. Right: the share of fields whose mean "
-    "pressure is above a value. The models are compared with held-out fields.",
+    "Left: the variogram of the log pressure. Right: the proportion of fields whose "
+    "mean pressure is above a value. The models are compared with held-out fields.",
 )
 
 # %%
 # A field from six sensors
 # ------------------------
-# Posterior inference of the latents, with nothing trained anew: the model of the
-# sensors reads the decoded field at six cells.
+# This is posterior inference of the latents, without further training: the sensors
+# measure the decoded field in six cells.
 
 # Rows and columns of the cells with a sensor, and the noise of its log pressure.
 SENSORS = np.array([[2, 3], [4, 11], [8, 7], [11, 2], [12, 13], [7, 14]])
@@ -360,7 +360,7 @@ def reconstruct(
 
     def sensors(read: jax.Array) -> None:
         z = numpyro.sample("z", model.prior)
-        # The decoder is not exact: what it misses adds to the noise.
+        # The decoder is not exact: its own noise adds to the sensors'.
         scale = jnp.hypot(model.likelihood.scale, noise)
         mean = model.decode(z)[rows, columns]
         numpyro.sample("read", dist.Normal(mean, scale).to_event(1), obs=read)
@@ -369,8 +369,8 @@ def reconstruct(
     count = 200 if quick else 1000
     mcmc = MCMC(kernel, num_warmup=count, num_samples=count, progress_bar=not quick)
     mcmc.run(key_run, read)
-    law = model.conditional(mcmc.get_samples()["z"])
-    return np.asarray(law.sample(key_cells))
+    conditional = model.conditional(mcmc.get_samples()["z"])
+    return np.asarray(conditional.sample(key_cells))
 
 
 noise = SENSOR_NOISE / fields.scale

@@ -1,14 +1,14 @@
 """Deconvolution
 =============
 
-The density of what was measured with an error, and how well it is known. Units have
-latent values from a law with two skewed modes, and each is measured with a Normal
-error. The density of the latent values is learned from the measurements alone, for more
-and more units, and compared with the truth and with a mixture of two Gaussian laws
-fitted to the same measurements. Over many simulated data sets, the 90 % bands should
-cover the truth about nine times in ten.
+The density of values that were measured with error, and its uncertainty. Units have
+latent values from a distribution with two skewed modes, and each is measured with a
+Normal error. The density of the latent values is learned from the measurements alone,
+for an increasing number of units, and compared with the truth and with a mixture of two
+Gaussians fitted to the same measurements. Over many simulated data sets, the 90 % bands
+should cover the truth about nine times in ten.
 
-Run it with ``python examples/deconvolution.py``; it takes some minutes, less with
+Run it with ``python examples/deconvolution.py``; it takes several minutes, less with
 ``--quick``.
 """
 
@@ -37,7 +37,7 @@ ERROR = 0.7
 
 GRID = np.linspace(-5.0, 6.0, 600)
 LEVELS = np.array([0.02, 0.05, *np.arange(0.1, 0.95, 0.1), 0.95, 0.98])
-"""Quantiles of the truth at which the coverage of bands is counted."""
+"""Probabilities of the true quantiles at which coverage of bands is counted."""
 
 _SHARE, _LEFT, _RIGHT = 0.6, stats.skewnorm(5, -2.5, 1.5), stats.gamma(4, 0.5, 0.45)
 
@@ -55,7 +55,7 @@ def true_quantiles() -> np.ndarray:
 
 
 def simulate(num_units: int, seed: int) -> np.ndarray:
-    """Measurements of units with latent values from the true law."""
+    """Measurements of units with latent values from the true distribution."""
     rng = np.random.default_rng(seed)
     latent = np.where(
         rng.random(num_units) < _SHARE,
@@ -68,8 +68,8 @@ def simulate(num_units: int, seed: int) -> np.ndarray:
 # %%
 # Learn the density
 # -----------------
-# One measurement of a unit is its likelihood, as a function of the latent value. The
-# reference is wide; the grid of the basis covers where latent values can be.
+# Each unit has one measurement, whose density is its likelihood of the latent value.
+# The reference is wide; the grid of the basis covers the plausible latent values.
 
 
 def learn(x: np.ndarray) -> kaem.MarginalFit:
@@ -79,15 +79,15 @@ def learn(x: np.ndarray) -> kaem.MarginalFit:
 
 
 # %%
-# What to compare with
-# --------------------
-# A mixture of two Gaussian laws, by expectation and maximisation.
+# A parametric alternative
+# ------------------------
+# A mixture of two Gaussians, fitted by expectation-maximisation (EM).
 
 
 def gaussian_mixture(x: np.ndarray, seed: int, num_starts: int = 5) -> np.ndarray:
-    """Density on the grid of a mixture of two Gaussian laws of the latent values.
+    """Density on the grid of a mixture of two Gaussians for the latent values.
 
-    Fitted by expectation and maximisation, the errors taken into account.
+    Fitted by EM that accounts for the errors.
     """
     rng = np.random.default_rng(seed)
     best = (-np.inf,)
@@ -116,7 +116,7 @@ def gaussian_mixture(x: np.ndarray, seed: int, num_starts: int = 5) -> np.ndarra
 
 
 # %%
-# Two measures: the distance of a density from the truth, and whether the band
+# Two criteria: the distance of a density from the truth, and whether the band
 # covers it.
 
 
@@ -153,7 +153,7 @@ def draw(fit: kaem.MarginalFit, x: np.ndarray, errors: dict) -> plt.Figure:
     sizes = np.array(sorted(errors))
     for name, color, marker in (
         ("learned prior", BLUE, "o"),
-        ("two Gaussian laws", ORANGE, "s"),
+        ("two Gaussians", ORANGE, "s"),
     ):
         values = np.array([np.median(errors[size][name]) for size in sizes])
         right.loglog(sizes, values, color=color, marker=marker, label=name)
@@ -182,7 +182,7 @@ def main() -> None:
     if not args.quick:
         repeats[5000] = 100
     errors, coverage = {}, {}
-    print("  units  data sets  error: learned prior  two Gaussian laws  coverage")
+    print("  units  data sets  error: learned prior      two Gaussians  coverage")
     for size in sizes:
         learned, mixture, covered = [], [], []
         for seed in tqdm(range(repeats[size]), desc=f"{size} units", leave=False):
@@ -192,7 +192,7 @@ def main() -> None:
             covered.append(covers(fit))
             if seed < 20:
                 mixture.append(squared_error(gaussian_mixture(x, seed)))
-        errors[size] = {"learned prior": learned, "two Gaussian laws": mixture}
+        errors[size] = {"learned prior": learned, "two Gaussians": mixture}
         coverage[size] = np.mean(covered)
         print(
             f"{size:7}{repeats[size]:11}{np.median(learned):22.5f}"
@@ -209,7 +209,7 @@ def main() -> None:
             "Description": "Left: the learned density with its band over the histogram "
             "of the measurements, which is smoother than the true density with two "
             "modes. Right: the error against the number of units; that of the learned "
-            "density falls below that of two Gaussian laws."
+            "density falls below that of two Gaussians."
         },
     )
     plt.close(fig)

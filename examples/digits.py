@@ -3,11 +3,12 @@
 
 A decoder maps eight latents to an image of 8 × 8 pixels. It is trained by maximum
 likelihood, with Langevin chains that follow the posterior of each image. Then priors
-are fitted to those posteriors, compared, read, and used to fill in half an image.
+are fitted to those posteriors, compared, interpreted, and used to complete half an
+image.
 
 Run it with ``python examples/digits.py``; it takes a few minutes on two cores, and
 less than one with ``--quick``. ``benchmarks/digits_priors.py`` compares more priors,
-also such as are fitted while the decoder is trained.
+some of them fitted while the decoder is trained.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import numpyro_kaem as kaem
 
 parser = argparse.ArgumentParser(description="Handwritten digits")
 parser.add_argument("--output", type=Path, default=Path("figures"))
-parser.add_argument("--quick", action="store_true", help="few steps of training")
+parser.add_argument("--quick", action="store_true", help="few training steps")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 matplotlib.use("Agg")
@@ -37,7 +38,7 @@ num_draws = 500 if args.quick else 2000
 
 
 def save(fig: plt.Figure, name: str, description: str) -> None:
-    """Write a figure, with words for those who cannot see it."""
+    """Write a figure with a description for those who cannot see it."""
     path = args.output / f"digits_{name}.png"
     fig.savefig(path, dpi=150, metadata={"Description": description})
     plt.close(fig)
@@ -46,13 +47,13 @@ def save(fig: plt.Figure, name: str, description: str) -> None:
 # %%
 # Train with a Normal prior
 # -------------------------
-# ``kaem.KAEM`` puts prior, decoder and likelihood together as one NumPyro model, and
-# ``kaem.fit`` trains it. ``LangevinMLE`` keeps a chain for every image, so that
-# training leaves a draw from the posterior of each.
+# ``kaem.KAEM`` combines prior, decoder and likelihood in one NumPyro model, and
+# ``kaem.fit`` trains it. ``LangevinMLE`` keeps a chain per image, so that training
+# leaves a draw from the posterior of each.
 
 NUM_LATENTS, NUM_COMPONENTS = 8, 60
 NUM_HELD_OUT = 397
-# Beyond these bounds of the latents the energies are constant.
+# Beyond these bounds the energies are constant.
 BASIS, REFERENCE = kaem.BSpline(-5.0, 5.0, num_basis=16), dist.Normal(0.0, 1.0)
 
 
@@ -95,8 +96,8 @@ print(f"trained in {time.perf_counter() - start:.0f} seconds")
 # %%
 # Fit priors to the posteriors
 # ----------------------------
-# Independent densities, a mixture of products of them, and an autoregressive form. The
-# last two keep the dependence of the latents.
+# Independent densities, a mixture of products of densities, and an autoregressive
+# prior. The last two keep the dependence between latents.
 
 
 def fit_prior(name: str, latents: jax.Array, seed: int) -> dist.Distribution:
@@ -133,12 +134,12 @@ def with_prior(model: kaem.KAEM, prior: dist.Distribution) -> kaem.KAEM:
 
 
 # %%
-# What each prior draws is compared with real images by the Fréchet distance, precision
-# and recall. The draws of the posteriors, decoded, are what a perfect prior would give.
+# Draws with each prior are compared with real images by the Fréchet distance, precision
+# and recall. Decoded posterior draws show what a perfect prior would give.
 
 
 def compare(name: str, draws: np.ndarray, seconds: float) -> None:
-    """Print how near draws are to the images."""
+    """Print how close draws are to the images."""
     quality = kaem.sample_quality(draws, data.images)
     distance, precision, recall = quality
     print(f"{name:22s} {distance:9.3f} {precision:10.2f} {recall:7.2f} {seconds:8.0f}")
@@ -161,7 +162,7 @@ for name in ["normal", *learned]:
     rows[name] = draws[:12]
 
 # %%
-# Draws of each, beside real images:
+# Draws with each prior, below real images:
 
 
 def draw_images(rows: dict[str, np.ndarray]) -> plt.Figure:
@@ -191,16 +192,16 @@ save(
 )
 
 # %%
-# Read the prior
-# --------------
-# The density of each latent under the mixture, beside its reference:
+# Interpret the prior
+# -------------------
+# The marginal density of each latent under the mixture, and its reference:
 
 
-def draw_prior(law: dist.MixtureSameFamily) -> plt.Figure:
+def draw_prior(prior: dist.MixtureSameFamily) -> plt.Figure:
     """Marginal density of each latent under the mixture."""
     z = jnp.linspace(-4.0, 4.0, 401)[:, None, None]
-    densities = jnp.exp(law.component_distribution.base_dist.log_prob(z))
-    marginal = jnp.einsum("k,nkl->nl", law.mixing_distribution.probs, densities)
+    densities = jnp.exp(prior.component_distribution.base_dist.log_prob(z))
+    marginal = jnp.einsum("k,nkl->nl", prior.mixing_distribution.probs, densities)
     fig, axes = plt.subplots(2, 4, figsize=(9.0, 3.8), layout="constrained")
     for latent, ax in enumerate(axes.flat):
         normal = jnp.exp(REFERENCE.log_prob(z[:, 0, 0]))
@@ -222,17 +223,17 @@ save(
 )
 
 # %%
-# What a component of the mixture draws, the largest components first:
+# Draws from single components of the mixture, the largest components first:
 
 
 def draw_components(model: kaem.KAEM, seed: int) -> plt.Figure:
-    """Draws of each of the largest components of a mixture."""
-    law = model.prior
-    draws = law.component_distribution.sample(jax.random.key(seed), (12,))
-    share = law.mixing_distribution.probs
-    largest = np.argsort(-np.asarray(share))[:8]
+    """Draws from each of the largest components of a mixture."""
+    prior = model.prior
+    draws = prior.component_distribution.sample(jax.random.key(seed), (12,))
+    weights = prior.mixing_distribution.probs
+    largest = np.argsort(-np.asarray(weights))[:8]
     rows = {
-        f"{number}: {share[k]:.1%}": np.asarray(model.decode(draws[:, k]))
+        f"{number}: {weights[k]:.1%}": np.asarray(model.decode(draws[:, k]))
         for number, k in enumerate(largest, 1)
     }
     return draw_images(rows)
@@ -249,9 +250,9 @@ save(
 # Held-out likelihood
 # -------------------
 # ``kaem.infer.held_out_log_likelihood`` anneals from the prior to the posterior of each
-# image, and is unbiased before the logarithm.
+# image; its estimate of the likelihood is unbiased.
 
-print("\nlog likelihood of an image that was left out, estimated")
+print("\nestimated log likelihood of a held-out image")
 left_out = data.test_images[: 10 if args.quick else 100]
 for name in ["normal", *learned]:
     result = kaem.infer.held_out_log_likelihood(
@@ -265,11 +266,11 @@ for name in ["normal", *learned]:
     print(f"{name:16s} {result.mean:7.2f} ± {result.standard_error:.2f}")
 
 # %%
-# Fill in half an image
-# ---------------------
-# That is posterior inference of the latents given the upper half: nothing is trained
-# anew. The model of the upper half is written with ``model.prior`` and
-# ``model.decode``, as any NumPyro model.
+# Complete half an image
+# ----------------------
+# This is posterior inference of the latents given the upper half, without further
+# training. The model of the upper half is a NumPyro model with ``model.prior`` and
+# ``model.decode``.
 
 
 def fill_in(model: kaem.KAEM, image: np.ndarray, quick: bool, seed: int) -> np.ndarray:
@@ -297,14 +298,14 @@ for number, image in enumerate(data.test_images[: 2 if args.quick else 4]):
     seen[4:] = 0.0
     filled[f"image {number + 1}"] = np.stack([image, seen, *draws])
     error = np.sqrt(np.mean((draws[:, 4:] - image[4:]) ** 2))
-    print(f"image {number + 1}: lower half filled in to {error:.2f} a pixel")
+    print(f"image {number + 1}: lower half filled in to {error:.2f} per pixel")
 fig = draw_images(filled)
 for ax, title in zip(fig.axes, ("image", "seen", "filled in"), strict=False):
     ax.set_title(title, fontsize="small")
 save(
     fig,
     "filled_in",
-    "Rows of images: a digit, its upper half, and five images that go on from the "
+    "Rows of images: a digit, its upper half, and five images that complete the "
     "upper half in different ways.",
 )
 print(f"\nFigures: {args.output.resolve()}")

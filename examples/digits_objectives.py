@@ -3,10 +3,10 @@
 
 The same model, a decoder of 8 × 8 pixels with independent learned densities as the
 prior of its latents, is trained on handwritten digits by all objectives of the library
-for the same number of steps: with draws of the prior that are weighted, with Langevin
-chains, with a population between prior and posterior, and with an encoder. The first is
-simple, and right for two latents; with eight, one draw in thousands carries all the
-weight, and its effective sample size and Pareto k say so.
+for the same number of steps: with weighted draws from the prior, with Langevin chains,
+with a population between prior and posterior, and with an encoder. The first is simple,
+and adequate for two latents; with eight, one draw in thousands carries all the weight,
+as the effective sample size and Pareto k show.
 
 Run it with ``python examples/digits_objectives.py``; it takes about ten minutes on two
 cores, and one to two with ``--quick``, for two latents only.
@@ -55,7 +55,7 @@ num_held_out = 20 if args.quick else 100
 # %%
 # The model
 # ---------
-# Its energies are zero at first, so that the prior starts as its reference.
+# Its energies start at zero, so that the prior starts as its reference.
 
 
 def make_model(num_latents: int, seed: int) -> kaem.KAEM:
@@ -71,8 +71,8 @@ def make_model(num_latents: int, seed: int) -> kaem.KAEM:
 # %%
 # The objectives
 # --------------
-# Each is a NumPyro ``ELBO``, and ``kaem.fit`` takes any of them. One needs an encoder:
-# means and log scales of the latents, from an image.
+# Each is a NumPyro ``ELBO``, and ``kaem.fit`` takes any of them. One needs an encoder,
+# which maps an image to means and log scales of the latents.
 
 BATCH = 200
 NUM_PARTICLES = 1000
@@ -92,7 +92,7 @@ class Encoder(eqx.Module):
 
 
 def make_objectives(num_latents: int, seed: int) -> dict:
-    """All ways to train, by name."""
+    """All objectives, by name."""
     return {
         "importance": ImportanceMLE(NUM_PARTICLES),
         "Langevin": LangevinMLE(num_steps=10),
@@ -104,7 +104,7 @@ def make_objectives(num_latents: int, seed: int) -> dict:
 def train(
     model: kaem.KAEM, objective, images: np.ndarray, num_steps: int, seed: int
 ) -> kaem.FitResult:
-    """Train by one of them."""
+    """Train by one objective."""
     return kaem.fit(
         model,
         images,
@@ -119,8 +119,8 @@ def train(
 # %%
 # Train, and compare
 # ------------------
-# Held-out log likelihood tells which decoder and prior explain images that were left
-# out best. It is estimated by annealing from the prior, in the same way for all.
+# The log likelihood of held-out images compares decoders and priors. It is estimated by
+# annealing from the prior, in the same way for all.
 
 data = kaem.datasets.load_digits(test_size=397)
 held_out = data.test_images[:num_held_out]
@@ -211,12 +211,12 @@ plt.close(fig)
 # %%
 # Losses
 # ------
-# They are not alike: of Langevin, log prior and log likelihood at the chains; of the
-# encoder, minus a bound; of the others, minus an estimate of the log likelihood.
+# They are not comparable: for Langevin, minus the log joint density at the chains; for
+# the encoder, minus a bound; for the others, minus an estimate of the log likelihood.
 
 
 def draw_history(histories: dict[int, dict[str, np.ndarray]]) -> plt.Figure:
-    """Draw the loss of each objective, a datum, as training goes on."""
+    """Draw the loss per datum of each objective during training."""
     fig, axes = plt.subplots(
         1,
         len(histories),
@@ -227,19 +227,19 @@ def draw_history(histories: dict[int, dict[str, np.ndarray]]) -> plt.Figure:
     )
     for ax, (num_latents, losses) in zip(axes[0], histories.items(), strict=True):
         for name, values in losses.items():
-            # Means of epochs: a step's own is that of its batch.
+            # Means over steps: the loss of one step is that of its batch.
             width = max(len(values) // 100, 1)
             means = values[: len(values) // width * width].reshape(-1, width).mean(1)
             steps = width * (np.arange(len(means)) + 0.5)
             ax.plot(steps, means, color=COLORS[name], label=name)
         ax.set(xlabel="step", title=f"{num_latents} latents")
         ax.title.set_fontsize("medium")
-    # What comes first is far below.
+    # The first losses are far larger.
     late = [v[len(v) // 20 :] for losses in histories.values() for v in losses.values()]
     everything = np.concatenate(late)
     low, high = np.quantile(everything, [0.0, 0.995])
     axes[0, 0].set_ylim(low - 2.0, high + 2.0)
-    axes[0, 0].set_ylabel("loss, an image")
+    axes[0, 0].set_ylabel("loss per image")
     axes[0, 0].legend(frameon=False)
     return fig
 
@@ -248,9 +248,7 @@ fig = draw_history(histories)
 fig.savefig(
     args.output / "digits_objectives_history.png",
     dpi=150,
-    metadata={
-        "Description": "The loss of each objective against the step of training."
-    },
+    metadata={"Description": "The loss of each objective against the training step."},
 )
 plt.close(fig)
 print(f"\nFigures: {args.output.resolve()}")

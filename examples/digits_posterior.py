@@ -2,11 +2,10 @@
 ===============================
 
 A model with four latents, whose prior is a mixture of products of learned densities, is
-trained on handwritten digits. Of a digit that was left out only the upper half is seen.
-It may go on in several ways, so the posterior of its latents has several modes. NUTS,
-importance sampling from the prior and an annealed population sample it side by side:
-chains of NUTS stay in the mode where they start, and none knows how much the others
-weigh.
+trained on handwritten digits. Only the upper half of a held-out digit is observed. It
+has several plausible completions, so the posterior of its latents has several modes.
+NUTS, importance sampling from the prior and an annealed population are compared: chains
+of NUTS stay in the mode where they start, and do not estimate the weights of the modes.
 
 Run it with ``python examples/digits_posterior.py``; it takes about three minutes on two
 cores, and half of one with ``--quick``.
@@ -41,7 +40,7 @@ BLACK = "#000000"
 
 parser = argparse.ArgumentParser(description="Half of a digit: three samplers")
 parser.add_argument("--output", type=Path, default=Path("figures"))
-parser.add_argument("--quick", action="store_true", help="little of everything")
+parser.add_argument("--quick", action="store_true", help="few steps and draws")
 parser.add_argument("--image", type=int, default=0, help="number of the digit")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
@@ -53,8 +52,8 @@ keys = jax.random.split(jax.random.key(args.seed + 2), 4)
 # %%
 # Train a model
 # -------------
-# ``kaem.PriorRefit`` fits the mixture to the posteriors of the latents from time to
-# time while the decoder is trained.
+# ``kaem.PriorRefit`` fits the mixture to the posteriors of the latents at intervals
+# while the decoder is trained.
 
 NUM_LATENTS, NUM_COMPONENTS, NUM_BASIS = 4, 10, 24
 
@@ -88,21 +87,21 @@ data = kaem.datasets.load_digits(test_size=397)
 model = train(data.images, 90 if args.quick else 1500, args.seed)
 
 # %%
-# A model of what is seen
-# -----------------------
-# The trained prior and decoder in a NumPyro model of four rows of pixels.
+# A model of the upper half
+# -------------------------
+# A NumPyro model of four rows of pixels, with the trained prior and decoder.
 
 NUM_SEEN = 4
-"""Rows of the image that are seen, of eight."""
+"""Observed rows of the image, of eight."""
 
 
 def upper_half_of(model: kaem.KAEM) -> Callable[[jax.Array], None]:
-    """NumPyro model of the rows that are seen."""
+    """NumPyro model of the observed rows."""
 
     def upper_half(pixels: jax.Array) -> None:
         z = numpyro.sample("z", model.prior)
-        law = dist.Normal(model.decode(z)[:NUM_SEEN], model.likelihood.scale)
-        numpyro.sample("pixels", law.to_event(2), obs=pixels)
+        seen = dist.Normal(model.decode(z)[:NUM_SEEN], model.likelihood.scale)
+        numpyro.sample("pixels", seen.to_event(2), obs=pixels)
 
     return upper_half
 
@@ -156,8 +155,8 @@ objects["annealed population"] = kaem.to_arviz(annealed, log_likelihood=False)
 seconds["annealed population"] = time.perf_counter() - start
 
 # %%
-# Their summaries side by side. Importance sampling has its effective sample size and
-# Pareto k, the chains have R-hat.
+# Their summaries. Importance sampling reports its effective sample size and Pareto k,
+# the chains R-hat.
 
 
 def summary(data) -> pd.DataFrame:
@@ -170,7 +169,7 @@ tables = {name: summary(data) for name, data in objects.items()}
 results = {
     name: np.asarray(data["posterior"]["z"].values) for name, data in objects.items()
 }
-# Resampled draws repeat each other: the weights tell what they are worth.
+# Resampled draws repeat each other: their effective sample size is the weights'.
 tables["importance sampling"]["ess_bulk"] = weighted.ess
 print(pd.concat(tables, axis=1).round(2).to_string())
 for name, value in seconds.items():
@@ -180,17 +179,17 @@ print(f"Pareto k of the weights: {weighted.pareto_k:.2f}. {weighted.verdict}")
 # %%
 # Where the chains have been
 # --------------------------
-# A component of the prior is a place in the space of latents. Its share of the draws,
-# chain by chain, shows that each chain of NUTS knows one place.
+# Each component of the prior covers a region of the latent space. The posterior
+# probabilities of the components, chain by chain, show that each chain of NUTS stays in
+# one region.
 
 
 def component_shares(model: kaem.KAEM, draws: np.ndarray) -> np.ndarray:
-    """Share of the draws that is of each component of the prior, by chain.
+    """Mean responsibility of each component of the prior for the draws, by chain.
 
     Shape ``(num_chains, num_components)``.
     """
-    law = model.prior
-    log_joint = jax.jit(law.component_log_probs)(jnp.asarray(draws))
+    log_joint = jax.jit(model.prior.component_log_probs)(jnp.asarray(draws))
     return np.asarray(jax.nn.softmax(log_joint, -1).mean(1))
 
 
@@ -256,16 +255,16 @@ fig.savefig(
 plt.close(fig)
 
 # %%
-# The images that they stand for
-# ------------------------------
-# Nine in ten of the decoded images lie within these bands, row by row:
+# The decoded images
+# ------------------
+# Pointwise 90 % bands of the decoded images, row by row:
 
 NUM_IMAGES = 500
-"""Images of a method in a figure."""
+"""Number of images per method in a figure."""
 
 
 def draw_bands(images: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
-    """Draw where nine in ten of the decoded images lie, row by row."""
+    """Draw pointwise 90 % bands of the decoded images, row by row."""
     fig, axes = plt.subplots(
         2, 4, figsize=(11.0, 4.6), sharex=True, sharey=True, layout="constrained"
     )
@@ -313,11 +312,11 @@ fig.savefig(
 plt.close(fig)
 
 # %%
-# Some images of each chain:
+# Some decoded draws of each chain:
 
 
 def draw_images(rows: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
-    """Draw the image, and the images of some draws of each chain."""
+    """Draw the image, and some decoded draws of each chain."""
     shown = np.where(np.arange(8)[:, None] < NUM_SEEN, image, 0.0)
     num_columns = 2 + min(len(images) for images in rows.values())
     fig, axes = plt.subplots(

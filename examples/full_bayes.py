@@ -1,10 +1,10 @@
 """A learned prior and its uncertainty
 ===================================
 
-Each of 200 groups has an effect, measured once with a known error. The density of the
-effects has two modes, which the errors blur. It is learned twice: by empirical Bayes,
-which maximises the marginal likelihood of the energy's coefficients, and by full Bayes,
-which samples them. Both give a band, and both bands are drawn beside the truth.
+Each of 200 groups has an effect, measured once with a known standard error. The density
+of the effects has two modes, which the errors blur. It is learned twice: by empirical
+Bayes, which maximises the marginal likelihood of the energy's coefficients, and by full
+Bayes, which samples them. Both give a band, and both bands are compared with the truth.
 
 Run it with ``python examples/full_bayes.py``; it takes one to two minutes on two
 cores.
@@ -57,7 +57,7 @@ def simulate(seed: int) -> np.ndarray:
 
 
 def true_density() -> dist.Distribution:
-    """Return the density of the effects, which the fits should find."""
+    """Return the density of the effects, which the fits should recover."""
     return dist.MixtureSameFamily(
         dist.Categorical(probs=WEIGHTS), dist.Normal(MEANS, SDS)
     )
@@ -65,15 +65,15 @@ def true_density() -> dist.Distribution:
 
 x = simulate(args.seed)
 print(
-    f"{NUM_GROUPS} groups, one measurement each with the error {NOISE}: mean "
+    f"{NUM_GROUPS} groups, one measurement each with error {NOISE}: mean "
     f"{x.mean():.2f}, standard deviation {x.std(ddof=1):.2f}."
 )
 
 # %%
 # Empirical Bayes
 # ---------------
-# The effects are integrated out by quadrature. ``kaem.fit_marginal`` chooses how smooth
-# the density is, maximises, and takes its band by the delta method.
+# The effects are integrated out by quadrature. ``kaem.fit_marginal`` chooses the
+# smoothness of the density, maximises, and computes a band by the delta method.
 
 BASIS = kaem.BSpline(-6.0, 6.0, 16)
 REFERENCE = dist.Normal(0.0, 3.0)
@@ -95,13 +95,13 @@ print(
 # Full Bayes
 # ----------
 # The same likelihood in a NumPyro model: ``kaem.random_walk_energy`` gives the
-# coefficients a random-walk prior whose scale is learned too, and
+# coefficients a random-walk prior whose scale is sampled too, and
 # ``kaem.unit_log_marginal_likelihood`` integrates the effects out, so that NUTS samples
-# 17 values and not 217.
+# 17 values instead of 217.
 
 
 def model(units) -> None:
-    """Give the effects a random smooth density, and integrate them out."""
+    """Effects with a random smooth density, integrated out."""
     scale = numpyro.sample("scale", dist.HalfNormal(2.0))
     energy = kaem.random_walk_energy("energy", BASIS, scale)
     prior = kaem.KAEMPrior(energy, REFERENCE)
@@ -109,7 +109,7 @@ def model(units) -> None:
 
 
 def run_nuts(units, seed: int, quick: bool) -> MCMC:
-    """Chains of NUTS, four or in a quick run two."""
+    """Four chains of NUTS, or two in a quick run."""
     mcmc = MCMC(
         NUTS(model, dense_mass=True),
         num_warmup=100 if quick else 500,
@@ -131,8 +131,8 @@ print(
 )
 
 # %%
-# A coefficient alone means little; what can be read is the density. Its draws are a
-# batch of priors, and go to ArviZ as a quantity of their own.
+# Single coefficients have no meaning; the density has. Its draws are a batch of priors,
+# and its values at some points become a variable for ArviZ.
 
 # Where the draws of the density are checked.
 POINTS = np.array([-3.0, -2.0, -0.5, 1.5, 3.0])
@@ -151,7 +151,7 @@ columns = ["mean", "sd", "ess_bulk", "ess_tail", "r_hat"]
 table = table[columns].astype(float)
 print(table.round(3).to_string())
 print(f"largest R-hat: {table['r_hat'].max():.3f}")
-print(f"least effective number of draws: {table['ess_bulk'].min():.0f}")
+print(f"smallest effective sample size: {table['ess_bulk'].min():.0f}")
 
 # %%
 # The bands
@@ -169,9 +169,9 @@ for name, (lower, upper) in ends.items():
     width = np.mean((upper - lower)[inner])
     print(f"  {name:<16} mean width {width:.3f}, truth inside at {covered:.0%}")
 print(
-    "Empirical Bayes takes the chosen smoothness for known, full Bayes does not.\n"
-    "They also measure it differently: by third differences of the coefficients,\n"
-    "and by first ones. Where there are no data, the delta method exaggerates."
+    "Empirical Bayes treats the chosen smoothness as known, full Bayes does not.\n"
+    "They also measure it differently: by third and by first differences of the\n"
+    "coefficients. Where there are no data, the delta method gives bands too wide."
 )
 
 # %%
@@ -179,7 +179,7 @@ print(
 
 
 def draw(bands: dict, x: np.ndarray) -> plt.Figure:
-    """Both bands with the truth, and where the measurements lie."""
+    """Both bands with the truth and the measurements."""
     fig, axes = plt.subplots(
         1, 2, figsize=(10.0, 3.8), sharex=True, sharey=True, layout="constrained"
     )

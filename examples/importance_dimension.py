@@ -3,11 +3,11 @@
 
 Importance sampling from the prior fails as the latent dimension grows. Each latent
 value has a standard Normal prior and is measured once with a Normal error, so that the
-evidence and the effective sample size are known in closed form. The proposals are
-always as many; only the number of latent values grows. The weights of the likelihood
-are bounded, so their variance is finite in every dimension, and yet soon one particle
-in thousands carries all the weight. The estimates then look precise and are wrong, and
-the Pareto k of the weights tells so without the truth at hand.
+evidence and the effective sample size are known in closed form. The number of particles
+is fixed; only the number of latent values grows. The weights are bounded, so their
+variance is finite in every dimension, and yet soon one particle in thousands carries
+all the weight. The estimates then look precise and are wrong, and the Pareto k of the
+weights detects this without knowing the truth.
 
 Run it with ``python examples/importance_dimension.py``; it takes about a minute, less
 with ``--quick``.
@@ -50,7 +50,7 @@ LIMIT = 0.7
 
 
 def model(x: jax.Array) -> None:
-    """As many latent values as measurements."""
+    """One latent value per measurement."""
     with numpyro.plate("dimension", len(x)):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.sample("x", dist.Normal(z, NOISE), obs=x)
@@ -62,7 +62,7 @@ def true_log_evidence(x: np.ndarray) -> float:
 
 
 def true_ess(x: np.ndarray) -> float:
-    """Effective sample size that many particles tend to, scaled to their number.
+    """Limit of the effective sample size for many particles, scaled to their number.
 
     It is the squared mean over the mean square of the weights.
     """
@@ -82,7 +82,7 @@ def true_ess(x: np.ndarray) -> float:
 
 
 class Row(NamedTuple):
-    """What one data set gave."""
+    """Results of one data set."""
 
     pareto_k: float
     ess: float
@@ -138,8 +138,8 @@ print(f"\nThe last one, of dimension {size}. {verdict}")
 # few particles. Pareto k, fitted to the tail of the weights, is above 0.7 from about
 # the dimension where that begins: then the verdict says what to do instead.
 #
-# The same in a figure
-# --------------------
+# The figure
+# ----------
 
 
 def draw(table: dict[int, list[Row]]) -> plt.Figure:
@@ -177,7 +177,7 @@ def draw(table: dict[int, list[Row]]) -> plt.Figure:
     sampled(middle, columns["ess"], "from the weights")
     compared(middle, columns["true_ess"], "in closed form")
     middle.set(
-        title=f"What {NUM_SAMPLES} particles are worth",
+        title=f"Effective size of {NUM_SAMPLES} particles",
         ylabel="effective sample size",
         yscale="log",
         ylim=(1e-4, 2 * NUM_SAMPLES),
@@ -194,7 +194,7 @@ def draw(table: dict[int, list[Row]]) -> plt.Figure:
         ax.legend(frameon=False, fontsize="small", loc=place)
     fig.suptitle(
         f"Importance sampling from the prior: median of {len(table[sizes[0]])} data "
-        "sets; the band holds eight in ten",
+        "sets; the band holds 80 %",
         fontsize="medium",
     )
     return fig

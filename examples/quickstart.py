@@ -8,7 +8,7 @@ NumPyro model.
    and a Gaussian mixture on velocities that were held out.
 2. Use the learned density as the prior of a NumPyro model of noisy new measurements.
 3. Sample the posterior with NUTS, directly and on a Normal base, and compare both with
-   the exact posterior, which in one dimension is a short computation.
+   the exact posterior, which is easy to compute in one dimension.
 
 Run it with ``python examples/quickstart.py``; it takes a minute or two on two cores.
 """
@@ -49,8 +49,9 @@ args.output.mkdir(parents=True, exist_ok=True)
 # %%
 # Learn a density
 # ---------------
-# One call learns it from a sample. ``support="real"`` says that any velocity is
-# possible: the tails are those of a Normal law at the sample's location and scale.
+# One call learns it from a sample. ``support="real"`` states that any velocity is
+# possible: the tails are those of a Normal distribution at the sample's location and
+# scale.
 
 check_velocities()
 print(
@@ -71,7 +72,7 @@ print(
 
 
 def kernel_density(samples: np.ndarray) -> gaussian_kde:
-    """Gaussian kernels, of the width with the best leave-one-out likelihood."""
+    """Gaussian kernels, of the bandwidth with the best leave-one-out likelihood."""
     distances = samples[:, None] - samples
 
     def score(width: float) -> float:
@@ -84,7 +85,7 @@ def kernel_density(samples: np.ndarray) -> gaussian_kde:
 
 
 def gaussian_mixture(samples: np.ndarray, seed: int) -> GaussianMixture:
-    """Gaussian mixture of the number of components with the least BIC."""
+    """Gaussian mixture with the number of components of the smallest BIC."""
     fits = [
         GaussianMixture(k, n_init=3, random_state=seed).fit(samples[:, None])
         for k in range(1, 7)
@@ -93,8 +94,8 @@ def gaussian_mixture(samples: np.ndarray, seed: int) -> GaussianMixture:
 
 
 # %%
-# All three are fitted to a part of the galaxies and asked for the log density of the
-# others, again and again.
+# By repeated cross-validation, all three are fitted to a part of the galaxies and
+# evaluated on the others.
 
 
 def log_densities(samples: np.ndarray, z: np.ndarray, seed: int) -> dict:
@@ -189,8 +190,8 @@ plt.close(fig)
 # %%
 # Use it as a prior
 # -----------------
-# Five galaxies are measured by a coarse instrument. The learned density stands in
-# ``numpyro.sample`` as any distribution does.
+# Five galaxies are measured by a coarse instrument. The learned density is used in
+# ``numpyro.sample`` like any distribution.
 
 # Five galaxies that were not in the survey (made up for this example): what a coarse
 # instrument reads, and the standard deviation of its error, in 1000 km/s.
@@ -206,7 +207,7 @@ def measurement_model(prior: dist.Distribution) -> None:
 
 
 # %%
-# In one dimension the posterior is prior times likelihood on a grid, to compare with.
+# In one dimension the exact posterior is prior times likelihood on a grid.
 
 
 def exact_posterior(prior: kaem.KAEMPrior) -> tuple[np.ndarray, np.ndarray]:
@@ -224,8 +225,8 @@ exact_mean = np.trapezoid(grid[:, None] * posterior, grid, axis=0)
 # %%
 # Sample it with NUTS
 # -------------------
-# Directly, and on a Normal base: ``prior.as_transformed("normal")`` is the same law,
-# written as a transformed Normal one, which NumPyro's ``TransformReparam`` takes.
+# Directly, and on a Normal base: ``prior.as_transformed("normal")`` is the same
+# distribution, written as a transformed Normal, for NumPyro's ``TransformReparam``.
 
 
 def run_nuts(model, prior: dist.Distribution, seed: int, quick: bool) -> MCMC:
@@ -249,9 +250,9 @@ runs = {
     ),
 }
 draws, effective = {}, {}
-for name, (model, law) in runs.items():
+for name, (model, form) in runs.items():
     print(f"\n{name}: velocities of five new galaxies", flush=True)
-    mcmc = run_nuts(model, law, args.seed, args.quick)
+    mcmc = run_nuts(model, form, args.seed, args.quick)
     table = az.summary(az.from_numpyro(mcmc), var_names=["velocity"], round_to="none")
     columns = ["mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
     table = table[columns].astype(float)
@@ -264,13 +265,13 @@ for name, (model, law) in runs.items():
     )
     draws[name] = np.asarray(mcmc.get_samples()["velocity"])
     effective[name] = table["ess_bulk"].astype(int).to_list()
-print(f"\nEffective number of {len(draws['NUTS'])} draws of each galaxy:")
+print(f"\nEffective sample size of {len(draws['NUTS'])} draws, per galaxy:")
 for name, numbers in effective.items():
     print(f"  {name}: {', '.join(map(str, numbers))}")
 print(
     "The first posterior has a mode on either side of a void. On the Normal base\n"
-    "the void is narrow, as it holds little of the prior's mass, and chains cross\n"
-    "it more easily. With one mode, the velocities themselves do better."
+    "the void is narrow, as it has little prior probability, and chains cross it\n"
+    "more easily. With one mode, NUTS does better on the velocities themselves."
 )
 
 # %%

@@ -1,14 +1,14 @@
 """Tables, figures, a formula and a file
 =====================================
 
-From posterior draws to what is read. Velocities of 82 galaxies become a prior, and the
-prior reads five coarse measurements.
+From posterior draws to a report. Velocities of 82 galaxies become a prior for five
+coarse measurements.
 
 1. Describe the learned density in closed form, if there is a short one, and save it.
 2. Sample the posterior in three ways: NUTS, importance sampling and an annealed
-   population. Each becomes an ArviZ object by the same call, whichever ArviZ there is.
-3. Check the sampler against simulated data whose truth is known, and the model by the
-   data that it would make.
+   population. Each becomes an ArviZ object by the same call, with any version of ArviZ.
+3. Check the sampler on simulated data whose truth is known, and the model by posterior
+   predictive checks.
 
 Run it with ``python examples/results.py``; it takes about a minute on two cores, and
 less with ``--quick``.
@@ -41,9 +41,9 @@ args.output.mkdir(parents=True, exist_ok=True)
 # %%
 # A formula, a table and a file
 # -----------------------------
-# ``kaem.symbolic`` looks for a short form of the density and says how much is lost by
-# it. ``kaem.save`` writes arrays by name and no code; what is loaded is equal to the
-# last bit.
+# ``kaem.symbolic`` looks for a short form of the density and reports its divergence.
+# ``kaem.save`` writes arrays by name and no code; the loaded prior is equal to the last
+# bit.
 
 prior = kaem.fit_density(VELOCITIES, support="positive")
 print("learned density:", kaem.symbolic(prior, num_samples=len(VELOCITIES)))
@@ -101,8 +101,7 @@ model, readings = make_model(again), jnp.asarray(READINGS)
 runs = sample(model, readings, args.seed, args.quick)
 
 # %%
-# ``kaem.to_arviz`` takes each of the three results, and the summaries of ArviZ stand
-# below each other.
+# ``kaem.to_arviz`` converts each of the three results, for ArviZ to summarise.
 
 
 def print_table(objects: dict) -> None:
@@ -130,7 +129,7 @@ objects = {
 print_table(objects)
 
 # %%
-# Two of the three know the evidence too.
+# Two of the three estimate the evidence too.
 
 annealed = kaem.infer.log_evidence(runs["annealed"]).steppingstone
 weights = runs["importance"].log_evidence
@@ -143,17 +142,17 @@ print(
 # %%
 # Calibration
 # -----------
-# Parameters are drawn from the prior, data from the parameters, and the posterior given
-# the data from the sampler. Over many simulations the rank of the truth among the draws
-# is uniform if the sampler is right. Posterior predictive p values compare the data
-# with what the model would make.
+# Parameters are drawn from the prior, data given the parameters, and posterior draws
+# given the data by the sampler. Over many simulations the rank of the truth among the
+# draws is uniform if the sampler is correct. Posterior predictive p-values compare the
+# data with replicated data from the model.
 
 calibration = kaem.simulation_based_calibration(
-    model,
     jax.random.key(args.seed + 1),
+    model,
     readings,
     num_simulations=20 if args.quick else 200,
-    num_draws=49,
+    num_samples=49,
     num_warmup=200,
     progress_bar=not args.quick,
 )
@@ -162,13 +161,13 @@ replicated = objects["NUTS"]["posterior_predictive"]["reading"].values
 p_values = kaem.posterior_predictive_p_values(
     replicated.reshape(-1, len(READINGS)), READINGS
 )
-print("p values:", *(f"{n} {float(p):.2f}" for n, p in p_values.items()))
+print("p-values:", *(f"{n} {float(p):.2f}" for n, p in p_values.items()))
 
 # %%
 # Figures
 # -------
-# The prior with its posterior, the weights of importance sampling, the ranks of the
-# calibration, and the three samplers beside each other.
+# The prior with posterior draws, the weights of importance sampling, the ranks of the
+# calibration, and the three samplers compared.
 
 fig, axes = plt.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
 draws = objects["NUTS"]["posterior"]["velocity"].values.reshape(-1)
@@ -207,7 +206,7 @@ fig.savefig(
 plt.close(fig)
 
 # %%
-# The ladder of the population: how often neighbours exchange, and the mean log
+# The temperature ladder of the population: swap acceptance rates, and the mean log
 # likelihood at each temperature.
 
 axes = kaem.plot_ladder(runs["annealed"])
@@ -215,8 +214,8 @@ axes[0].figure.savefig(
     args.output / "results_ladder.png",
     dpi=150,
     metadata={
-        "Description": "The ladder of temperatures of the annealed population: swap "
-        "rates of neighbours and the log likelihood along it."
+        "Description": "The temperature ladder of the annealed population: swap "
+        "acceptance rates and the log likelihood along it."
     },
 )
 plt.close(axes[0].figure)

@@ -1,10 +1,10 @@
 """Short pieces of English
 =======================
 
-A small transformer writes sixteen characters, each given those before it and eight
-latents. Such decoders are strong enough to do without latents, which are then ignored:
-posterior collapse. So the decoder here looks back on few characters only, and what
-reaches further, such as the kind of the words, is left to the latents.
+A small transformer writes sixteen characters, each given the previous ones and eight
+latents. Such decoders are flexible enough to ignore the latents, which is known as
+posterior collapse. So the decoder here sees only the last few characters, and longer
+range structure, such as the kind of words, is left to the latents.
 
 Run it with ``python examples/text.py``; it takes about five minutes on two cores, and
 half a minute with ``--quick``.
@@ -30,7 +30,7 @@ COLOURS["Normal, all seen"] = "#009E73"
 
 parser = argparse.ArgumentParser(description="Short pieces of English")
 parser.add_argument("--output", type=Path, default=Path("figures"))
-parser.add_argument("--quick", action="store_true", help="few steps of training")
+parser.add_argument("--quick", action="store_true", help="few training steps")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 matplotlib.use("Agg")
@@ -48,7 +48,7 @@ NUM_CHARACTERS = len(kaem.datasets.ALPHABET)
 
 
 def as_bits(num_texts: int) -> float:
-    """Bits a character in a nat of so many texts."""
+    """Bits per character that one nat over ``num_texts`` texts makes."""
     return 1.0 / (num_texts * LENGTH * np.log(2.0))
 
 
@@ -60,19 +60,19 @@ bits = as_bits(1)
 # %%
 # A decoder of sequences
 # ----------------------
-# ``kaem.SequenceDecoder`` takes latents and returns the law of a text. One that is told
-# nothing by the latents is what to compare with.
+# ``kaem.SequenceDecoder`` maps latents to the distribution of a text. A decoder without
+# latents serves for comparison.
 
 REFERENCE = dist.Normal(0.0, 1.0)
 
 
 class WithoutLatents(eqx.Module):
-    """A decoder that is told nothing by the latents."""
+    """A decoder that ignores the latents."""
 
     decoder: kaem.SequenceDecoder
 
     def __call__(self, z: jax.Array) -> dist.Distribution:
-        """Law of texts, the same for all latents."""
+        """Distribution of texts, the same for all latents."""
         return self.decoder(jnp.zeros_like(z))
 
 
@@ -109,7 +109,7 @@ class Encoder(eqx.Module):
         """(num_texts, length) -> (num_texts, 2 * num_latents)."""
         letters = jax.nn.one_hot(tokens, NUM_CHARACTERS).reshape(len(tokens), -1)
         mean, log_scale = jnp.split(jax.vmap(self.perceptron)(letters), 2, axis=-1)
-        # The means of a batch have a given spread, so that the latents cannot collapse
+        # The means of a batch have a fixed spread, so that the latents cannot collapse
         # at once (Zhu et al. 2020, "A batch normalized inference network keeps the KL
         # vanishing away").
         mean = 0.7 * (mean - mean.mean(0)) / mean.std(0)
@@ -119,17 +119,17 @@ class Encoder(eqx.Module):
 def draw_latents(
     encoder: Encoder, tokens: np.ndarray, seed: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws of the encoder's law, and its log density at them."""
+    """Draws from the encoder's distribution, and its log density at them."""
     mean, log_scale = jnp.split(encoder(jnp.asarray(tokens)), 2, axis=-1)
-    law = dist.Normal(mean, jnp.exp(log_scale)).to_event(1)
-    z = law.sample(jax.random.key(seed))
-    return z, law.log_prob(z)
+    encoded = dist.Normal(mean, jnp.exp(log_scale)).to_event(1)
+    z = encoded.sample(jax.random.key(seed))
+    return z, encoded.log_prob(z)
 
 
 # %%
 # Training
 # --------
-# The weight of the divergence rises from a small start to one
+# The weight of the Kullback-Leibler divergence rises from a small value to one
 # (``kaem.cyclical_schedule``).
 
 
@@ -139,7 +139,7 @@ class Trained(NamedTuple):
     model: kaem.KAEM
     encoder: Encoder
     losses: np.ndarray
-    """Bits a character of every step, by the bound."""
+    """Bound of every step, in bits per character."""
 
 
 def train(
@@ -150,9 +150,9 @@ def train(
     seed: int,
     start_weight: float = 0.05,
 ) -> Trained:
-    """Train; the weight of the divergence rises from its start to one."""
+    """Train; the weight of the divergence rises from ``start_weight`` to one."""
     if encoder is None:
-        # A draw of latents that are ignored is as good as any.
+        # One draw is enough for latents that are ignored.
         objective = kaem.objectives.ImportanceMLE(num_particles=1)
     else:
         weight = kaem.cyclical_schedule(num_steps, start_weight, 1.0)
@@ -172,11 +172,11 @@ def train(
 
 
 # %%
-# From half way on, the densities of the latents are fitted to draws of the encoder.
+# Half way through, the densities of the latents are fitted to draws from the encoder.
 
 
 def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distribution:
-    """Independent densities, fitted to draws of the encoder."""
+    """Independent densities, fitted to draws from the encoder."""
     energy = kaem.Energy(
         kaem.RBF(-4.0, 4.0, NUM_BASIS), jnp.zeros((NUM_LATENTS, NUM_BASIS))
     )
@@ -188,10 +188,11 @@ def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distrib
 # %%
 # Train and compare
 # -----------------
-# Without latents, with Normal latents, from half way on with a learned prior, and, in
-# the full form, with Normal latents and all characters seen. What is compared: the bits
-# that a held-out character takes, and how much the latents tell of a text, the
-# divergence of posterior from prior. Where the latter is zero, latents have collapsed.
+# Without latents, with Normal latents, with a learned prior from half way on, and,
+# without ``--quick``, with Normal latents and all previous characters visible. They are
+# compared by the bits per held-out character, and by the divergence of the posterior
+# from the prior, which is the information in the latents. Where it is zero, they have
+# collapsed.
 
 
 def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
@@ -211,20 +212,20 @@ def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
     return found.values, found.standard_error
 
 
-print("prior             bits a character  gain in nats a text  divergence")
+print("prior             bits per character  gain in nats per text  divergence")
 values, held = {}, {}
 
 
 def report(name: str, step: int, trained: Trained) -> None:
-    """Print and keep what held-out texts say of a model."""
+    """Print and keep the log likelihood of held-out texts."""
     values[name], error = log_likelihood(trained.model, held_out, quick)
     mean = -values[name].mean() * bits
     held.setdefault(name, {})[step] = mean, error * bits
-    line = f"{name:17s} {mean:7.3f} ± {error * bits:5.3f}"
+    line = f"{name:17s} {mean:9.3f} ± {error * bits:5.3f}"
     if "no latents" in values and step > 0:
         gain = values[name] - values["no latents"]
         spread = gain.std(ddof=1) / np.sqrt(len(gain))
-        line += f"   {gain.mean():8.2f} ± {spread:4.2f}"
+        line += f"   {gain.mean():10.2f} ± {spread:4.2f}"
     if trained.encoder is not None and step > 0:
         z, log_density = draw_latents(trained.encoder, held_out, seed)
         divergence = float(jnp.mean(log_density - trained.model.prior.log_prob(z)))
@@ -241,7 +242,7 @@ histories["no latents"] = 0, without.losses
 report("no latents", num_steps, without)
 first = train(make_model(seed, CONTEXT), encoder, tokens, half, seed + 2)
 report("Normal", half, first)
-# From here with either prior, and the divergence in full.
+# From here with each prior, and full weight of the divergence.
 prior = learn_prior(first.encoder, tokens, seed)
 priors = {"Normal": first.model.prior, "learned": prior}
 trained = {"Normal": first}
@@ -271,19 +272,19 @@ for line in text.decode(np.asarray(draws)):
     print(f"   {line!r}")
 
 # %%
-# Texts between two texts, and what one latent does:
+# Texts on the path between two texts, and the effect of one latent:
 
 
 def show_between(trained: Trained, tokens: np.ndarray, seed: int) -> None:
-    """Print texts between two texts, and what one latent does."""
+    """Print texts on the path between two texts, and the effect of one latent."""
     text = kaem.datasets.decode_characters
-    # The encoder compares texts with others of its batch.
+    # The encoder standardises over its batch.
     mean = trained.encoder(jnp.asarray(tokens))[:, :NUM_LATENTS]
     share = jnp.linspace(0.0, 1.0, 5)[:, None]
     path = (1 - share) * mean[0] + share * mean[1]
 
     def write(z: jax.Array) -> jax.Array:
-        # With one key, so that what changes is due to the latents.
+        # With one key, so that changes are due to the latents.
         return trained.model.conditional(z).sample(jax.random.key(seed), (2000,))
 
     print("\nBetween two texts")
@@ -293,7 +294,7 @@ def show_between(trained: Trained, tokens: np.ndarray, seed: int) -> None:
         print(f"   {value:4.2f}   {shown}")
     print(f"   to     {text(tokens[1])!r}")
 
-    # The latent whose posterior is narrowest tells most.
+    # The latent with the narrowest posterior is the most informative.
     _, log_scale = jnp.split(trained.encoder(jnp.asarray(tokens)), 2, axis=-1)
     latent = int(jnp.argmin(log_scale.mean(0)))
     ends = jnp.zeros((2, NUM_LATENTS)).at[:, latent].set(jnp.array([-1.5, 1.5]))
@@ -316,10 +317,10 @@ show_between(learned, held_out, seed + 5)
 # ---------------------
 
 
-def draw_priors(law: dist.Distribution) -> plt.Figure:
+def draw_priors(prior: dist.Distribution) -> plt.Figure:
     """Density of each latent."""
     z = jnp.linspace(-4.0, 4.0, 401)[:, None]
-    densities = jnp.exp(law.base_dist.log_prob(z))
+    densities = jnp.exp(prior.base_dist.log_prob(z))
     fig, axes = plt.subplots(
         2, NUM_LATENTS // 2, figsize=(9.0, 4.0), layout="constrained", sharey=True
     )
@@ -355,7 +356,7 @@ def draw_history(
     histories: dict[str, tuple[int, np.ndarray]],
     held_out: dict[str, dict[int, tuple[float, float]]],
 ) -> plt.Figure:
-    """Bits a character in training, and of held-out texts."""
+    """Bits per character in training, and of held-out texts."""
     fig, ax = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
     for name, (first, losses) in histories.items():
         width = max(len(losses) // 40, 1)
@@ -374,8 +375,8 @@ def draw_history(
             capsize=3,
             label=f"{name}: held out",
         )
-    ax.set_xlabel("step of training")
-    ax.set_ylabel("bits a character")
+    ax.set_xlabel("training step")
+    ax.set_ylabel("bits per character")
     ax.set_ylim(top=4.0)
     ax.legend(frameon=False, fontsize="small")
     return fig
@@ -386,7 +387,7 @@ fig.savefig(
     args.output / "text_training.png",
     dpi=150,
     metadata={
-        "Description": "Bits a character against the step of training, for each model: "
+        "Description": "Bits per character against the training step, for each model: "
         "the bound in training as lines, held-out texts as points."
     },
 )

@@ -1,11 +1,11 @@
 """A posterior of two modes
 ========================
 
-A transmitter is searched by its distances from four receivers that stand along a road.
-It may be on either side, and the distances tell the sides apart a little, for the road
-is not quite straight. Four chains of NUTS start on the same side, stay there, and their
-R-hat is 1.00: NUTS agrees with itself, and is wrong. An annealed population crosses the
-road at low likelihood and brings back both sides in the right proportion, which
+A transmitter is located by its distances from four receivers along a road. It may be on
+either side, and the distances distinguish the sides only slightly, because the road is
+not quite straight. Four chains of NUTS start on the same side, stay there, and their
+R-hat is 1.00: the chains agree, and are wrong. An annealed population crosses the road
+where the likelihood is flattened, and visits both sides in the right proportion, which
 quadrature on a grid confirms.
 
 Run it with ``python examples/two_modes.py``; it takes less than a minute.
@@ -39,7 +39,7 @@ num_samples = 1000 if args.quick else 4000
 # %%
 # The model
 # ---------
-# An everyday NumPyro model: nothing of it is made for annealing.
+# An ordinary NumPyro model, with nothing special for annealing.
 
 # Kilometres; simulated from (4.2, 8.6) with a noise of 0.3 and rounded.
 RECEIVERS = np.array([[0.0, 5.7], [2.5, 6.2], [5.5, 5.9], [8.0, 6.3]])
@@ -56,11 +56,11 @@ def transmitter(distances: np.ndarray) -> None:
 
 
 # %%
-# In two dimensions the posterior can be computed on a grid, to compare with.
+# In two dimensions the posterior can be computed on a grid, for comparison.
 
 
 def exact_posterior() -> tuple[np.ndarray, np.ndarray]:
-    """Points of a square grid, shape ``(n,)``, and masses there, shape ``(n, n)``."""
+    """Points of a square grid, ``(n,)``, and probabilities there, ``(n, n)``."""
     grid = np.linspace(-10.0, 20.0, 1501)
     x, y = np.meshgrid(grid, grid, indexing="ij")
     log_density = stats.norm.logpdf(x, 5.0, 5.0) + stats.norm.logpdf(y, 5.0, 5.0)
@@ -78,9 +78,9 @@ print(f"{'exact':<22}{mass[:, grid > ROAD].sum():7.2f}")
 # %%
 # Two samplers
 # ------------
-# ``AnnealedLangevin`` is a kernel of ``numpyro.infer.MCMC`` as ``NUTS`` is. A chain of
-# it is a population of ten replicas, from the prior to the posterior, which exchange
-# their places; the collected draws are those of the replica at the posterior.
+# ``AnnealedLangevin`` is a kernel for ``numpyro.infer.MCMC`` as ``NUTS`` is. One chain
+# of it is a population of ten replicas, at temperatures from the prior to the
+# posterior, which are swapped; the collected draws are those at the posterior.
 
 kernels = {
     "NUTS": NUTS(transmitter),
@@ -103,10 +103,10 @@ for name, kernel in kernels.items():
     print(f"{name:<22}{(draws[..., 1] > ROAD).mean():7.2f}{r_hat:7.2f}")
 
 # %%
-# R-hat is near 1 for both. It compares chains with each other, and cannot tell of a
-# place where none of them has been. The population can say more: how often a replica
-# has come from the prior to the posterior and back. Many round trips are what makes it
-# likely that no mode was missed.
+# R-hat is near 1 for both. It compares chains with each other, and cannot detect a mode
+# that none of them has visited. The population reports more: how often a replica has
+# moved from the prior to the posterior and back. Many round trips make it likely that
+# no mode was missed.
 
 state = mcmc.last_state
 print(
@@ -156,7 +156,7 @@ fig.savefig(
 plt.close(fig)
 
 # %%
-# Draw by draw, the chains of NUTS never leave their side.
+# The traces show that the chains of NUTS never leave their side.
 
 
 def draw_traces(results: dict) -> plt.Figure:
@@ -189,5 +189,5 @@ plt.close(fig)
 print(f"\nFigures: {args.output.resolve()}")
 
 # %%
-# In an analysis of your own, where no exact posterior stands beside the draws,
+# In an analysis of your own, without the exact posterior,
 # ``kaem.infer.check_missed_modes`` compares a run of NUTS with one of the population.

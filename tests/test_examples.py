@@ -96,7 +96,7 @@ def test_deconvolution(tmp_path, monkeypatch, capsys):
 def test_full_bayes(tmp_path, monkeypatch, capsys):
     printed = run("full_bayes", tmp_path, monkeypatch, capsys)
     assert float(re.search(r"largest R-hat: ([\d.]+)", printed)[1]) < 1.05
-    assert float(re.search(r"number of draws: ([\d.]+)", printed)[1]) > 50
+    assert float(re.search(r"effective sample size: ([\d.]+)", printed)[1]) > 50
     widths = dict(re.findall(r"(\w+ Bayes) +mean width ([\d.]+)", printed))
     assert float(widths["full Bayes"]) > float(widths["empirical Bayes"])
 
@@ -124,7 +124,7 @@ def test_two_modes(tmp_path, monkeypatch, capsys):
     assert r_hat < 1.05
 
 
-@pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
+@pytest.mark.filterwarnings("ignore:the normalizing constant has an estimated")
 def test_digits_objectives(tmp_path, monkeypatch, capsys):
     printed = run("digits_objectives", tmp_path, monkeypatch, capsys)
     names = ("importance", "Langevin", "thermodynamic", "encoder")
@@ -140,7 +140,7 @@ def test_digits_objectives(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.arviz
-@pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
+@pytest.mark.filterwarnings("ignore:the normalizing constant has an estimated")
 def test_digits_posterior(tmp_path, monkeypatch, capsys):
     printed = run("digits_posterior", tmp_path, monkeypatch, capsys)
     rows = [line.split() for line in printed.splitlines() if line.startswith("z[")]
@@ -200,7 +200,7 @@ def test_digits(tmp_path, monkeypatch, capsys):
 
 
 # Of a decoder that is hardly trained, a component of few draws is narrow.
-@pytest.mark.filterwarnings("ignore:the normaliser has an estimated relative error")
+@pytest.mark.filterwarnings("ignore:the normalizing constant has an estimated")
 @pytest.mark.filterwarnings("ignore:the fit stopped after max_steps")
 def test_darcy_flow(tmp_path, monkeypatch, capsys):
     printed = run("darcy_flow", tmp_path, monkeypatch, capsys)
