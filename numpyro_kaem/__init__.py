@@ -25,7 +25,7 @@ from numpyro_kaem.distributions.autoregressive import MaskedConditioner
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation.density import fit_density
 from numpyro_kaem.estimation.mixture import fit_mixture
-from numpyro_kaem.numerics.nodes import avoid_wrong_sums
+from numpyro_kaem.numerics.device import avoid_wrong_sums
 
 avoid_wrong_sums()
 

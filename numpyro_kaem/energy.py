@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from numpyro_kaem._checks import as_number, as_real, as_sample_shape, check_key
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 
-__all__ = ["BASE_ACTIVATIONS", "Energy", "PlacedEnergy"]
+__all__ = ["BASE_ACTIVATIONS", "Energy", "UnitGridEnergy"]
 
 BASE_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -26,7 +26,7 @@ BASE_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """Base activations by name: static, hashable, and saved as text."""
 
 
-class PlacedEnergy(eqx.Module):
+class UnitGridEnergy(eqx.Module):
     """Energy whose grid is two arrays, so that compiled code serves every grid."""
 
     basis: AbstractBasis
@@ -117,7 +117,7 @@ _BENDS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
 
 @jax.jit
-def _evaluate(energy: PlacedEnergy, z: jax.Array) -> jax.Array:
+def _evaluate(energy: UnitGridEnergy, z: jax.Array) -> jax.Array:
     """Compiled once for all grids of a shape, not once for each operation."""
     return energy(z)
 
@@ -303,10 +303,10 @@ class Energy(eqx.Module):
         return jnp.result_type(self.coefficients)
 
     @property
-    def placed(self) -> PlacedEnergy:
+    def on_unit_grid(self) -> UnitGridEnergy:
         """The same energy with the ends of its grid as arrays."""
         low, high = self.basis.ends(self.dtype)
-        return PlacedEnergy(
+        return UnitGridEnergy(
             on_unit_grid(self.basis),
             self.coefficients,
             self.base_weight,
@@ -320,7 +320,7 @@ class Energy(eqx.Module):
         z = as_real("z", z)
         if not jnp.issubdtype(z.dtype, jnp.floating):
             z = z.astype(self.dtype)
-        return _evaluate(self.placed, z)
+        return _evaluate(self.on_unit_grid, z)
 
     @property
     def unit_breaks(self) -> np.ndarray:
@@ -388,7 +388,7 @@ class Energy(eqx.Module):
             self.base_activation,
         )
         rank = len(shell.batch_shape)
-        z = shell.placed.from_unit(s.reshape((-1,) + (1,) * rank))
+        z = shell.on_unit_grid.from_unit(s.reshape((-1,) + (1,) * rank))
         target = jnp.broadcast_to(self(z) - shell(z), (len(s), *shell.batch_shape))
         features = basis.unit_features(s)
         solution = jnp.linalg.lstsq(features, target.reshape(len(s), -1))[0]

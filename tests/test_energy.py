@@ -85,7 +85,7 @@ def test_batches():
             shape = np.broadcast_shapes(z.shape, expected)
             assert jax.eval_shape(energy, z).shape == shape
             assert jax.eval_shape(energy, np.broadcast_to(z, shape)).shape == shape
-        shared = jax.eval_shape(energy.placed.at_shared, np.linspace(0.0, 1.0, 7))
+        shared = jax.eval_shape(energy.on_unit_grid.at_shared, np.linspace(0.0, 1.0, 7))
         assert shared.shape == (7, *expected)
     # Weights and bandwidths of their own, as :func:`jax.vmap` over a basis leaves them.
     coefficients, weight = random(3, 5), random(3, seed=1)
@@ -97,10 +97,10 @@ def test_batches():
     stacked = jax.vmap(make)(coefficients, weight, bandwidths)
     assert stacked.batch_shape == (3,)
     s = jnp.linspace(0.0, 1.0, 6)
-    shared, called = at_shared(stacked.placed, s)
+    shared, called = at_shared(stacked.on_unit_grid, s)
     for i in range(3):
         single = make(coefficients[i], weight[i], bandwidths[i])
-        expected = at_shared(single.placed, s)
+        expected = at_shared(single.on_unit_grid, s)
         assert_close(shared[:, i], expected[0])
         assert_close(called[:, i], expected[1])
 
@@ -119,12 +119,12 @@ def test_columns(name):
         energy = Energy(
             case.make(low, high), random(*batch, case.num_features), 0.5, "silu"
         )
-        shared, called = at_shared(energy.placed, s)
+        shared, called = at_shared(energy.on_unit_grid, s)
         assert_close(shared, called, atol=(5e-5, 1e-10))
     # The last of them, of two grids.
     for i in range(2):
         single = Energy(case.make(low[i], high[i]), energy.coefficients[i], 0.5, "silu")
-        expected = at_shared(single.placed, s)[1]
+        expected = at_shared(single.on_unit_grid, s)[1]
         assert_close(called[:, i], expected, atol=(5e-5, 1e-10))
 
 

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.distributions.skew_normal import SkewNormal
-from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics import density, inverse
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,
@@ -423,7 +423,7 @@ def components(prior: KAEMPrior) -> Iterator[Component]:
     shape = prior.batch_shape
     with concretely():
         arrays = _evaluate_prior(
-            prior._table, prior.energy.placed, prior._parameters, prior._panels
+            prior._table, prior.energy.on_unit_grid, prior._parameters, prior._panels
         )
         if prior._parameters is None:
             ends = prior.energy.basis.low, prior.energy.basis.high
@@ -466,7 +466,7 @@ def _evaluate_prior(
     log_normalizer = table.log_normalizer
     nodes, log_masses = density.log_nodes(energy, parameters, panels, log_normalizer)
     log_density = density.log_prob(energy, parameters, log_normalizer, nodes)
-    cdf, _ = density.cdf_pair(table, energy, parameters, nodes)
+    cdf, _ = inverse.cdf_pair(table, energy, parameters, nodes)
     return nodes, log_masses, log_density, cdf, energy(nodes)
 
 

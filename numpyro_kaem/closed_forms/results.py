@@ -127,7 +127,7 @@ def describe_energy(
     plain = scaled if location == 0 else f"({scaled})"
     law, values = "Uniform", {"low": number(low, 4), "high": number(high, 4)}
     if parameters is not None:
-        law, values = parameters.law.__name__, _values(parameters)
+        law, values = parameters.distribution.__name__, _values(parameters)
     named = ", ".join(f"{name}={value}" for name, value in values.items())
     text = (
         f"{law}({named}) * exp({text}), t = {plain} / {number(scale)}, "

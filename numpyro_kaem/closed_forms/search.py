@@ -221,7 +221,7 @@ def _energies(
     options = []
     # The ends of a uniform reference are the support, which named laws know as well.
     parameters = component.parameters
-    is_plain = parameters is None or parameters.law is dist.Uniform
+    is_plain = parameters is None or parameters.distribution is dist.Uniform
     num_reference = 0 if is_plain else len(jax.tree_util.tree_leaves(parameters))
     num_terms = len(features.basis.terms)
     for fit in fit_energies(component, features, max_terms):

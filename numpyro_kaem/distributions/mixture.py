@@ -20,7 +20,7 @@ from numpyro_kaem.distributions.prior import (
     promoting_ranks,
 )
 from numpyro_kaem.numerics import density, inverse
-from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table
+from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table, mix_table
 from numpyro_kaem.references import LAWS, Law, ReferenceParameters, has_regular_ends
 
 __all__ = ["KAEMMixture"]
@@ -324,7 +324,7 @@ def _icdf_of_tail(
 
 
 @_icdf_of_tail.defjvp
-def _icdf_folded_jvp(primals: tuple, tangents: tuple) -> tuple:
+def _icdf_of_tail_jvp(primals: tuple, tangents: tuple) -> tuple:
     mixture, table, mass, upper = primals
     mixture_dot, _, mass_dot, _ = tangents
     z = _icdf_of_tail(mixture, table, mass, upper)

@@ -12,9 +12,10 @@ from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
 from numpyro_kaem.empirical_bayes.quadrature import log_masses
-from numpyro_kaem.energy import PlacedEnergy
+from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.estimation.exponential_family import ascent_direction, curvatures
-from numpyro_kaem.numerics.panels import Panels, integrand
+from numpyro_kaem.numerics.density import integrand
+from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = [
@@ -345,7 +346,7 @@ def free_names(
             "fit_reference needs a reference with parameters, got reference=None, the "
             "uniform law on the grid."
         )
-    law, names = parameters.law, tuple(parameters.values)
+    law, names = parameters.distribution, tuple(parameters.values)
     is_fixed = isinstance(
         parameters.build().support, constraints.ParameterFreeConstraint
     )
@@ -361,7 +362,7 @@ def unconstrain(parameters: Any, names: tuple[str, ...]) -> jax.Array:
     """Free parameters on the whole line, shape ``(num_free,)``."""
     dtype = jnp.result_type(float)
     values = [
-        biject_to(parameters.law.arg_constraints[name]).inv(
+        biject_to(parameters.distribution.arg_constraints[name]).inv(
             jnp.asarray(parameters.values[name], dtype)
         )
         for name in names
@@ -375,7 +376,7 @@ def constrain(
     """Parameters of the reference with the free ones replaced."""
     if not names:
         return parameters
-    law = parameters.law
+    law = parameters.distribution
     values = {
         name: biject_to(law.arg_constraints[name])(value)
         for name, value in zip(names, free, strict=True)
@@ -384,7 +385,7 @@ def constrain(
 
 
 def log_reference(
-    flat: PlacedEnergy,
+    flat: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     names: tuple[str, ...],
     panels: Panels,
@@ -399,7 +400,7 @@ def log_reference(
 
 @jax.jit
 def _log_masses_of_reference(
-    flat: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
+    flat: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> jax.Array:
     return log_masses(integrand(flat, parameters, panels))
 
@@ -411,7 +412,7 @@ def _fixed(log_mass: jax.Array, free: jax.Array) -> jax.Array:
 
 def _moving(
     names: tuple[str, ...],
-    flat: PlacedEnergy,
+    flat: UnitGridEnergy,
     parameters: ReferenceParameters,
     panels: Panels,
     free: jax.Array,

@@ -17,11 +17,10 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     node_positions,
     unit_quadrature,
 )
-from numpyro_kaem.energy import PlacedEnergy
-from numpyro_kaem.numerics import density
+from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.numerics.cells import Table, tabulate_integrand
-from numpyro_kaem.numerics.inverse import masses
-from numpyro_kaem.numerics.panels import integrand
+from numpyro_kaem.numerics.density import integrand
+from numpyro_kaem.numerics.inverse import icdf_of_tail, masses, sample
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 
 __all__ = ["UnitPosterior", "unit_posterior"]
@@ -144,7 +143,7 @@ class UnitPosterior:
 
     @cached_property
     def _moments(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _moments(self.prior.energy.placed, self.prior._parameters, self._units)
+        return _moments(self.prior.energy.on_unit_grid, self.prior._parameters, self._units)
 
     @property
     def log_marginal_likelihood(self) -> jax.Array:
@@ -174,13 +173,13 @@ class UnitPosterior:
         Array
             Shape ``(num_units,)``.
         """
-        energy, parameters = self.prior.energy.placed, self.prior._parameters
+        energy, parameters = self.prior.energy.on_unit_grid, self.prior._parameters
         values = function(node_positions(self._units.panels))
         return _expectation(energy, parameters, self._units, values)
 
     @cached_property
     def _table(self) -> Table:
-        return _table(self.prior.energy.placed, self.prior._parameters, self._units)
+        return _table(self.prior.energy.on_unit_grid, self.prior._parameters, self._units)
 
     def quantile(self, q: ArrayLike) -> jax.Array:
         """Posterior quantiles.
@@ -199,7 +198,7 @@ class UnitPosterior:
         q = jnp.asarray(q, dtype)[..., None]
         q = jnp.broadcast_to(q, (*q.shape[:-1], self.num_units))
         upper = q > 0.5
-        value = density.icdf_folded(
+        value = icdf_of_tail(
             self._table, self.prior._parameters, jnp.where(upper, 1 - q, q), upper
         )
         low, high = (jnp.asarray(end, dtype) for end in self.prior._ends)
@@ -241,14 +240,14 @@ class UnitPosterior:
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
         prior = self.prior
-        return density.sample(
+        return sample(
             self._table, prior._parameters, prior._ends, key, sample_shape
         )
 
 
 @jax.jit
 def _moments(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -263,7 +262,7 @@ def _moments(
 
 @jax.jit
 def _expectation(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
     values: jax.Array,
@@ -276,7 +275,7 @@ def _expectation(
 
 @jax.jit
 def _table(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
 ) -> Table:

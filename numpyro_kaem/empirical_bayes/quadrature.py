@@ -19,8 +19,9 @@ from numpyro_kaem.empirical_bayes.likelihood import (
     check_units,
     evaluate,
 )
-from numpyro_kaem.energy import Energy, PlacedEnergy
-from numpyro_kaem.numerics.panels import Integrand, Panels, integrand, make_panels
+from numpyro_kaem.energy import Energy, UnitGridEnergy
+from numpyro_kaem.numerics.density import Integrand, integrand
+from numpyro_kaem.numerics.panels import Panels, make_panels
 from numpyro_kaem.references import (
     ReferenceParameters,
     concretely,
@@ -125,7 +126,7 @@ def unit_quadrature(
     check_units(log_likelihood, energy.dtype)
     if not is_concrete(parameters):
         panels = make_panels(energy, parameters, refinement, into_tails=True)
-        return _evaluated(energy.placed, parameters, panels, log_likelihood)
+        return _evaluated(energy.on_unit_grid, parameters, panels, log_likelihood)
     with concretely():
         panels = make_panels(energy, parameters, refinement, into_tails=True)
         panels = Panels(_padded(panels.edges), None, panels.has_tails)
@@ -133,16 +134,16 @@ def unit_quadrature(
             # The panels do not need the coefficients.
             basis = Chebyshev(energy.basis.low, energy.basis.high, 1)
             energy = Energy(basis, jnp.zeros(2, energy.dtype))
-        units = _evaluated(energy.placed, parameters, panels, log_likelihood)
+        units = _evaluated(energy.on_unit_grid, parameters, panels, log_likelihood)
     if not is_concrete((panels.edges, units.log_likelihood)):
         return units
     with concretely():
-        units = _widened(energy.placed, parameters, units, log_likelihood)
-        return _resolve(energy.placed, parameters, units, log_likelihood)
+        units = _widened(energy.on_unit_grid, parameters, units, log_likelihood)
+        return _resolve(energy.on_unit_grid, parameters, units, log_likelihood)
 
 
 def _evaluated(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     panels: Panels,
     log_likelihood: LogLikelihood,
@@ -154,13 +155,13 @@ def _evaluated(
 
 @jax.jit
 def _log_masses(
-    energy: PlacedEnergy, parameters: ReferenceParameters | None, panels: Panels
+    energy: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
 ) -> jax.Array:
     return log_masses(integrand(energy, parameters, panels))
 
 
 def _widened(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
     log_likelihood: LogLikelihood,
@@ -189,7 +190,7 @@ def _widened(
 
 
 def _resolve(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
     log_likelihood: LogLikelihood,
@@ -262,7 +263,7 @@ def _split(edges: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="threshold")
 def _inspect(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     panels: Panels,
     log_likelihood: jax.Array,
@@ -364,12 +365,12 @@ def unit_log_marginal_likelihood(
     check_prior(prior)
     energy, parameters = prior.energy, prior._parameters
     units = unit_quadrature(energy, parameters, prior.refinement, log_likelihood)
-    return _log_marginals(energy.placed, parameters, units)
+    return _log_marginals(energy.on_unit_grid, parameters, units)
 
 
 @jax.jit
 def _log_marginals(
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
 ) -> jax.Array:

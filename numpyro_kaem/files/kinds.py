@@ -321,7 +321,7 @@ def _describe_reference(parameters: ReferenceParameters) -> dict[str, Any]:
     TypeError
         If the law is not one of NumPyro's.
     """
-    law = parameters.law
+    law = parameters.distribution
     if law not in _OWN_LAWS.values() and _LAWS.get(law.__name__) is not law:
         raise TypeError(f"the law {law.__name__} is not one of NumPyro's")
     return {_LAW: law.__name__, **parameters.values}

@@ -312,7 +312,7 @@ def _learn_parameters(name: str, parameters: ReferenceParameters) -> Any:
                 f"{name}.{key}", _as_float(value), constraint=constraint
             )
         values[key] = value
-    return ReferenceParameters(parameters.law, values)
+    return ReferenceParameters(parameters.distribution, values)
 
 
 def _is_learnable(constraint: constraints.Constraint) -> bool:

@@ -1,4 +1,4 @@
-"""One-dimensional densities, each given the dimensions before: the pure core."""
+"""Chains of conditional densities, each given the coordinates before its own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
-from numpyro_kaem.energy import Energy, PlacedEnergy
-from numpyro_kaem.numerics import cells, inverse
-from numpyro_kaem.numerics.panels import Panels, integrand, make_panels
+from numpyro_kaem.energy import Energy, UnitGridEnergy
+from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics.cells import tabulate, tabulate_at
+from numpyro_kaem.numerics.inverse import cdf_pair, icdf_of_tail, inside
+from numpyro_kaem.numerics.panels import Panels, make_panels
 from numpyro_kaem.references import ReferenceParameters, support_bounds
 
 __all__ = ["Chain", "from_unit", "log_prob", "make_chain", "positions", "to_unit"]
@@ -29,8 +31,8 @@ class Chain(NamedTuple):
     basis: AbstractBasis
     """Features on the unit grid."""
     parameters: ReferenceParameters | None
-    """Of the reference: leaves of shape ``(dim,)``, or of one law for all dimensions if
-    its arrays have axes of their own."""
+    """Of the reference: leaves of shape ``(dim,)``, or of one distribution for all
+    dimensions if its arrays have axes of their own."""
     panels: Panels
     """Panels of every dimension, or the same ones for all."""
     ends: tuple[jax.Array, jax.Array]
@@ -65,15 +67,15 @@ def make_chain(
 
 
 def positions(chain: Chain, z: jax.Array) -> jax.Array:
-    """Place points in the grids from -1 to 1, as the network takes them."""
+    """Positions of points in the grids, from -1 to 1, as the network takes them."""
     low, high = (end.astype(z.dtype) for end in chain.ends)
     return 2 * jnp.clip((z - low) / (high - low), 0, 1) - 1
 
 
-def _energies(chain: Chain, z: jax.Array) -> PlacedEnergy:
+def _energies(chain: Chain, z: jax.Array) -> UnitGridEnergy:
     """Energies of all dimensions, of batch shape (..., dim)."""
     coefficients = chain.conditioner(positions(chain, z))
-    return PlacedEnergy(chain.basis, coefficients, None, "silu", *chain.ends)
+    return UnitGridEnergy(chain.basis, coefficients, None, "silu", *chain.ends)
 
 
 def _in_chunks(function: Callable, *points: jax.Array) -> Any:
@@ -99,8 +101,8 @@ def log_prob(chain: Chain, z: jax.Array) -> jax.Array:
 
     def of(z: jax.Array) -> jax.Array:
         energies = _energies(chain, z)
-        normalizer = integrand(energies, chain.parameters, chain.panels).log_normalizer
-        values = inverse.log_prob(energies, chain.parameters, normalizer, z)
+        normalizer = density.log_normalizer(energies, chain.parameters, chain.panels)
+        values = density.log_prob(energies, chain.parameters, normalizer, z)
         return jnp.sum(values, axis=-1)
 
     return _in_chunks(of, z)
@@ -112,8 +114,8 @@ def to_unit(chain: Chain, z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def of(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         energies = _energies(chain, z)
-        table = cells.tabulate(energies, chain.parameters, chain.panels)
-        return inverse.cdf_pair(table, energies, chain.parameters, z)
+        table = tabulate(energies, chain.parameters, chain.panels)
+        return cdf_pair(table, energies, chain.parameters, z)
 
     return _in_chunks(of, z)
 
@@ -121,34 +123,19 @@ def to_unit(chain: Chain, z: jax.Array) -> tuple[jax.Array, jax.Array]:
 # --- its inverse: one dimension after the other --------------------------------------
 
 
-@partial(jax.jit, static_argnames="inside")
+@partial(jax.jit, static_argnames="is_draw")
 def from_unit(
-    chain: Chain, mass: jax.Array, upper: jax.Array, inside: bool
+    chain: Chain, mass: jax.Array, upper: jax.Array, is_draw: bool
 ) -> jax.Array:
-    """Points with given masses below (or above) their coordinates.
+    """Points with given masses, at most 1/2, below (or above) their coordinates.
 
-    Parameters
-    ----------
-    chain
-        The conditional densities.
-    mass
-        Mass below, or above where ``upper``, given the coordinates before, shape
-        (..., dim); of the nearer end.
-    upper
-        Which of the two, the same shape.
-    inside
-        Whether points are moved off the ends of the support, where no draw may lie.
-
-    Returns
-    -------
-    Array
-        Shape (..., dim).
+    All of shape (..., dim). A draw is moved off the ends of the support.
     """
-    return _in_chunks(partial(_from_unit, chain, inside), mass, upper)
+    return _in_chunks(partial(_from_unit, chain, is_draw), mass, upper)
 
 
 def _from_unit(
-    chain: Chain, inside: bool, mass: jax.Array, upper: jax.Array
+    chain: Chain, is_draw: bool, mass: jax.Array, upper: jax.Array
 ) -> jax.Array:
     dim = mass.shape[-1]
     own_panels = chain.panels.edges.ndim > 1
@@ -161,19 +148,17 @@ def _from_unit(
         coefficients = jax.lax.dynamic_index_in_dim(
             coefficients, index, axis=-2, keepdims=False
         )
-        energy = PlacedEnergy(chain.basis, coefficients, None, "silu", low, high)
+        energy = UnitGridEnergy(chain.basis, coefficients, None, "silu", low, high)
         panels = chain.panels
         if own_panels:
             panels = Panels(edges, panels.unit_edges, panels.has_tails)
-        table = cells.tabulate_at(energy, parameters, panels, mass, upper)
-        value = inverse.icdf_folded(table, parameters, mass, upper)
-        # Exact ends, which the transport of 0 and 1 reaches and a draw may not.
-        least, most = bounds
-        if inside:
-            least, most = jax.lax.stop_gradient(bounds)
-            least, most = jnp.nextafter(least, most), jnp.nextafter(most, least)
-            value = jnp.clip(value, least, most)
+        table = tabulate_at(energy, parameters, panels, mass, upper)
+        value = icdf_of_tail(table, parameters, mass, upper)
+        if is_draw:
+            value = inside(value, bounds)
         else:
+            # Exact ends, which the transport of 0 and 1 reaches.
+            least, most = bounds
             end = jnp.where(upper, most, least)
             value = jnp.where(mass == 0, end, value)
         return jnp.where(jnp.arange(dim) == index, value[..., None], z), None

@@ -1,184 +1,193 @@
-"""Tilted densities: values, moments and draws."""
+"""Tilted densities on their panels: values, normalizers, moments and resolution."""
 
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from numpy.polynomial.legendre import legvander
 
-from numpyro_kaem._quadrature import mean_and_variance
-from numpyro_kaem.energy import PlacedEnergy
-from numpyro_kaem.numerics import cells, inverse
-from numpyro_kaem.numerics.nodes import on_accelerator
-from numpyro_kaem.numerics.panels import Panels, integrand, resolution_of
-from numpyro_kaem.references import log_density, tail_nodes
+from numpyro_kaem._quadrature import (
+    gauss_kronrod,
+    gauss_legendre,
+    mean_and_variance,
+    nodes_per_panel,
+)
+from numpyro_kaem.energy import UnitGridEnergy
+from numpyro_kaem.numerics.panels import Panels
+from numpyro_kaem.references import (
+    ReferenceParameters,
+    log_density,
+    log_tail_mass,
+    tail_nodes,
+)
 
 __all__ = [
-    "cdf_pair",
-    "draw",
-    "folded_uniform",
-    "icdf_folded",
+    "Integrand",
+    "Resolution",
+    "check_not_nan",
+    "integrand",
     "log_nodes",
     "log_normalizer",
     "log_prob",
+    "mixture_log_prob",
     "moments",
+    "needed_refinement",
     "nodes",
     "resolution",
-    "sample",
-    "sample_once",
-    "tabulate",
+    "warn_of_error",
+    "warn_of_reference",
+    "warn_of_spacing",
 ]
 
-# Draws at a time: their intermediate arrays stay in the caches of a processor. That
-# does not fill an accelerator: there many chunks are drawn side by side, and are the
-# same.
-_CHUNK = 1 << 18
-_CHUNKS_AT_ONCE = 16
+# The change of the energy within a panel that its Gauss rule and series resolve, to
+# 1e-6 in float32 and to 1e-12 in float64.
+_CHANGE_PER_PANEL = {False: 5.0, True: 4.0}
+_MAX_REFINEMENT = 8
+_WARN_ABOVE = 1e-4
+_SPACING_ABOVE = 1e-3
 
 
-def folded_uniform(
-    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Uniform numbers in (0, 1) as the distance to the nearer end, and which end.
+class Integrand(NamedTuple):
+    """The unnormalized density at the nodes of a composite rule, and its tails.
 
-    Returns
-    -------
-    tuple
-        Distances in (0, 1/2], to which the smallest are multiples of 2**-32 (float32)
-        or 2**-64 (float64), and whether the end is 1; both of the given shape.
+    ``energy`` and ``log_mass``, weight times density, have the shape
+    ``(num_panels, num_nodes, *batch_shape)``, ``nodes`` one that broadcasts to it. The
+    log masses of the tails, ``None`` where there is none, and the energies at both ends
+    of the panels have the shape ``batch_shape``.
     """
-    width = 64 if jnp.dtype(dtype) == jnp.float64 else 32
-    bits = jax.random.bits(key, shape, f"uint{width}")
-    upper = (bits >> (width - 1)).astype(bool)
-    distance = (bits & ((1 << (width - 1)) - 1)).astype(dtype)
-    return (distance + 0.5) * 2.0**-width, upper
+
+    nodes: jax.Array
+    energy: jax.Array
+    log_mass: jax.Array
+    log_tails: tuple[jax.Array | None, jax.Array | None]
+    energy_ends: tuple[jax.Array, jax.Array]
+
+    @property
+    def log_normalizer(self) -> jax.Array:
+        """Log of the total mass, shape ``batch_shape``."""
+        terms = [logsumexp(self.log_mass, axis=(0, 1))]
+        terms += [tail for tail in self.log_tails if tail is not None]
+        return terms[0] if len(terms) == 1 else logsumexp(jnp.stack(terms), axis=0)
 
 
-def draw(
-    key: jax.Array,
-    invert: Callable[[jax.Array, tuple[int, ...]], jax.Array],
-    sample_shape: tuple[int, ...],
-    batch_shape: tuple[int, ...],
-    dtype: jnp.dtype,
-) -> jax.Array:
-    """Draw in chunks, so that no array but the result grows with the number of draws.
+def integrand(
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    rule: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Integrand:
+    """Evaluate the unnormalized density at the nodes of a rule on every panel.
 
-    Parameters
-    ----------
-    key
-        Random key.
-    invert
-        Makes draws of a given shape ``(*batch_shape, num_samples)`` from a key. All
-        draws of one density lie side by side, so that its table stays in the fastest
-        cache.
-    sample_shape, batch_shape, dtype
-        Of the draws.
-
-    Returns
-    -------
-    Array
-        Shape ``sample_shape + batch_shape``.
+    ``rule`` has nodes in (-1, 1) and weights: the Gauss rule of the precision if
+    ``None``. Without ``parameters`` the reference is uniform on the grid.
     """
-    num_samples, size = math.prod(sample_shape), math.prod(batch_shape)
-    num_rows = max(1, _CHUNK // max(size, 1))
-
-    # For derivatives drawn again, which is faster than to keep what they need.
-    @jax.checkpoint
-    def one_chunk(key: jax.Array) -> jax.Array:
-        return invert(key, (*batch_shape, num_rows))
-
-    # Drawn in a loop of its own, whose end keeps the compiler from fusing the change of
-    # order into it: it would visit the densities in turn, draw by draw. The draws are
-    # carried by the loop rather than stacked: what is written into a part of an array
-    # is computed by one core only.
-    def pair_of_chunks(key: jax.Array) -> jax.Array:
-        def step(pair: tuple, key: jax.Array) -> tuple:
-            return (pair[1], one_chunk(key)), None
-
-        empty = jnp.zeros((*batch_shape, num_rows), dtype)
-        pair, _ = jax.lax.scan(step, (empty, empty), jax.random.split(key))
-        return jnp.moveaxis(jnp.stack(pair), -1, 1)
-
-    if num_samples <= num_rows:
-        draws = jnp.moveaxis(invert(key, (*batch_shape, num_samples)), -1, 0)
-        count = num_samples
+    dtype = energy.dtype
+    reference = None if parameters is None else parameters.build()
+    batch_shape = energy.batch_shape
+    if reference is not None:
+        batch_shape = jnp.broadcast_shapes(batch_shape, reference.batch_shape)
+    rank = len(batch_shape)
+    x, weights = rule if rule is not None else gauss_legendre(nodes_per_panel(dtype))
+    if panels.unit_edges is not None:
+        left, width = np.asarray(panels.unit_edges[:-1]), np.diff(panels.unit_edges)
+        s = left[:, None] + width[:, None] * (x + 1) / 2
+        values = energy.at_shared(jnp.asarray(s.reshape(-1), dtype))
+        values = _with_rank(values.reshape(*s.shape, *values.shape[1:]), rank)
+        nodes = energy.from_unit(jnp.asarray(s.reshape((-1,) + (1,) * rank), dtype))
+        nodes = nodes.reshape(*s.shape, *nodes.shape[1:])
     else:
-        # Chunks without a remainder, if there are such, save a copy of the draws.
-        candidates = range(num_rows, num_rows // 2, -1)
-        whole = (r for r in candidates if num_samples % (2 * r) == 0)
-        num_rows = next(whole, num_rows)
-        num_pairs = -(-num_samples // (2 * num_rows))
-        at_once = _CHUNKS_AT_ONCE if on_accelerator() else None
-        keys = jax.random.split(key, num_pairs)
-        draws = jax.lax.map(pair_of_chunks, keys, batch_size=at_once)
-        count = 2 * num_pairs * num_rows
+        edges = panels.edges
+        left, width = edges[:-1, None], jnp.diff(edges, axis=0)[:, None]
+        unit = jnp.asarray((x + 1) / 2, dtype)
+        unit = unit.reshape((1, -1) + (1,) * (edges.ndim - 1))
+        nodes = _with_rank(left + width * unit, rank)
+        values = energy(nodes)
+    width = _with_rank(jnp.diff(panels.edges, axis=0)[:, None], rank)
+    log_weights = jnp.asarray(np.log(weights / 2), dtype)
+    log_weights = log_weights.reshape((1, -1) + (1,) * rank)
+    positive = width > 0
+    log_width = jnp.where(positive, jnp.log(jnp.where(positive, width, 1)), -jnp.inf)
+    if reference is None:
+        low, high = energy.ends(dtype)
+        log_reference = -jnp.log(high - low)
+    else:
+        log_reference = log_density(reference, nodes)
+    log_mass = values + log_reference + (log_weights + log_width)
+    log_mass = jnp.broadcast_to(log_mass, (*log_mass.shape[:2], *batch_shape))
+    ends = tuple(
+        jnp.broadcast_to(energy(end), batch_shape)
+        for end in (panels.edges[0], panels.edges[-1])
+    )
+    tails: list[jax.Array | None] = [None, None]
+    for side, upper in enumerate((False, True)):
+        if panels.has_tails[side]:
+            log_tail = log_tail_mass(parameters, panels.edges[-side], upper)
+            tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
+    return Integrand(nodes, values, log_mass, tuple(tails), ends)
 
-    # Counted, not inferred: an empty batch leaves nothing to infer from.
-    draws = draws.reshape(count, *batch_shape)[:num_samples]
-    return draws.reshape(*sample_shape, *batch_shape)
 
-
-tabulate = jax.jit(cells.tabulate)
-log_prob = jax.jit(inverse.log_prob)
-cdf_pair = jax.jit(inverse.cdf_pair)
-icdf_folded = jax.jit(inverse.icdf_folded)
-resolution = jax.jit(resolution_of)
+def _with_rank(array: jax.Array, rank: int) -> jax.Array:
+    """Insert axes of size one after the first two, so that ``rank`` axes follow."""
+    shape = array.shape
+    return array.reshape(*shape[:2], *(1,) * (rank + 2 - len(shape)), *shape[2:])
 
 
 @jax.jit
-def log_normalizer(energy: PlacedEnergy, parameters: Any, panels: Panels) -> jax.Array:
-    """Log of the normaliser, shape ``(*batch_shape,)``."""
+def log_normalizer(
+    energy: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
+) -> jax.Array:
+    """Log of the normalizing constant, shape ``batch_shape``."""
     return integrand(energy, parameters, panels).log_normalizer
 
 
-@partial(jax.jit, static_argnames="sample_shape")
-def sample(
-    table: cells.Table,
-    parameters: Any,
-    ends: tuple,
-    key: jax.Array,
-    sample_shape: tuple[int, ...],
+@jax.jit
+def log_prob(
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    log_normalizer: jax.Array,
+    z: jax.Array,
 ) -> jax.Array:
-    """Draws between the ends of the support, shape ``sample_shape + batch_shape``."""
-    batch_shape = table.log_normalizer.shape
-    dtype = table.log_normalizer.dtype
-
-    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        mass, upper = folded_uniform(key, shape, dtype)
-        z = inverse.icdf_of_rows(table, parameters, mass, upper)
-        return _inside(z, tuple(jnp.expand_dims(end, -1) for end in ends))
-
-    return draw(key, invert, sample_shape, batch_shape, dtype)
+    """Log density at ``z``: (..., *batch_shape) -> (..., *batch_shape)."""
+    if parameters is None:
+        low, high = energy.ends(z.dtype)
+        inside = (z >= low) & (z <= high)
+        log_reference = jnp.where(inside, -jnp.log(high - low), -jnp.inf)
+    else:
+        log_reference = log_density(parameters.build(), z)
+    value = energy(z) + log_reference - log_normalizer
+    # Not minus infinity, as beyond the support.
+    return jnp.where(jnp.isnan(z), z, value)
 
 
 @jax.jit
-def sample_once(
-    energy: PlacedEnergy, parameters: Any, panels: Panels, ends: tuple, key: jax.Array
+def mixture_log_prob(
+    log_weights: jax.Array,
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    log_normalizer: jax.Array,
+    z: jax.Array,
 ) -> jax.Array:
-    """One draw of each density, for which no whole table is made: ``batch_shape``.
-
-    To rounding it is the draw of :func:`sample` with this key.
-    """
-    reference = () if parameters is None else parameters.build().batch_shape
-    batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference)
-    mass, upper = folded_uniform(key, batch_shape, energy.dtype)
-    table = cells.tabulate_at(energy, parameters, panels, mass, upper)
-    return _inside(inverse.icdf_folded(table, parameters, mass, upper), ends)
+    """Log density of a mixture over the last axis of the batch, which ``z`` lacks."""
+    z = jnp.expand_dims(z, -1)
+    terms = log_weights + log_prob(energy, parameters, log_normalizer, z)
+    # Where no component has density the gradient is zero, not undefined.
+    possible = jnp.any(terms > -jnp.inf, axis=-1, keepdims=True)
+    total = logsumexp(jnp.where(possible, terms, 0), axis=-1)
+    return jnp.where(possible[..., 0], total, -jnp.inf)
 
 
-def _inside(z: jax.Array, ends: tuple) -> jax.Array:
-    """Points off the ends of the support, where rounding may lead but no draw lies."""
-    # Ends that move leave a draw where it is: it follows them by its own derivative.
-    ends = jax.lax.stop_gradient(ends)
-    low, high = (jnp.asarray(end, z.dtype) for end in ends)
-    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+# --- moments -------------------------------------------------------------------------
 
 
 @jax.jit
 def log_nodes(
-    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    log_normalizer: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Nodes and log masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     values = integrand(energy, parameters, panels)
@@ -203,7 +212,10 @@ def log_nodes(
 
 @jax.jit
 def nodes(
-    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    log_normalizer: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``."""
     points, log_masses = log_nodes(energy, parameters, panels, log_normalizer)
@@ -212,8 +224,171 @@ def nodes(
 
 @jax.jit
 def moments(
-    energy: PlacedEnergy, parameters: Any, panels: Panels, log_normalizer: jax.Array
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    log_normalizer: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance, each ``(*batch_shape,)``."""
-    points, log_masses = log_nodes(energy, parameters, panels, log_normalizer)
-    return mean_and_variance(points, log_masses)
+    """Mean and variance, each of shape ``batch_shape``."""
+    return mean_and_variance(*log_nodes(energy, parameters, panels, log_normalizer))
+
+
+# --- how well the panels resolve a density -------------------------------------------
+
+
+class Resolution(NamedTuple):
+    """How well panels resolve a density, and how well its energies are known.
+
+    ``change`` and ``spacing`` are scalars, the others have the shape ``batch_shape``.
+    """
+
+    change: jax.Array
+    """Largest change of the energy within a panel."""
+    panels: jax.Array
+    """Relative difference of the normalizer by the Gauss and the Kronrod rule."""
+    series: jax.Array
+    """Largest error of a mass within a panel: the last terms of the series there."""
+    rounding: jax.Array
+    """What rounding of the energies alone may cost."""
+    reference: jax.Array
+    """Relative difference from 1 of the mass of the reference alone."""
+    spacing: jax.Array
+    """Largest mass between two neighbouring numbers of the precision."""
+
+    @property
+    def error(self) -> jax.Array:
+        """Estimated error of the normalizer, relative, and of masses."""
+        return self.panels + self.series + self.rounding + self.reference
+
+
+@jax.jit
+def resolution(
+    energy: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
+) -> Resolution:
+    """Estimate how well panels resolve a density."""
+    dtype = energy.dtype
+    num_nodes = nodes_per_panel(dtype)
+    fine = integrand(energy, parameters, panels, gauss_kronrod(num_nodes))
+    # Every second node of the extension is a Gauss node, with another weight.
+    gauss_nodes, gauss_weights = gauss_legendre(num_nodes)
+    _, kronrod_weights = gauss_kronrod(num_nodes)
+    ratio = jnp.asarray(gauss_weights / kronrod_weights[1::2], dtype)
+    ratio = ratio.reshape((1, -1) + (1,) * (fine.log_mass.ndim - 2))
+    masses = jnp.exp(fine.log_mass - fine.log_normalizer)
+    panel_masses = jnp.sum(masses, axis=1)
+    coarse = masses[:, 1::2] * ratio
+    coarse_masses = jnp.sum(coarse, axis=1)
+    # What a series leaves out goes on as its terms fell, two by two for even densities;
+    # the integral of a Legendre polynomial of the term that follows is below a half.
+    last = jnp.asarray(legvander(gauss_nodes, num_nodes - 1)[:, -4:].T, dtype)
+    last = last.reshape((4, *ratio.shape[1:]))
+    terms = [jnp.abs(jnp.sum(coarse * row, axis=1)) for row in last]
+    before, after = jnp.maximum(*terms[:2]), jnp.maximum(*terms[2:])
+    fall = after / jnp.maximum(jnp.maximum(before, after), jnp.finfo(dtype).tiny)
+    series = jnp.max(0.5 * after * fall, axis=0, initial=0.0)
+    difference = jnp.abs(jnp.sum(coarse_masses - panel_masses, axis=0))
+    eps = jnp.finfo(dtype).eps
+    # Rounding of the energies costs where there is mass; elsewhere they may be huge.
+    scale = jnp.max(jnp.where(masses > eps, jnp.abs(fine.energy), 0), axis=(0, 1))
+    nodes = fine.energy[:, 1::2]
+    change = jnp.max(jnp.max(nodes, 1) - jnp.min(nodes, 1), initial=0.0)
+    own_error = jnp.zeros_like(difference)
+    if parameters is not None:
+        own_error = _error_of_reference(fine, parameters, panels)
+        own_error = jnp.where(own_error > 64 * eps, own_error, 0)
+        own_error = jnp.broadcast_to(own_error, difference.shape)
+    width = jnp.diff(panels.edges, axis=0)
+    gap = eps * jnp.maximum(jnp.abs(panels.edges[:-1]), jnp.abs(panels.edges[1:]))
+    share = jnp.minimum(gap / jnp.where(width > 0, width, 1), 1)
+    share = share.reshape(
+        len(share), *(1,) * (difference.ndim + 1 - share.ndim), *share.shape[1:]
+    )
+    spacing = jnp.max(share * panel_masses, initial=0.0)
+    rounding = eps * (24 + 2 * scale)
+    return Resolution(change, difference, series, rounding, own_error, spacing)
+
+
+def _error_of_reference(
+    values: Integrand, parameters: ReferenceParameters, panels: Panels
+) -> jax.Array:
+    """Difference from 1 of the mass of the reference, which is left at energy 0.
+
+    Once for all densities that share it and its panels: of shape 1 along their axes.
+    """
+    rank = values.log_mass.ndim - 2
+    shape = np.broadcast_shapes(
+        (1,) * rank, parameters.build().batch_shape, panels.edges.shape[1:]
+    )
+    shared = (..., *(slice(0, 1) if size == 1 else slice(None) for size in shape))
+    terms = [logsumexp((values.log_mass - values.energy)[shared], axis=(0, 1))]
+    for tail, end in zip(values.log_tails, values.energy_ends, strict=True):
+        if tail is not None:
+            terms.append((tail - end)[shared])
+    return jnp.abs(jnp.expm1(logsumexp(jnp.stack(terms), axis=0)))
+
+
+def needed_refinement(resolution: Resolution, dtype: np.dtype) -> int:
+    """Return how many parts of every panel an energy needs, at most 8."""
+    limit = _CHANGE_PER_PANEL[np.dtype(dtype) == np.float64]
+    parts = int(np.ceil(float(resolution.change) / limit))
+    return min(max(parts, 1), _MAX_REFINEMENT)
+
+
+def check_not_nan(resolution: Resolution, parameters: ReferenceParameters) -> None:
+    """Raise ``ValueError`` if the reference makes the normalizing constant NaN."""
+    # Not of the sum, which a trace would make a tracer of.
+    if np.any(np.isnan(np.asarray(resolution.panels))):
+        support = parameters.build().support
+        raise ValueError(
+            "reference must have a log_prob and a cdf that are numbers everywhere in "
+            f"its support, which it says is {support}; the normalizing constant is NaN. "
+            "A transform may lack its domain."
+        )
+
+
+def warn_of_reference(
+    resolution: Resolution, parameters: ReferenceParameters, dtype: Any
+) -> None:
+    """Warn of a reference whose mass is not 1 on the panels and beyond."""
+    name, precision = parameters.distribution.__name__, np.dtype(dtype).name
+    worst = float(np.max(np.asarray(resolution.reference), initial=0.0))
+    if worst > _WARN_ABOVE:
+        warnings.warn(
+            f"the {name} reference has a mass that differs from 1 by {worst:.1e} in "
+            f"{precision}, by its own log_prob and cdf on the panels of the grid: the "
+            "density between and beyond the ends of the grid is off by as much. Use "
+            "float64 (jax.config.update('jax_enable_x64', True)), a grid about as wide "
+            "as the reference, or a reference whose bulk is nearer to its support.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def warn_of_spacing(resolution: Resolution, dtype: Any) -> None:
+    """Warn where the numbers of the precision are too far apart for the density."""
+    spacing = float(resolution.spacing)
+    if spacing > _SPACING_ABOVE:
+        warnings.warn(
+            f"positions are too coarse in {np.dtype(dtype).name}: neighbouring numbers "
+            f"have up to {spacing:.1e} of the mass between them, and draws and masses "
+            "err by as much. Subtract an offset from z, such as its mean, or use "
+            "float64 (jax.config.update('jax_enable_x64', True)).",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def warn_of_error(
+    error: np.ndarray, change: float, refinement: int, stacklevel: int
+) -> None:
+    """Warn of a normalizer whose estimated relative error is above 1e-4."""
+    worst = float(np.max(np.asarray(error)))
+    if not worst <= _WARN_ABOVE:
+        warnings.warn(
+            "the normalizing constant has an estimated relative error of "
+            f"{worst:.1e}: the energy changes by {change:.3g} within a panel of the "
+            "quadrature. Use smaller coefficients, a smoother basis or a larger "
+            f"refinement than {refinement}.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

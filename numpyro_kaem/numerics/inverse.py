@@ -1,4 +1,8 @@
-"""Distribution functions of tilted densities and their inverses."""
+"""Distribution functions of tilted densities, their inverses, and draws.
+
+A point is given by the mass of a tail, at most 1/2, and by which tail it is, so that
+both ends of a density are resolved alike.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,17 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from numpyro_kaem.energy import PlacedEnergy
+from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.numerics.cells import (
     Table,
     evaluate,
     find_interval,
     find_interval_in_rows,
-    folded_keys,
-    folded_place,
+    on_accelerator,
     row_index,
     solve_cell,
+    tabulate_at,
+    tail_key,
+    tail_keys,
 )
+from numpyro_kaem.numerics.density import log_prob
+from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import (
     PowerTail,
     ReferenceParameters,
@@ -33,41 +41,29 @@ from numpyro_kaem.references import (
 )
 
 __all__ = [
-    "all_zero",
     "cdf_pair",
-    "icdf_folded",
-    "icdf_of_rows",
-    "instantiate",
-    "is_symbolic",
-    "log_prob",
+    "icdf_of_tail",
+    "inside",
     "masses",
-    "select_rows",
+    "sample",
+    "sample_mixture",
+    "sample_once",
+    "uniform_tail_mass",
 ]
 
+# Draws at a time: their intermediate arrays stay in the caches of a CPU. That does not
+# fill an accelerator: there many chunks are drawn side by side, and are the same.
+_CHUNK = 1 << 18
+_CHUNKS_AT_ONCE = 16
 
-def log_prob(
-    energy: PlacedEnergy,
-    parameters: ReferenceParameters | None,
-    log_normalizer: jax.Array,
-    z: jax.Array,
-) -> jax.Array:
-    """Log density at ``z``: (..., *batch_shape) -> (..., *batch_shape)."""
-    if parameters is None:
-        low, high = energy.ends(z.dtype)
-        log_reference = jnp.where(
-            (z >= low) & (z <= high), -jnp.log(high - low), -jnp.inf
-        )
-    else:
-        log_reference = log_density(parameters.build(), z)
-    value = energy(z) + log_reference - log_normalizer
-    # Not minus infinity, as beyond the support.
-    return jnp.where(jnp.isnan(z), z, value)
+
+# --- distribution function -----------------------------------------------------------
 
 
 @jax.custom_jvp
-def cdf_pair(
+def _cdf_pair(
     table: Table,
-    energy: PlacedEnergy,
+    energy: UnitGridEnergy,
     parameters: ReferenceParameters | None,
     z: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -75,32 +71,26 @@ def cdf_pair(
     return masses(table, parameters, z)
 
 
-@partial(cdf_pair.defjvp, symbolic_zeros=True)
+@partial(_cdf_pair.defjvp, symbolic_zeros=True)
 def _cdf_pair_jvp(primals: tuple, tangents: tuple) -> tuple:
     table, energy, parameters, z = primals
     table_dot, _, parameters_dot, z_dot = tangents
-    below, above = cdf_pair(table, energy, parameters, z)
+    below, above = _cdf_pair(table, energy, parameters, z)
     below_dot, above_dot = jnp.zeros_like(below), jnp.zeros_like(above)
-    if not is_symbolic(z_dot):
+    if not _is_zero(z_dot):
         density = jnp.exp(log_prob(energy, parameters, table.log_normalizer, z))
         below_dot += density * z_dot
         above_dot -= density * z_dot
-    if not all_zero((table_dot, parameters_dot)):
-        change = _pair_change(table, parameters, z, table_dot, parameters_dot)
+    if not _all_zero((table_dot, parameters_dot)):
+        primal = (table, parameters)
+        tangent = _instantiate(primal, (table_dot, parameters_dot))
+        change = jax.jvp(lambda *density: masses(*density, z), primal, tangent)[1]
         below_dot += change[0]
         above_dot += change[1]
     return (below, above), (below_dot, above_dot)
 
 
-def _pair_change(
-    table: Table, parameters: Any, z: jax.Array, table_dot: Table, parameters_dot: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Change of both masses at fixed points with the parameters of the density."""
-    primal = (table, parameters)
-    tangent = instantiate(primal, (table_dot, parameters_dot))
-    return jax.jvp(
-        lambda table, parameters: masses(table, parameters, z), primal, tangent
-    )[1]
+cdf_pair = jax.jit(_cdf_pair)
 
 
 def masses(
@@ -110,7 +100,7 @@ def masses(
     batch_shape = table.log_normalizer.shape
     shape = jnp.broadcast_shapes(z.shape, batch_shape)
     z = jnp.broadcast_to(z, shape)
-    size = int(np.prod(batch_shape, dtype=np.int64))
+    size = math.prod(batch_shape)
     row = jnp.broadcast_to(row_index(batch_shape), shape)
     num_cells = table.powers.shape[-1]
     edges = jax.lax.stop_gradient(table.edges).reshape(size, num_cells + 1)
@@ -153,70 +143,154 @@ def masses(
     return jnp.where(jnp.isnan(z), z, below), jnp.where(jnp.isnan(z), z, above)
 
 
-def is_symbolic(leaf: Any) -> bool:
-    """Whether a tangent is a symbol for zeros."""
-    return isinstance(leaf, SymbolicZero)
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
 
 
-def all_zero(tree: Any) -> bool:
-    """Whether all tangents are."""
-    return all(map(is_symbolic, jax.tree_util.tree_leaves(tree, is_leaf=is_symbolic)))
+def _all_zero(tree: Any) -> bool:
+    return all(map(_is_zero, jax.tree_util.tree_leaves(tree, is_leaf=_is_zero)))
 
 
-def instantiate(primals: Any, tangents: Any) -> Any:
+def _instantiate(primals: Any, tangents: Any) -> Any:
     """Tangents with zeros in the place of symbols."""
     return jax.tree_util.tree_map(
-        lambda x, dot: jnp.zeros_like(x) if is_symbolic(dot) else dot,
+        lambda x, dot: jnp.zeros_like(x) if _is_zero(dot) else dot,
         primals,
         tangents,
     )
 
 
-def _take(array: jax.Array, index: jax.Array) -> jax.Array:
-    """Entries of the flattened array."""
-    return array.reshape(-1).at[index].get(mode="promise_in_bounds")
+# --- its inverse ---------------------------------------------------------------------
 
 
-def select_rows(
+@jax.jit
+def icdf_of_tail(
     table: Table,
     parameters: ReferenceParameters | None,
-    row: jax.Array,
     mass: jax.Array,
     upper: jax.Array,
 ) -> jax.Array:
-    """Points with a given mass below (or above) them, one chosen density a point.
+    r"""Points with a given mass below (or above) them: (..., *batch_shape), as both.
 
-    Parameters
-    ----------
-    table, parameters
-        Of the densities, ``batch_shape``.
-    row
-        Index of the density in the flattened batch, shape (...,).
-    mass
-        Mass below the point, or above it where ``upper``, shape (...,); of the nearer
-        end, so that both tails are resolved alike.
-    upper
-        Which of the two, shape (...,).
+    Derivatives are implicit: with :math:`z = F^{-1}(u; \theta)`,
 
-    Returns
-    -------
-    Array
-        Points, shape (...,).
+    .. math:: \mathrm{d}z = \frac{\mathrm{d}u - \partial_\theta F(z; \theta)\,
+              \mathrm{d}\theta}{\pi(z; \theta)}.
     """
-    num_cells = table.powers.shape[-1]
-    keys = folded_keys(table.below, table.above).reshape(-1, num_cells + 1)
-    cell = find_interval(keys, folded_place(mass, upper), row, num_cells)
-    return _point_in_cell(table, parameters, row, cell, mass, upper)
+    batch_shape = table.log_normalizer.shape
+    shape = jnp.broadcast_shapes(mass.shape, upper.shape, batch_shape)
+    rank = len(shape) - len(batch_shape)
+    mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
+    mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
+    z = _icdf_of_rows(table, parameters, mass, upper)
+    z = jnp.where(jnp.isnan(mass), mass, z)
+    return jnp.moveaxis(z, range(-rank, 0), range(rank))
 
 
-def _at_left_edge(
-    table: Table, row: jax.Array, cell: jax.Array, upper: jax.Array
+def _icdf_of_rows(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    mass: jax.Array,
+    upper: jax.Array,
 ) -> jax.Array:
-    """Mass below the left edge of a cell, or above it where ``upper``."""
-    sides = jnp.stack([table.below, table.above])
-    num_rows, num_edges = table.log_normalizer.size, table.below.shape[-1]
-    side = row + jnp.where(upper, num_rows, 0).astype(jnp.int32)
-    return _take(sides, side * num_edges + cell)
+    """Do as :func:`icdf_of_tail`, with arrays of shape ``(*batch_shape, ...)``.
+
+    All points of a density lie one after another: its table stays in the fastest cache.
+    """
+    num_points = math.prod(mass.shape[table.log_normalizer.ndim :])
+    rows = table.log_normalizer.size, num_points
+    z, _ = _invert(table, parameters, mass.reshape(rows), upper.reshape(rows))
+    return z.reshape(mass.shape)
+
+
+@jax.custom_jvp
+def _invert(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    mass: jax.Array,
+    upper: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Points and their cells; all arrays of shape ``(num_rows, num_points)``."""
+    size, num_cells = table.log_normalizer.size, table.powers.shape[-1]
+    keys = tail_keys(table.below, table.above).reshape(size, num_cells + 1)
+    cell = find_interval_in_rows(keys, tail_key(mass, upper), num_cells)
+    row = jnp.broadcast_to(row_index((size, 1)), mass.shape)
+    return _point_in_cell(table, parameters, row, cell, mass, upper), cell
+
+
+@partial(_invert.defjvp, symbolic_zeros=True)
+def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
+    table, parameters, mass, upper = primals
+    table_dot, _, mass_dot, _ = tangents
+    z, cell = _invert(*primals)
+    row = jnp.broadcast_to(row_index((z.shape[0], 1)), z.shape)
+    index = row * table.powers.shape[-1] + cell
+    # The position again, but as a function of the point, for second derivatives.
+    left, width = table.edges[..., :-1], jnp.diff(table.edges)
+    span = _take(width, index)
+    s = jnp.clip((z - _take(left, index)) / jnp.where(span > 0, span, 1), 0, 1)
+    log_value = _take(table.log_scale[0], index)
+    log_value += evaluate([_take(c, index) for c in table.log_scale[1:]], s)
+    if parameters is not None:
+        log_value += _of_rows(
+            lambda own, z: log_density(own.build(), z),
+            parameters,
+            table.log_normalizer.shape,
+            z,
+        )
+    # How the mass below a point that stays changes, and how a point of its cell moves.
+    change = jnp.zeros_like(z)
+    if not all(map(_is_zero, (table_dot.below, table_dot.above, table_dot.powers))):
+        dot = _instantiate(table, table_dot)
+        at_left = _at_left_edge(dot, row, cell, upper)
+        change += jnp.where(upper, -at_left, at_left)
+        change += evaluate([_take(power, index) for power in dot.powers], s)
+    motion = jnp.zeros_like(z)
+    if not _is_zero(table_dot.edges):
+        edges_dot = jnp.asarray(table_dot.edges)
+        motion += _take(edges_dot[..., :-1], index)
+        motion += _take(jnp.diff(edges_dot), index) * s
+    for is_upper in (False, True):
+        if table.log_tail_scales[is_upper] is not None:
+            in_tail = _in_tail(table, row, mass, upper, is_upper)
+            tail_change = _tail_change(primals, tangents, z, in_tail, is_upper)
+            change = jnp.where(in_tail, tail_change, change)
+            motion = jnp.where(in_tail, 0, motion)
+    if not _is_zero(mass_dot):
+        change -= jnp.where(upper, -mass_dot, mass_dot)
+    positive = log_value > jnp.log(jnp.finfo(z.dtype).tiny)
+    density = jnp.where(positive, jnp.exp(log_value), 1)
+    z_dot = motion - jnp.where(positive, change / density, 0)
+    return (z, cell), (z_dot, np.zeros(cell.shape, jax.dtypes.float0))
+
+
+def _tail_change(
+    primals: tuple, tangents: tuple, z: jax.Array, in_tail: jax.Array, is_upper: bool
+) -> jax.Array:
+    """Change of the mass below points of a tail that stay."""
+    table, parameters, mass, upper = primals
+    table_dot, parameters_dot = tangents[:2]
+    row = row_index((z.shape[0], 1))
+    beyond = jnp.where(upper == is_upper, mass, 1 - mass)
+    change = jnp.zeros_like(z)
+    scale_dot = table_dot.log_tail_scales[is_upper]
+    if not _is_zero(scale_dot):
+        change += beyond * _take(scale_dot, row)
+    if not _all_zero(parameters_dot):
+        point = jnp.where(in_tail, z, _take(table.edges[..., -is_upper], row))
+
+        def reference_mass(parameters: ReferenceParameters) -> jax.Array:
+            return _of_rows(
+                lambda own, point: tail_mass(own, point, is_upper),
+                parameters,
+                table.log_normalizer.shape,
+                point,
+            )
+
+        dot = _instantiate(parameters, parameters_dot)
+        _, mass_dot = jax.jvp(reference_mass, (parameters,), (dot,))
+        change += jnp.exp(_take(table.log_tail_scales[is_upper], row)) * mass_dot
+    return -change if is_upper else change
 
 
 def _point_in_cell(
@@ -262,10 +336,25 @@ def _tail_point(
     if parameters.is_elementwise:
         chosen = _parameters_at(parameters, shape, row)
         return tail_quantile(chosen, mass, start, upper)
-    # Arrays with axes of their own: the tail once a density, chosen by its numbers.
+    # Arrays with axes of their own: one tail per density, chosen by its numbers.
     tail = power_tail(parameters, table.edges[..., -upper], upper)
     tail = PowerTail(*(_take(jnp.broadcast_to(part, shape), row) for part in tail))
     return power_quantile(tail, mass, upper)
+
+
+def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Entries of the flattened array."""
+    return array.reshape(-1).at[index].get(mode="promise_in_bounds")
+
+
+def _at_left_edge(
+    table: Table, row: jax.Array, cell: jax.Array, upper: jax.Array
+) -> jax.Array:
+    """Mass below the left edge of a cell, or above it where ``upper``."""
+    sides = jnp.stack([table.below, table.above])
+    num_rows, num_edges = table.log_normalizer.size, table.below.shape[-1]
+    side = row + jnp.where(upper, num_rows, 0).astype(jnp.int32)
+    return _take(sides, side * num_edges + cell)
 
 
 def _in_tail(
@@ -277,18 +366,15 @@ def _in_tail(
     return beyond < _take(tail, row)
 
 
-def _parameters_at(
-    parameters: ReferenceParameters, batch_shape: tuple[int, ...], row: jax.Array
-) -> ReferenceParameters:
-    """Parameters of the chosen densities; those without a batch shape are shared."""
+def _parameters_at(tree: Any, batch_shape: tuple[int, ...], row: jax.Array) -> Any:
+    """Arrays at the chosen densities; those without a batch shape are shared."""
 
     def take(leaf: Any) -> Any:
         if np.ndim(leaf) == 0:
             return leaf
-        leaf = jnp.broadcast_to(leaf, batch_shape).reshape(-1)
-        return leaf.at[row].get(mode="promise_in_bounds")
+        return _take(jnp.broadcast_to(leaf, batch_shape), row)
 
-    return jax.tree_util.tree_map(take, parameters)
+    return jax.tree_util.tree_map(take, tree)
 
 
 def _of_rows(
@@ -309,146 +395,155 @@ def _of_rows(
     return function(parameters, points).reshape(z.T.shape).T
 
 
-def icdf_folded(
-    table: Table,
-    parameters: ReferenceParameters | None,
-    mass: jax.Array,
-    upper: jax.Array,
-) -> jax.Array:
-    r"""Inverse of the distribution function, from the nearer end.
-
-    Its derivatives are implicit: with :math:`z = F^{-1}(u; \theta)`,
-
-    .. math:: \mathrm{d}z = \frac{\mathrm{d}u - \partial_\theta F(z; \theta)\,
-              \mathrm{d}\theta}{\pi(z; \theta)}.
-
-    Parameters
-    ----------
-    table, parameters
-        The density, of ``batch_shape``; the dependence on parameters is the table's.
-    mass
-        Mass below the point, or above it where ``upper``, shape (..., *batch_shape).
-    upper
-        Which of the two, the same shape.
-
-    Returns
-    -------
-    Array
-        Points, shape (..., *batch_shape).
-    """
-    batch_shape = table.log_normalizer.shape
-    shape = jnp.broadcast_shapes(mass.shape, upper.shape, batch_shape)
-    rank = len(shape) - len(batch_shape)
-    mass, upper = (jnp.broadcast_to(a, shape) for a in (mass, upper))
-    mass, upper = (jnp.moveaxis(a, range(rank), range(-rank, 0)) for a in (mass, upper))
-    z = icdf_of_rows(table, parameters, mass, upper)
-    z = jnp.where(jnp.isnan(mass), mass, z)
-    return jnp.moveaxis(z, range(-rank, 0), range(rank))
+# --- draws ---------------------------------------------------------------------------
 
 
-def icdf_of_rows(
-    table: Table,
-    parameters: ReferenceParameters | None,
-    mass: jax.Array,
-    upper: jax.Array,
-) -> jax.Array:
-    """Do as :func:`icdf_folded`, with arrays of shape ``(*batch_shape, ...)``.
-
-    All points of a density lie one after another: its table stays in the fastest cache.
-    """
-    rows = (
-        table.log_normalizer.size,
-        math.prod(mass.shape[table.log_normalizer.ndim :]),
-    )
-    z, _ = _invert(table, parameters, mass.reshape(rows), upper.reshape(rows))
-    return z.reshape(mass.shape)
-
-
-@jax.custom_jvp
-def _invert(
-    table: Table,
-    parameters: ReferenceParameters | None,
-    mass: jax.Array,
-    upper: jax.Array,
+def uniform_tail_mass(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """Points and their cells; all arrays of shape ``(num_rows, num_points)``."""
-    size, num_cells = table.log_normalizer.size, table.powers.shape[-1]
-    keys = folded_keys(table.below, table.above).reshape(size, num_cells + 1)
-    cell = find_interval_in_rows(keys, folded_place(mass, upper), num_cells)
-    row = jnp.broadcast_to(row_index((size, 1)), mass.shape)
-    return _point_in_cell(table, parameters, row, cell, mass, upper), cell
+    """Uniform numbers in (0, 1) as masses in (0, 1/2] of a tail, and whether the upper.
+
+    To the smallest they are multiples of 2**-32 (float32) or 2**-64 (float64).
+    """
+    width = 64 if jnp.dtype(dtype) == jnp.float64 else 32
+    bits = jax.random.bits(key, shape, f"uint{width}")
+    upper = (bits >> (width - 1)).astype(bool)
+    mass = (bits & ((1 << (width - 1)) - 1)).astype(dtype)
+    return (mass + 0.5) * 2.0**-width, upper
 
 
-@partial(_invert.defjvp, symbolic_zeros=True)
-def _invert_jvp(primals: tuple, tangents: tuple) -> tuple:
-    table, parameters, mass, upper = primals
-    table_dot, _, mass_dot, _ = tangents
-    z, cell = _invert(*primals)
-    row = jnp.broadcast_to(row_index((z.shape[0], 1)), z.shape)
-    index = row * table.powers.shape[-1] + cell
-    # The position again, but as a function of the point, for second derivatives.
-    left, width = table.edges[..., :-1], jnp.diff(table.edges)
-    span = _take(width, index)
-    s = jnp.clip((z - _take(left, index)) / jnp.where(span > 0, span, 1), 0, 1)
-    log_value = _take(table.log_scale[0], index)
-    log_value += evaluate([_take(c, index) for c in table.log_scale[1:]], s)
-    if parameters is not None:
-        log_value += _of_rows(
-            lambda own, z: log_density(own.build(), z),
-            parameters,
-            table.log_normalizer.shape,
-            z,
-        )
-    # How the mass below a point that stays changes, and how a point of its cell moves.
-    change = jnp.zeros_like(z)
-    if not all(map(is_symbolic, (table_dot.below, table_dot.above, table_dot.powers))):
-        dot = instantiate(table, table_dot)
-        at_left = _at_left_edge(dot, row, cell, upper)
-        change += jnp.where(upper, -at_left, at_left)
-        change += evaluate([_take(power, index) for power in dot.powers], s)
-    motion = jnp.zeros_like(z)
-    if not is_symbolic(table_dot.edges):
-        edges_dot = jnp.asarray(table_dot.edges)
-        motion += _take(edges_dot[..., :-1], index)
-        motion += _take(jnp.diff(edges_dot), index) * s
-    for is_upper in (False, True):
-        if table.log_tail_scales[is_upper] is not None:
-            in_tail = _in_tail(table, row, mass, upper, is_upper)
-            tail_change = _tail_change(primals, tangents, z, in_tail, is_upper)
-            change = jnp.where(in_tail, tail_change, change)
-            motion = jnp.where(in_tail, 0, motion)
-    if not is_symbolic(mass_dot):
-        change -= jnp.where(upper, -mass_dot, mass_dot)
-    positive = log_value > jnp.log(jnp.finfo(z.dtype).tiny)
-    density = jnp.where(positive, jnp.exp(log_value), 1)
-    z_dot = motion - jnp.where(positive, change / density, 0)
-    return (z, cell), (z_dot, np.zeros(cell.shape, jax.dtypes.float0))
-
-
-def _tail_change(
-    primals: tuple, tangents: tuple, z: jax.Array, in_tail: jax.Array, is_upper: bool
+@partial(jax.jit, static_argnames="sample_shape")
+def sample(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    ends: tuple,
+    key: jax.Array,
+    sample_shape: tuple[int, ...],
 ) -> jax.Array:
-    """Change of the mass below points of a tail that stay."""
-    table, parameters, mass, upper = primals
-    table_dot, parameters_dot = tangents[:2]
-    row = row_index((z.shape[0], 1))
-    beyond = jnp.where(upper == is_upper, mass, 1 - mass)
-    change = jnp.zeros_like(z)
-    scale_dot = table_dot.log_tail_scales[is_upper]
-    if not is_symbolic(scale_dot):
-        change += beyond * _take(scale_dot, row)
-    if not all_zero(parameters_dot):
-        point = jnp.where(in_tail, z, _take(table.edges[..., -is_upper], row))
+    """Draws between the ends of the support, shape ``sample_shape + batch_shape``."""
+    dtype = table.log_normalizer.dtype
 
-        def reference_mass(parameters: ReferenceParameters) -> jax.Array:
-            return _of_rows(
-                lambda own, point: tail_mass(own, point, is_upper),
-                parameters,
-                table.log_normalizer.shape,
-                point,
-            )
+    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        mass, upper = uniform_tail_mass(key, shape, dtype)
+        z = _icdf_of_rows(table, parameters, mass, upper)
+        return inside(z, tuple(jnp.expand_dims(end, -1) for end in ends))
 
-        dot = instantiate(parameters, parameters_dot)
-        _, mass_dot = jax.jvp(reference_mass, (parameters,), (dot,))
-        change += jnp.exp(_take(table.log_tail_scales[is_upper], row)) * mass_dot
-    return -change if is_upper else change
+    return _draw(key, invert, sample_shape, table.log_normalizer.shape, dtype)
+
+
+@jax.jit
+def sample_once(
+    energy: UnitGridEnergy,
+    parameters: ReferenceParameters | None,
+    panels: Panels,
+    ends: tuple,
+    key: jax.Array,
+) -> jax.Array:
+    """One draw of each density, for which no whole table is made: ``batch_shape``.
+
+    To rounding it is the draw of :func:`sample` with this key.
+    """
+    reference = () if parameters is None else parameters.build().batch_shape
+    batch_shape = jnp.broadcast_shapes(energy.batch_shape, reference)
+    mass, upper = uniform_tail_mass(key, batch_shape, energy.dtype)
+    table = tabulate_at(energy, parameters, panels, mass, upper)
+    return inside(icdf_of_tail(table, parameters, mass, upper), ends)
+
+
+@partial(jax.jit, static_argnames=("sample_shape", "batch_shape"))
+def sample_mixture(
+    table: Table,
+    parameters: ReferenceParameters | None,
+    ends: tuple,
+    log_weights: jax.Array,
+    key: jax.Array,
+    sample_shape: tuple[int, ...],
+    batch_shape: tuple[int, ...],
+) -> jax.Array:
+    """Choose a component and invert it, shape ``sample_shape + batch_shape``."""
+    dtype = table.log_normalizer.dtype
+    num_components, num_cells = log_weights.shape[-1], table.powers.shape[-1]
+    prior_shape = table.log_normalizer.shape
+    size = math.prod(batch_shape)
+    weights = jnp.broadcast_to(jnp.exp(log_weights), (*batch_shape, num_components))
+    weights = weights.reshape(size, num_components).T
+    # One uniform number chooses the component; none without weight, at either end.
+    keys = jnp.concatenate([jnp.zeros((1, size), dtype), jnp.cumsum(weights, axis=0)])
+    left = jnp.cumsum(weights[::-1], axis=0)[::-1]
+    keys = keys.at[:-1].set(jnp.where(left > 0, keys[:-1], jnp.inf))
+    member = row_index((*batch_shape, 1))
+    rows = jnp.broadcast_to(row_index(prior_shape), (*batch_shape, num_components))
+
+    def invert(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        choice_key, point_key = jax.random.split(key)
+        mass, upper = uniform_tail_mass(choice_key, shape, dtype)
+        u = jnp.where(upper, 1 - mass, mass).reshape(size, shape[-1])
+        component = find_interval_in_rows(keys.T, u, num_components).reshape(shape)
+        row = jnp.broadcast_to(member, shape) * num_components + component
+        if prior_shape != (*batch_shape, num_components):
+            row = _take(rows, row)
+        mass, upper = uniform_tail_mass(point_key, shape, dtype)
+        edge_keys = tail_keys(table.below, table.above).reshape(-1, num_cells + 1)
+        cell = find_interval(edge_keys, tail_key(mass, upper), row, num_cells)
+        z = _point_in_cell(table, parameters, row, cell, mass, upper)
+        return inside(z, _parameters_at(ends, prior_shape, row))
+
+    return _draw(key, invert, sample_shape, batch_shape, dtype)
+
+
+def inside(z: jax.Array, ends: tuple) -> jax.Array:
+    """Points off the ends of the support, where rounding may lead but no draw lies."""
+    # Ends that move leave a draw where it is: it follows them by its own derivative.
+    low, high = (jnp.asarray(end, z.dtype) for end in jax.lax.stop_gradient(ends))
+    return jnp.clip(z, jnp.nextafter(low, high), jnp.nextafter(high, low))
+
+
+def _draw(
+    key: jax.Array,
+    invert: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    sample_shape: tuple[int, ...],
+    batch_shape: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """Draw in chunks, so that no array but the result grows with the number of draws.
+
+    ``invert`` makes draws of a shape ``(*batch_shape, num_samples)`` from a key: those
+    of one density lie side by side, so that its table stays in the fastest cache.
+    """
+    num_samples, size = math.prod(sample_shape), math.prod(batch_shape)
+    num_rows = max(1, _CHUNK // max(size, 1))
+
+    # For derivatives drawn again, which is faster than to keep what they need.
+    @jax.checkpoint
+    def one_chunk(key: jax.Array) -> jax.Array:
+        return invert(key, (*batch_shape, num_rows))
+
+    # Drawn in a loop of its own, whose end keeps the compiler from fusing the change of
+    # order into it: it would visit the densities in turn, draw by draw. The draws are
+    # carried by the loop rather than stacked: what is written into a part of an array
+    # is computed by one core only.
+    def pair_of_chunks(key: jax.Array) -> jax.Array:
+        def step(pair: tuple, key: jax.Array) -> tuple:
+            return (pair[1], one_chunk(key)), None
+
+        empty = jnp.zeros((*batch_shape, num_rows), dtype)
+        pair, _ = jax.lax.scan(step, (empty, empty), jax.random.split(key))
+        return jnp.moveaxis(jnp.stack(pair), -1, 1)
+
+    if num_samples <= num_rows:
+        draws = jnp.moveaxis(invert(key, (*batch_shape, num_samples)), -1, 0)
+        count = num_samples
+    else:
+        # Chunks without a remainder, if there are such, save a copy of the draws.
+        candidates = range(num_rows, num_rows // 2, -1)
+        whole = (r for r in candidates if num_samples % (2 * r) == 0)
+        num_rows = next(whole, num_rows)
+        num_pairs = -(-num_samples // (2 * num_rows))
+        at_once = _CHUNKS_AT_ONCE if on_accelerator() else None
+        keys = jax.random.split(key, num_pairs)
+        draws = jax.lax.map(pair_of_chunks, keys, batch_size=at_once)
+        count = 2 * num_pairs * num_rows
+
+    # Counted, not inferred: an empty batch leaves nothing to infer from.
+    draws = draws.reshape(count, *batch_shape)[:num_samples]
+    return draws.reshape(*sample_shape, *batch_shape)

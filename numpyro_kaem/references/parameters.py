@@ -101,7 +101,7 @@ class ReferenceParameters:
         values: dict[str, Any],
         static: tuple[str, ...] | None = None,
     ) -> None:
-        self.law = law
+        self.distribution = law
         self.values = values
         if static is None:
             static = tuple(n for n, v in values.items() if _is_static(law, n, v))
@@ -148,7 +148,7 @@ class ReferenceParameters:
             name: _replace(ReferenceParameters, ReferenceParameters.build, value)
             for name, value in self.values.items()
         }
-        return self.law(**values, validate_args=False)
+        return self.distribution(**values, validate_args=False)
 
     @property
     def prepared(self) -> "ReferenceParameters":
@@ -159,7 +159,7 @@ class ReferenceParameters:
         if _WHOLE not in self.values:
             return self
         law = self.values[_WHOLE]
-        return ReferenceParameters(self.law, {_WHOLE: law, _MADE: law._made()})
+        return ReferenceParameters(self.distribution, {_WHOLE: law, _MADE: law._made()})
 
     @property
     def is_elementwise(self) -> bool:
@@ -167,7 +167,7 @@ class ReferenceParameters:
         if _WHOLE in self.values:
             return False
         for name, value in self.values.items():
-            constraint = self.law.arg_constraints.get(name)
+            constraint = self.distribution.arg_constraints.get(name)
             if constraint is not None and constraint.event_dim > 0:
                 return False
             parts = jax.tree_util.tree_leaves(
@@ -182,7 +182,7 @@ class ReferenceParameters:
         """Children in the order of the names; what is no number is static."""
         names = tuple(name for name in self.values if name not in self.static)
         static = tuple((name, self.values[name]) for name in self.static)
-        return tuple(self.values[n] for n in names), (self.law, names, static)
+        return tuple(self.values[n] for n in names), (self.distribution, names, static)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple, children: tuple) -> "ReferenceParameters":

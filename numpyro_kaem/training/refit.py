@@ -336,7 +336,7 @@ def _fit_mixture(
     num_components = mixing.probs.shape[-1]
     with warnings.catch_warnings():
         # The panels are refined below, and all places filled.
-        warnings.filterwarnings("ignore", message="the normaliser has an estimated")
+        warnings.filterwarnings("ignore", message="the normalizing constant has")
         warnings.filterwarnings("ignore", message=".* components were left without")
         fitted = fit_mixture(
             draws,

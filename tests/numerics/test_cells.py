@@ -9,7 +9,7 @@ import pytest
 import numpyro_kaem as kaem
 from numpyro_kaem._quadrature import nodes_per_panel
 from numpyro_kaem.numerics.cells import cell_polynomials, tabulate, tabulate_at
-from numpyro_kaem.numerics.inverse import icdf_folded
+from numpyro_kaem.numerics.inverse import icdf_of_tail
 from tests.helpers import assert_close, with_long
 
 pytestmark = pytest.mark.float64
@@ -37,9 +37,9 @@ def test_one_point_of_each_density(name):
     upper = jnp.asarray([[False], [True]]) & jnp.ones(mass.shape, bool)
 
     def invert(make, energy, mass):
-        placed, parameters = energy.placed, prior._parameters
+        placed, parameters = energy.on_unit_grid, prior._parameters
         table = make(placed, parameters, prior._panels)
-        return icdf_folded(table, parameters, mass, upper)
+        return icdf_of_tail(table, parameters, mass, upper)
 
     def whole(energy, mass):
         return invert(tabulate, energy, mass)

@@ -11,7 +11,7 @@ import warnings
 import jaxlib
 import pytest
 
-from numpyro_kaem.numerics import nodes
+from numpyro_kaem.numerics import device
 
 pytestmark = pytest.mark.numerics
 
@@ -57,10 +57,10 @@ jnp.zeros(3) + 1
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import numpyro_kaem as kaem
-    import numpyro_kaem.numerics.nodes
-    numpyro_kaem.numerics.nodes.avoid_wrong_sums()
+    import numpyro_kaem.numerics.device
+    numpyro_kaem.numerics.device.avoid_wrong_sums()
 print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
-from numpyro_kaem.infer.resampling import systematic
+from numpyro_kaem.infer.weights import systematic
 rng = np.random.default_rng(0)
 s = rng.uniform(size=(64, 64)).astype("float32")
 for n in (6, 7, 9):
@@ -111,7 +111,7 @@ def test_sums_are_right_once_the_package_is_imported():
 
 def test_a_late_import_warns_once_and_the_own_sums_hold():
     said = run(LATE).splitlines()
-    if nodes.needs_flag(jaxlib.__version__):
+    if device.needs_flag(jaxlib.__version__):
         assert len(said) == 1
         assert said[0].endswith(f"XLA_FLAGS={FLAG}")
     else:
@@ -120,9 +120,9 @@ def test_a_late_import_warns_once_and_the_own_sums_hold():
 
 @pytest.mark.long
 def test_the_list_of_wrong_releases_is_kept():
-    """A release that is right without the flag ends the list in ``backend.py``."""
+    """A release that is right without the flag ends the list in ``device.py``."""
     wrong = run(PATTERNS, NUMPYRO_KAEM_KEEP_XLA_FLAGS="1")
-    assert (wrong != "") == nodes.needs_flag(jaxlib.__version__)
+    assert (wrong != "") == device.needs_flag(jaxlib.__version__)
 
 
 def flags_after(monkeypatch, *, flags=None, keep=None, version="0.12.0"):
@@ -138,7 +138,7 @@ def flags_after(monkeypatch, *, flags=None, keep=None, version="0.12.0"):
     monkeypatch.setattr(jaxlib, "__version__", version)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nodes.avoid_wrong_sums()
+        device.avoid_wrong_sums()
     return os.environ.get("XLA_FLAGS")
 
 
@@ -150,8 +150,8 @@ def test_flags_are_added_to_and_never_overwritten(monkeypatch, tmp_path):
         ("0.10.2", True),
         ("0.12.0.1", True),
     ]:
-        assert nodes.needs_flag(version) == expected
-    monkeypatch.setattr(nodes, "_has_faulty_fusions", lambda: False)
+        assert device.needs_flag(version) == expected
+    monkeypatch.setattr(device, "_has_faulty_fusions", lambda: False)
     others = "--xla_force_host_platform_device_count=2"
     own = f"{FLAG}LIBRARY_FUSION_TYPE_DOT"
     assert flags_after(monkeypatch) == FLAG
@@ -160,7 +160,7 @@ def test_flags_are_added_to_and_never_overwritten(monkeypatch, tmp_path):
     assert flags_after(monkeypatch, flags=others, keep="1") == others
     assert flags_after(monkeypatch, flags=others, version="0.10.1") == others
     # A file of flags is left as it is.
-    monkeypatch.setattr(nodes, "_has_started", lambda: False)
+    monkeypatch.setattr(device, "_has_started", lambda: False)
     file = tmp_path / "flags"
     file.write_text(f"{FLAG}\n")
     assert flags_after(monkeypatch, flags=str(file)) == str(file)
@@ -168,6 +168,6 @@ def test_flags_are_added_to_and_never_overwritten(monkeypatch, tmp_path):
     with pytest.raises(RuntimeWarning, match=f"names the file .*XLA_FLAGS={FLAG}"):
         flags_after(monkeypatch, flags=str(file))
     # Nothing is added for an accelerator alone.
-    config = type(nodes.jax.config)
+    config = type(device.jax.config)
     monkeypatch.setattr(config, "jax_platforms", "cuda", raising=False)
     assert flags_after(monkeypatch, flags="") == ""

@@ -6,14 +6,14 @@ import numpy as np
 import numpyro.distributions as dist
 
 import numpyro_kaem as kaem
-from numpyro_kaem.numerics import density
+from numpyro_kaem.numerics import inverse
 from numpyro_kaem.numerics.cells import find_interval
 
 
 def test_an_accelerator_draws_the_same(key, monkeypatch):
     """Chunks side by side, and a search without a loop, for one key."""
-    monkeypatch.setattr(density, "_CHUNK", 64)
-    monkeypatch.setattr(density, "_CHUNKS_AT_ONCE", 5)
+    monkeypatch.setattr(inverse, "_CHUNK", 64)
+    monkeypatch.setattr(inverse, "_CHUNKS_AT_ONCE", 5)
     energy = kaem.Energy.init(key, kaem.BSpline(-2.0, 2.0, 8), (3,))
     prior = kaem.KAEMPrior(energy, dist.Normal(0.1, 0.7))
 
