@@ -198,8 +198,8 @@ def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distrib
 def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
     """Log likelihood of every text, and Monte Carlo standard error of their mean."""
     if isinstance(model.decoder, WithoutLatents):
-        law = model.conditional(jnp.zeros(NUM_LATENTS))
-        return np.asarray(law.log_prob(tokens)), 0.0
+        texts = model.conditional(jnp.zeros(NUM_LATENTS))
+        return np.asarray(texts.log_prob(tokens)), 0.0
     found = kaem.infer.held_out_log_likelihood(
         model,
         tokens,
