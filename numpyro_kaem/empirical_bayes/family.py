@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,27 +12,35 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
-from numpyro_kaem.empirical_bayes.quadrature import log_masses
-from numpyro_kaem.energy import UnitGridEnergy
-from numpyro_kaem.estimation.exponential_family import ascent_direction, curvatures
-from numpyro_kaem.numerics.density import integrand
+from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.empirical_bayes.quadrature import (
+    UnitQuadrature,
+    node_positions,
+    prior_masses,
+)
+from numpyro_kaem.energy import Energy, UnitGridEnergy
+from numpyro_kaem.estimation.exponential_family import (
+    Ascent,
+    Design,
+    ascend,
+    ascent_direction,
+    curvatures,
+    log_determinant,
+)
 from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = [
     "Maximum",
+    "Model",
     "Problem",
-    "constrain",
     "free_names",
-    "log_reference",
     "maximise",
     "posterior_masses",
-    "unconstrain",
     "unit_moments",
 ]
 
 _MAX_STEPS = 100
-_MAX_HALVINGS = 25
 # Steps that follow a small one where the reference is fitted: its curvature weighs the
 # gradient that is left, which must be small beside that of the penalty.
 _POLISH = 4
@@ -40,39 +49,148 @@ _POLISH = 4
 _LEAST_CURVATURE = 0.01
 
 
+# --- the model -----------------------------------------------------------------------
+
+
 class Problem(NamedTuple):
-    """What the penalised log marginal likelihood needs, apart from parameters."""
+    """What the penalised log marginal likelihood needs, apart from parameters.
+
+    Features of the energy at the nodes ``(num_nodes, num_coordinates)``, log
+    likelihoods ``(num_units, num_nodes)``, counts ``(num_units,)``; and the log masses
+    ``(num_nodes,)`` of the reference as a function of its free parameters
+    ``(num_free,)``, a ``jax.tree_util.Partial``.
+    """
 
     features: jax.Array
-    """Features of the energy at the nodes, shape ``(num_nodes, num_coordinates)``."""
     log_likelihood: jax.Array
-    """Shape ``(num_units, num_nodes)``."""
     counts: jax.Array
-    """How often each unit counts, shape ``(num_units,)``."""
     log_reference: Any
-    """Log masses of the reference at the nodes, as a function of its free parameters
-    (a ``jax.tree_util.Partial``): ``(num_free,)`` to ``(num_nodes,)``."""
 
 
-class Maximum(NamedTuple):
-    """A local maximum of the penalised log marginal likelihood."""
+class Model(eqx.Module):
+    """A prior as a function of its parameters in the fit.
 
-    parameters: jax.Array
-    """Coordinates of the energy, then free parameters of the reference."""
-    value: jax.Array
-    """Penalised log marginal likelihood."""
-    log_evidence: jax.Array
-    """Laplace approximation of the log marginal likelihood of the penalty."""
-    covariance: jax.Array
-    """Inverse of the penalised observed information, minus the Hessian."""
-    degrees_of_freedom: jax.Array
-    """Effective number of coordinates."""
-    decrement: jax.Array
-    """Twice the gain that one more Newton step promises."""
-    converged: jax.Array
-    """Whether that is below rounding."""
-    num_steps: jax.Array
-    """Newton steps taken."""
+    They are the coordinates of the energy, then the named parameters of the reference
+    on the whole line; ``flat`` is the energy without coefficients.
+    """
+
+    flat: Energy
+    design: Design
+    reference: ReferenceParameters | None
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    @property
+    def start(self) -> jax.Array:
+        """Parameters of the flat energy and the reference as it is given."""
+        dtype = jnp.result_type(float)
+        free = [
+            biject_to(self.reference.distribution.arg_constraints[name]).inv(
+                jnp.asarray(self.reference.values[name], dtype)
+            )
+            for name in self.names
+        ]
+        flat = jnp.zeros(self.design.transform.shape[1], self.flat.dtype)
+        return jnp.concatenate([flat, jnp.stack(free)]) if free else flat
+
+    def ridge(self, log_penalty: float) -> jax.Array:
+        """Weights of the squared coordinates; none for parameters of the reference."""
+        ridge = self.design.ridge(np.exp(log_penalty))
+        ridge = np.concatenate([ridge, np.zeros(len(self.names))])
+        return jnp.asarray(ridge, self.flat.dtype)
+
+    def problem(self, units: UnitQuadrature, counts: jax.Array) -> Problem:
+        """Problem of units on a quadrature."""
+        energy, panels = self.flat.on_unit_grid, units.panels
+        if self.names:
+            log_reference = Partial(
+                partial(_moving, self.names), energy, self.reference, panels
+            )
+        else:
+            fixed = prior_masses(energy, self.reference, panels)
+            log_reference = Partial(_fixed, fixed)
+        features = _features(self.flat.basis, self.design, node_positions(panels))
+        return Problem(features, units.log_likelihood, counts, log_reference)
+
+    def prior(self, parameters: jax.Array) -> KAEMPrior:
+        """Prior with some parameters; constants in the energy are left out."""
+        transform = jnp.asarray(self.design.transform, self.flat.dtype)
+        count = transform.shape[1]
+        coefficients = jnp.matmul(
+            transform, parameters[..., :count, None], precision="highest"
+        )[..., 0]
+        free = jnp.moveaxis(parameters[..., count:], -1, 0)
+        reference = _constrained(self.reference, self.names, free)
+        return KAEMPrior(
+            Energy(self.flat.basis, coefficients),
+            None if reference is None else reference.build(),
+        )
+
+    def covariance(self, covariance: jax.Array) -> jax.Array:
+        """Covariance of the coefficients from that of the parameters."""
+        transform = jnp.asarray(self.design.transform, self.flat.dtype)
+        count = transform.shape[1]
+        inner = jnp.where(self.design.used, covariance[:count, :count], 0)
+        return transform @ inner @ transform.T
+
+
+@jax.jit
+def _features(basis: Any, design: Design, nodes: jax.Array) -> jax.Array:
+    return design.to_jax(nodes.dtype).of_features(basis(nodes))
+
+
+def _fixed(log_mass: jax.Array, free: jax.Array) -> jax.Array:
+    del free
+    return log_mass
+
+
+def _moving(
+    names: tuple[str, ...],
+    flat: UnitGridEnergy,
+    parameters: ReferenceParameters,
+    panels: Panels,
+    free: jax.Array,
+) -> jax.Array:
+    return prior_masses(flat, _constrained(parameters, names, free), panels)
+
+
+def _constrained(
+    parameters: ReferenceParameters | None, names: tuple[str, ...], free: jax.Array
+) -> ReferenceParameters | None:
+    """Parameters of the reference with the free ones replaced."""
+    if not names:
+        return parameters
+    distribution = parameters.distribution
+    values = {
+        name: biject_to(distribution.arg_constraints[name])(value)
+        for name, value in zip(names, free, strict=True)
+    }
+    return ReferenceParameters(distribution, {**parameters.values, **values})
+
+
+def free_names(
+    parameters: ReferenceParameters | None, fit_reference: bool
+) -> tuple[str, ...]:
+    """Names of the parameters of the reference to fit."""
+    if not fit_reference:
+        return ()
+    if parameters is None:
+        raise ValueError(
+            "fit_reference needs a reference with parameters, got reference=None, the "
+            "uniform distribution on the grid."
+        )
+    names, known = tuple(parameters.values), parameters.distribution.arg_constraints
+    support = parameters.build().support
+    is_fixed = isinstance(support, constraints.ParameterFreeConstraint)
+    if not is_fixed or not all(name in known for name in names):
+        raise TypeError(
+            "fit_reference needs a reference whose support does not depend on its "
+            "parameters, such as Normal or Gamma, got "
+            f"{parameters.distribution.__name__}."
+        )
+    return names
+
+
+# --- the likelihood and its derivatives ----------------------------------------------
 
 
 def _split(problem: Problem, parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +206,7 @@ def _log_masses(problem: Problem, parameters: jax.Array) -> jax.Array:
 
 
 def _value(problem: Problem, ridge: jax.Array, parameters: jax.Array) -> jax.Array:
-    """Penalised log marginal likelihood a unit."""
+    """Penalised log marginal likelihood per unit."""
     log_mass = _log_masses(problem, parameters)
     marginal = logsumexp(problem.log_likelihood + log_mass, axis=1)
     shares = problem.counts / jnp.sum(problem.counts)
@@ -104,29 +222,16 @@ def posterior_masses(problem: Problem, parameters: jax.Array) -> jax.Array:
     return jax.nn.softmax(problem.log_likelihood + log_mass, axis=1)
 
 
+@jax.jit
 def unit_moments(
     problem: Problem, parameters: jax.Array, functions: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Posterior masses of units, means of functions, and covariances with the scores.
-
-    Parameters
-    ----------
-    problem, parameters
-        The model.
-    functions
-        Functions at the nodes, shape ``(num_nodes,)``.
-
-    Returns
-    -------
-    tuple
-        Masses ``(num_units, num_nodes)``, means ``(num_units,)``, and their derivatives
-        in the parameters, ``(num_units, num_parameters)``.
-    """
+) -> tuple[jax.Array, jax.Array]:
+    """Posterior means of functions ``(num_nodes,)``, and derivatives in parameters."""
     mass = posterior_masses(problem, parameters)
-    scores = _scores(problem, parameters)
     mean = jnp.matmul(mass, functions, precision="highest")
     centred = mass * (functions - mean[:, None])
-    return mass, mean, jnp.matmul(centred, scores, precision="highest")
+    scores = _scores(problem, parameters)
+    return mean, jnp.matmul(centred, scores, precision="highest")
 
 
 def _scores(problem: Problem, parameters: jax.Array) -> jax.Array:
@@ -149,7 +254,7 @@ def _where_massive(problem: Problem, values: jax.Array, free: jax.Array) -> jax.
 def _derivatives(
     problem: Problem, ridge: jax.Array, parameters: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradient a unit, and information of the complete and of the observed data."""
+    """Gradient per unit, and information of the complete and of the observed data."""
     total = jnp.sum(problem.counts)
     log_mass = _log_masses(problem, parameters)
     prior = jax.nn.softmax(log_mass)
@@ -177,25 +282,33 @@ def _derivatives(
     return gradient, complete, observed
 
 
+# --- the maximum ---------------------------------------------------------------------
+
+
+class Maximum(NamedTuple):
+    """A local maximum of the penalised log marginal likelihood, for all units.
+
+    ``log_evidence`` is the Laplace approximation of the log marginal likelihood of the
+    penalty, ``covariance`` the inverse of the penalised observed information.
+    """
+
+    parameters: jax.Array
+    value: jax.Array
+    log_evidence: jax.Array
+    covariance: jax.Array
+    degrees_of_freedom: jax.Array
+    decrement: jax.Array
+    converged: jax.Array
+    num_steps: jax.Array
+
+
 def maximise(
     problem: Problem,
     ridge: jax.Array,
     start: jax.Array,
     tolerance: ArrayLike,
 ) -> Maximum:
-    """Find a maximum near a start, by Newton's method that always ascends.
-
-    Parameters
-    ----------
-    problem
-        The model.
-    ridge
-        Weights of the penalty, shape ``(num_parameters,)``.
-    start
-        First parameters, the same shape.
-    tolerance
-        Gain that is not worth another step, in nats for all units.
-    """
+    """Find a maximum near a start, to a tolerance in nats for all units."""
     eps = jnp.finfo(start.dtype).eps
     fits_reference = len(start) > problem.features.shape[1]
     # In float64 whatever the precision: a fitted reference may do nearly the same as
@@ -231,21 +344,27 @@ def _maximum(
     )
     wide_ridge = ridge.astype(jnp.float64)
     if in_float64:
-        state = _ascend(wide, wide_ridge, start.astype(jnp.float64), tolerance, eps)
+        found = _ascend(wide, wide_ridge, start.astype(jnp.float64), tolerance, eps)
     else:
-        state = _ascend(problem, ridge, start, tolerance, eps)
-    parameters, value, _, num_steps, decrement, converged = state
-    covariance, log_det, freedom, least = _information(
-        wide, wide_ridge, parameters.astype(jnp.float64)
-    )
+        found = _ascend(problem, ridge, start, tolerance, eps)
+    parameters = found.parameters.astype(jnp.float64)
     total = jnp.sum(wide.counts)
-    value, decrement = total * value, total * decrement
-    numbers = (parameters, value, value + 0.5 * log_det, covariance, freedom, decrement)
-    found = Maximum(*numbers, converged, num_steps)
-    rounded = jax.tree.map(
-        lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, found
+    _, complete, observed = _derivatives(wide, wide_ridge, parameters)
+    factor, curvature, axes = curvatures(complete, observed)
+    log_det = log_determinant(factor, curvature, total)
+    positive = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(jnp.float64).eps))
+    root = jax.scipy.linalg.solve_triangular(
+        factor, axes / jnp.sqrt(positive), lower=True, trans=1
     )
-    return rounded, least
+    covariance = jnp.matmul(root, root.T, precision="highest") / total
+    # Free parameters of the reference have a flat prior, and no ridge.
+    log_ridge = jnp.sum(jnp.log(jnp.where(wide_ridge > 0, wide_ridge, 1)))
+    freedom = len(parameters) - jnp.sum(jnp.diagonal(covariance) * wide_ridge)
+    value, decrement = total * found.value, total * found.decrement
+    evidence = value + 0.5 * (log_ridge - log_det)
+    numbers = (found.parameters, value, evidence, covariance, freedom, decrement)
+    numbers = (number.astype(dtype) for number in numbers)
+    return Maximum(*numbers, found.converged, found.num_steps), jnp.min(curvature)
 
 
 def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:
@@ -263,158 +382,19 @@ def _ascend(
     start: jax.Array,
     tolerance: ArrayLike,
     eps: ArrayLike,
-) -> tuple:
-    """Parameters, value, small steps at the end, steps, decrement, whether converged.
+) -> Ascent:
+    """Ascend in values per unit, known to ``eps``."""
 
-    Values are those a unit, known to ``eps``.
-    """
-    num_last = 1 + (_POLISH if len(start) > problem.features.shape[1] else 0)
-    total = jnp.sum(problem.counts)
-    value_of = partial(_value, problem, ridge)
+    def step_of(parameters: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gradient, *information = _derivatives(problem, ridge, parameters)
+        return gradient, ascent_direction(gradient, *information)
 
-    def step(state: tuple) -> tuple:
-        parameters, value, num_small, count, *_ = state
-        gradient, complete, observed = _derivatives(problem, ridge, parameters)
-        direction = ascent_direction(gradient, complete, observed)
-        decrement = jnp.dot(gradient, direction, precision="highest")
-        noise = 8 * eps * (1 + jnp.abs(value))
-
-        def halve(trial: tuple) -> tuple:
-            length = 0.5 * trial[0]
-            return length, value_of(parameters + length * direction), trial[2] + 1
-
-        def too_long(trial: tuple) -> jax.Array:
-            enough = trial[1] >= value + 0.1 * trial[0] * decrement - noise
-            return ~enough & (trial[2] < _MAX_HALVINGS)
-
-        length, new_value, _ = jax.lax.while_loop(
-            too_long, halve, (jnp.ones_like(value), value_of(parameters + direction), 0)
-        )
-        better = new_value >= value - noise
-        parameters = jnp.where(better, parameters + length * direction, parameters)
-        value = jnp.where(better, new_value, value)
-        small = jnp.maximum(tolerance / total, 32 * eps * (1 + jnp.abs(value)))
-        done = decrement <= small
-        num_small = jnp.where(done, num_small + 1, 0)
-        return parameters, value, num_small, count + 1, decrement, done
-
-    zero = jnp.zeros_like(start[0])
-    first = (start, value_of(start), jnp.asarray(0), 0, zero, jnp.asarray(False))
-    return jax.lax.while_loop(
-        lambda state: (state[2] < num_last) & (state[3] < _MAX_STEPS), step, first
+    return ascend(
+        partial(_value, problem, ridge),
+        step_of,
+        start,
+        tolerance=tolerance / jnp.sum(problem.counts),
+        eps=eps,
+        max_steps=_MAX_STEPS,
+        num_last=1 + (_POLISH if len(start) > problem.features.shape[1] else 0),
     )
-
-
-def _information(
-    problem: Problem, ridge: jax.Array, parameters: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Covariance, twice the Laplace term, effective number, and least curvature."""
-    total = jnp.sum(problem.counts)
-    _, complete, observed = _derivatives(problem, ridge, parameters)
-    factor, curvature, axes = curvatures(complete, observed)
-    least = jnp.min(curvature)
-    # At a maximum all curvatures are positive, up to rounding.
-    curvature = jnp.maximum(curvature, jnp.sqrt(jnp.finfo(parameters.dtype).eps))
-    root = jax.scipy.linalg.solve_triangular(
-        factor, axes / jnp.sqrt(curvature), lower=True, trans=1
-    )
-    covariance = jnp.matmul(root, root.T, precision="highest") / total
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) + jnp.sum(jnp.log(curvature))
-    log_det = log_det + len(parameters) * jnp.log(total)
-    # Free parameters of the reference have a flat prior, and no ridge.
-    log_ridge = jnp.sum(jnp.log(jnp.where(ridge > 0, ridge, 1)))
-    freedom = len(parameters) - jnp.sum(jnp.diagonal(covariance) * ridge)
-    return covariance, log_ridge - log_det, freedom, least
-
-
-def free_names(
-    parameters: ReferenceParameters | None, fit_reference: bool
-) -> tuple[str, ...]:
-    """Names of the parameters to fit.
-
-    Raises
-    ------
-    ValueError
-        If there is no reference with a parameter.
-    TypeError
-        If the support of the reference depends on its parameters, or it is nested.
-    """
-    if not fit_reference:
-        return ()
-    if parameters is None:
-        raise ValueError(
-            "fit_reference needs a reference with parameters, got reference=None, the "
-            "uniform law on the grid."
-        )
-    law, names = parameters.distribution, tuple(parameters.values)
-    is_fixed = isinstance(
-        parameters.build().support, constraints.ParameterFreeConstraint
-    )
-    if not is_fixed or not all(name in law.arg_constraints for name in names):
-        raise TypeError(
-            "fit_reference needs a reference whose support does not depend on its "
-            f"parameters, such as Normal or Gamma, got {law.__name__}."
-        )
-    return names
-
-
-def unconstrain(parameters: Any, names: tuple[str, ...]) -> jax.Array:
-    """Free parameters on the whole line, shape ``(num_free,)``."""
-    dtype = jnp.result_type(float)
-    values = [
-        biject_to(parameters.distribution.arg_constraints[name]).inv(
-            jnp.asarray(parameters.values[name], dtype)
-        )
-        for name in names
-    ]
-    return jnp.stack(values) if values else jnp.zeros(0, dtype)
-
-
-def constrain(
-    parameters: ReferenceParameters | None, names: tuple[str, ...], free: jax.Array
-) -> ReferenceParameters | None:
-    """Parameters of the reference with the free ones replaced."""
-    if not names:
-        return parameters
-    law = parameters.distribution
-    values = {
-        name: biject_to(law.arg_constraints[name])(value)
-        for name, value in zip(names, free, strict=True)
-    }
-    return ReferenceParameters(law, {**parameters.values, **values})
-
-
-def log_reference(
-    flat: UnitGridEnergy,
-    parameters: ReferenceParameters | None,
-    names: tuple[str, ...],
-    panels: Panels,
-) -> Any:
-    """Log masses of the reference at all positions, as a function of its parameters."""
-    if not names:
-        return jax.tree_util.Partial(
-            _fixed, _log_masses_of_reference(flat, parameters, panels)
-        )
-    return jax.tree_util.Partial(partial(_moving, names), flat, parameters, panels)
-
-
-@jax.jit
-def _log_masses_of_reference(
-    flat: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
-) -> jax.Array:
-    return log_masses(integrand(flat, parameters, panels))
-
-
-def _fixed(log_mass: jax.Array, free: jax.Array) -> jax.Array:
-    del free
-    return log_mass
-
-
-def _moving(
-    names: tuple[str, ...],
-    flat: UnitGridEnergy,
-    parameters: ReferenceParameters,
-    panels: Panels,
-    free: jax.Array,
-) -> jax.Array:
-    return log_masses(integrand(flat, constrain(parameters, names, free), panels))

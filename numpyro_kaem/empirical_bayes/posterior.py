@@ -4,6 +4,7 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_sample_shape, check_key
@@ -13,8 +14,8 @@ from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
     check_prior,
-    log_masses,
     node_positions,
+    prior_masses,
     unit_quadrature,
 )
 from numpyro_kaem.energy import UnitGridEnergy
@@ -41,7 +42,7 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
     Returns
     -------
     UnitPosterior
-        Means, standard deviations, quantiles, tail probabilities and draws.
+        Means, variances, quantiles, tail probabilities and draws.
 
     Raises
     ------
@@ -61,8 +62,8 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
     -----
     The posterior :math:`p(x_i \mid z)\, \pi(z) / p(x_i)` is another density on the
     line. It has the panels and the exact inverse of a prior, so that draws, quantiles
-    and probabilities are those of one law. Under a fitted prior these are empirical
-    Bayes: they do not know the error of the prior, see :class:`MarginalFit`.
+    and probabilities are those of one distribution. Under a fitted prior they do not
+    know the error of that prior, see :class:`MarginalFit`.
 
     References
     ----------
@@ -142,8 +143,12 @@ class UnitPosterior:
         return self._units.log_likelihood.shape[0]
 
     @cached_property
+    def _parts(self) -> tuple:
+        return self.prior.energy.on_unit_grid, self.prior._parameters, self._units
+
+    @cached_property
     def _moments(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _moments(self.prior.energy.on_unit_grid, self.prior._parameters, self._units)
+        return _moments(*self._parts)
 
     @property
     def log_marginal_likelihood(self) -> jax.Array:
@@ -156,8 +161,8 @@ class UnitPosterior:
         return self._moments[1]
 
     @property
-    def sd(self) -> jax.Array:
-        """Posterior standard deviations, shape ``(num_units,)``."""
+    def variance(self) -> jax.Array:
+        """Posterior variances, shape ``(num_units,)``."""
         return self._moments[2]
 
     def expectation(self, function: LogLikelihood) -> jax.Array:
@@ -173,13 +178,12 @@ class UnitPosterior:
         Array
             Shape ``(num_units,)``.
         """
-        energy, parameters = self.prior.energy.on_unit_grid, self.prior._parameters
         values = function(node_positions(self._units.panels))
-        return _expectation(energy, parameters, self._units, values)
+        return _expectation(*self._parts, values)
 
     @cached_property
     def _table(self) -> Table:
-        return _table(self.prior.energy.on_unit_grid, self.prior._parameters, self._units)
+        return _table(*self._parts)
 
     def quantile(self, q: ArrayLike) -> jax.Array:
         """Posterior quantiles.
@@ -208,7 +212,7 @@ class UnitPosterior:
     def cdf(self, z: ArrayLike) -> jax.Array:
         """Posterior probabilities of a latent value below ``z``.
 
-        ``z`` broadcasts with ``(num_units,)``: a number for all units, or one a unit.
+        ``z`` broadcasts with ``(num_units,)``: a number for all units, or one per unit.
         The shape is that of the broadcast.
 
         Raises
@@ -240,9 +244,7 @@ class UnitPosterior:
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
         prior = self.prior
-        return sample(
-            self._table, prior._parameters, prior._ends, key, sample_shape
-        )
+        return sample(self._table, prior._parameters, prior._ends, key, sample_shape)
 
 
 @jax.jit
@@ -251,13 +253,13 @@ def _moments(
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    log_mass = log_masses(integrand(energy, parameters, units.panels))
+    """Log marginal likelihoods, posterior means and variances."""
+    log_mass = prior_masses(energy, parameters, units.panels)
     joint = units.log_likelihood + log_mass
-    top = jax.scipy.special.logsumexp(joint, axis=1)
+    marginal = logsumexp(joint, axis=1) - logsumexp(log_mass)
     z = node_positions(units.panels)
     mean, variance = mean_and_variance(z[:, None], jax.nn.log_softmax(joint).T)
-    marginal = top - jax.scipy.special.logsumexp(log_mass)
-    return marginal, mean, jnp.sqrt(variance)
+    return marginal, mean, variance
 
 
 @jax.jit
@@ -267,7 +269,7 @@ def _expectation(
     units: UnitQuadrature,
     values: jax.Array,
 ) -> jax.Array:
-    log_mass = log_masses(integrand(energy, parameters, units.panels))
+    log_mass = prior_masses(energy, parameters, units.panels)
     mass = jax.nn.softmax(units.log_likelihood + log_mass, axis=1)
     # A node without mass may lie where the function is infinite.
     return jnp.sum(jnp.where(mass > 0, mass * values, 0), axis=1)

@@ -15,7 +15,6 @@ from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.likelihood import (
     NEGLIGIBLE,
     LogLikelihood,
-    check_likely,
     check_units,
     evaluate,
 )
@@ -32,8 +31,8 @@ from numpyro_kaem.references import (
 __all__ = [
     "UnitQuadrature",
     "check_prior",
-    "log_masses",
     "node_positions",
+    "prior_masses",
     "unit_log_marginal_likelihood",
     "unit_quadrature",
 ]
@@ -52,13 +51,14 @@ _PADDING = 32
 
 
 class UnitQuadrature(NamedTuple):
-    """Panels that resolve the likelihood of every unit, and it at their nodes."""
+    """Panels that resolve the likelihood of every unit, and it at their nodes.
+
+    Log likelihoods have the shape ``(num_units, num_panels * num_nodes + 2)``: at the
+    nodes of all panels, then at the outer edges, for the tails beyond.
+    """
 
     panels: Panels
-    """Panels of the prior, its tails included."""
     log_likelihood: jax.Array
-    """Log likelihoods, shape ``(num_units, num_panels * num_nodes + 2)``: at the nodes
-    of all panels, then at the outer edges, for the tails beyond."""
 
 
 @jax.jit
@@ -71,23 +71,22 @@ def node_positions(panels: Panels) -> jax.Array:
     return jnp.concatenate([nodes.reshape(-1), edges[:1], edges[-1:]])
 
 
-def log_masses(values: Integrand) -> jax.Array:
+@jax.jit
+def prior_masses(
+    energy: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
+) -> jax.Array:
     """Log of the unnormalised prior masses of all positions."""
+    return _joined(integrand(energy, parameters, panels))
+
+
+def _joined(values: Integrand) -> jax.Array:
     none = jnp.full((1,), -jnp.inf, values.log_mass.dtype)
     tails = [none if tail is None else tail[None] for tail in values.log_tails]
     return jnp.concatenate([values.log_mass.reshape(-1), *tails])
 
 
 def check_prior(prior: Any) -> None:
-    """Check that a prior is that of one latent value.
-
-    Raises
-    ------
-    TypeError
-        If it is not a KAEM prior.
-    ValueError
-        If it has a batch shape.
-    """
+    """Check that a prior is that of one latent value."""
     if not isinstance(prior, KAEMPrior):
         raise TypeError(
             f"prior must be a numpyro_kaem.KAEMPrior, got {type(prior).__name__}."
@@ -110,18 +109,6 @@ def unit_quadrature(
     Panels that hold no unit's likelihood stay coarse, and those far out in a tail are
     left to the mass of the tail. Traced likelihoods and references are taken on the
     panels of the prior as they are.
-
-    Parameters
-    ----------
-    energy, parameters, refinement
-        The prior, of batch shape ().
-    log_likelihood
-        Log likelihood of the units.
-
-    Warns
-    -----
-    UserWarning
-        If a likelihood is too narrow, or jumps.
     """
     check_units(log_likelihood, energy.dtype)
     if not is_concrete(parameters):
@@ -148,16 +135,9 @@ def _evaluated(
     panels: Panels,
     log_likelihood: LogLikelihood,
 ) -> UnitQuadrature:
-    log_mass = jax.lax.stop_gradient(_log_masses(energy, parameters, panels))
+    log_mass = jax.lax.stop_gradient(prior_masses(energy, parameters, panels))
     nodes = node_positions(panels)
     return UnitQuadrature(panels, evaluate(log_likelihood, nodes, log_mass))
-
-
-@jax.jit
-def _log_masses(
-    energy: UnitGridEnergy, parameters: ReferenceParameters | None, panels: Panels
-) -> jax.Array:
-    return log_masses(integrand(energy, parameters, panels))
 
 
 def _widened(
@@ -185,7 +165,17 @@ def _widened(
         edges = np.sort(np.concatenate([edges, added[outer].astype(edges.dtype)]))
         panels = Panels(jnp.asarray(_padded(edges)), None, units.panels.has_tails)
         units = _evaluated(energy, parameters, panels, log_likelihood)
-    check_likely(values, node_positions(units.panels))
+    zero = np.all(np.isneginf(values), axis=1)
+    if zero.any():
+        nodes = node_positions(units.panels)
+        raise ValueError(
+            f"unit {int(np.argmax(zero))} has likelihood zero at every one of "
+            f"{values.shape[1]} latent values from {float(nodes.min()):.6g} to "
+            f"{float(nodes.max()):.6g}: no prior on this support explains it. Check "
+            "its data and its distribution. A unit without information, such as one "
+            "with an infinite standard error, is to be left out; one that jumps or is "
+            "very narrow needs a wider distribution."
+        )
     return units
 
 
@@ -274,7 +264,7 @@ def _inspect(
     Also the largest share of a unit in the tail below, and above, shape ``(2,)``.
     """
     values = integrand(energy, parameters, panels)
-    log_mass = log_masses(values)
+    log_mass = _joined(values)
     count, num_nodes = values.log_mass.shape
     _, weights = gauss_legendre(num_nodes)
     log_density = values.log_mass - jnp.asarray(np.log(weights), log_mass.dtype)
@@ -345,8 +335,8 @@ def unit_log_marginal_likelihood(
     -----
     The panels are split where a likelihood asks for it. They are chosen outside of
     ``jit`` where the data and the reference's parameters are concrete, whatever the
-    coefficients are. Where the likelihood itself depends on a traced value, the panels
-    are those of the prior: give it a ``refinement`` that resolves the narrowest unit.
+    coefficients are. A likelihood that depends on a traced value has the panels of the
+    prior: give it a ``refinement`` that resolves the narrowest unit.
 
     Examples
     --------
@@ -374,6 +364,6 @@ def _log_marginals(
     parameters: ReferenceParameters | None,
     units: UnitQuadrature,
 ) -> jax.Array:
-    log_mass = log_masses(integrand(energy, parameters, units.panels))
+    log_mass = prior_masses(energy, parameters, units.panels)
     joint = units.log_likelihood + log_mass
     return logsumexp(joint, axis=1) - logsumexp(log_mass)

@@ -3,31 +3,28 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
+from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.empirical_bayes.family import (
     Maximum,
+    Model,
     Problem,
-    constrain,
     maximise,
     unit_moments,
 )
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import node_positions
-from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation.exponential_family import Design
 from numpyro_kaem.numerics.panels import Panels
-from numpyro_kaem.references import ReferenceParameters
 
-__all__ = ["Band", "Bootstrap", "MarginalFit", "Model"]
+__all__ = ["Band", "Bootstrap", "MarginalFit"]
 
 
 class Band(NamedTuple):
@@ -80,43 +77,6 @@ class Bootstrap(NamedTuple):
     """Priors of batch shape ``(num_replicates,)``."""
     parameters: jax.Array
     """Their parameters in the fit, shape ``(num_replicates, num_parameters)``."""
-
-
-class Model(eqx.Module):
-    """A prior as a function of its parameters in the fit."""
-
-    flat: Energy
-    """Energy without coefficients."""
-    design: Design
-    """Coordinates of the energy."""
-    reference: ReferenceParameters | None
-    """Parameters of the reference where the fit starts."""
-    names: tuple[str, ...] = eqx.field(static=True)
-    """Names of those that are fitted."""
-
-    @property
-    def transform(self) -> jax.Array:
-        """Coefficients of unit coordinates."""
-        return jnp.asarray(self.design.transform, self.flat.dtype)
-
-    def prior(self, parameters: jax.Array) -> KAEMPrior:
-        """Prior with some parameters; constants in the energy are left out."""
-        count = self.design.transform.shape[1]
-        coefficients = jnp.matmul(
-            self.transform, parameters[..., :count, None], precision="highest"
-        )[..., 0]
-        free = jnp.moveaxis(parameters[..., count:], -1, 0)
-        reference = constrain(self.reference, self.names, free)
-        return KAEMPrior(
-            Energy(self.flat.basis, coefficients),
-            None if reference is None else reference.build(),
-        )
-
-    def covariance(self, covariance: jax.Array) -> jax.Array:
-        """Covariance of the coefficients from that of the parameters."""
-        count = self.design.transform.shape[1]
-        inner = jnp.where(self.design.used, covariance[:count, :count], 0)
-        return self.transform @ inner @ self.transform.T
 
 
 @dataclass(frozen=True, repr=False)
@@ -237,7 +197,7 @@ class MarginalFit:
     def unit_mean_band(
         self, level: float = 0.9, *, bootstrap: Bootstrap | None = None
     ) -> Band:
-        """Intervals of the units' posterior means that the prior's error leaves.
+        """Intervals of the units' posterior means for the error of the prior.
 
         They say how well the empirical Bayes estimate is known, not how far a latent
         value may lie from it: that is the unit's posterior.
@@ -261,21 +221,18 @@ class MarginalFit:
         ValueError
             If ``level`` is not in (0, 1).
         """
-        _check_level(level)
         nodes = node_positions(self._panels)
         parameters = self._maximum.parameters
-        _, mean, slopes = _unit_moments(self._problem, parameters, nodes)
+        mean, slopes = unit_moments(self._problem, parameters, nodes)
         if bootstrap is None:
-            covariance = self._maximum.covariance
-            variance = jnp.sum((slopes @ covariance) * slopes, axis=1)
-            half = ndtri(0.5 + 0.5 * level) * jnp.sqrt(jnp.maximum(variance, 0))
+            half = _half(level) * _deviation(slopes, self._maximum)
             return Band(mean - half, mean, mean + half)
         _check_bootstrap(bootstrap)
         means = jax.lax.map(
-            lambda row: _unit_moments(self._problem, row, nodes)[1],
+            lambda row: unit_moments(self._problem, row, nodes)[0],
             bootstrap.parameters,
         )
-        return Band(*_quantiles(means, level, mean))
+        return _quantiles(means, level, mean)
 
     def _band(
         self,
@@ -285,19 +242,19 @@ class MarginalFit:
         level: float,
         bootstrap: Bootstrap | None,
     ) -> Band:
-        _check_level(level)
         z = jnp.asarray(z, self._model.flat.dtype)
         flat = z.reshape(-1)
         value = function(self.prior, flat)
         if bootstrap is None:
-            deviation = _deviation(function, self._model, self._maximum, flat)
-            half = ndtri(0.5 + 0.5 * level) * deviation
-            ends = (link(value - half), link(value), link(value + half))
+            slopes = _slopes(function, self._model, self._maximum.parameters, flat)
+            deviation = _deviation(slopes, self._maximum)
+            half = _half(level) * deviation
+            band = Band(link(value - half), link(value), link(value + half))
         else:
             _check_bootstrap(bootstrap)
             values = link(function(bootstrap.prior, flat[:, None])).T
-            ends = _quantiles(values, level, link(value))
-        return Band(*(end.reshape(z.shape) for end in ends))
+            band = _quantiles(values, level, link(value))
+        return Band(*(end.reshape(z.shape) for end in band))
 
     # --- the bootstrap ---------------------------------------------------------------
 
@@ -320,17 +277,13 @@ class MarginalFit:
 
         Raises
         ------
+        TypeError
+            If the key is none, or ``num_replicates`` not an integer.
         ValueError
             If there are fewer than 2 replicates.
         """
-        if (
-            isinstance(num_replicates, bool)
-            or not isinstance(num_replicates, int)
-            or num_replicates < 2
-        ):
-            raise ValueError(
-                f"num_replicates must be an integer >= 2, got {num_replicates!r}."
-            )
+        check_key(rng_key)
+        num_replicates = as_count("num_replicates", num_replicates, 2)
         counts = np.asarray(self.counts, float)
         total = round(counts.sum())
         seed = np.asarray(jax.random.bits(rng_key, (4,)))
@@ -361,27 +314,36 @@ def _log_odds(prior: KAEMPrior, z: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="function")
-def _deviation(
-    function: Callable, model: Model, maximum: Maximum, z: jax.Array
+def _slopes(
+    function: Callable, model: Model, parameters: jax.Array, z: jax.Array
 ) -> jax.Array:
-    """Compute the standard error of a function of the parameters (delta method)."""
-    slopes = jax.jacfwd(lambda parameters: function(model.prior(parameters), z))(
-        maximum.parameters
+    """Differentiate in the parameters, shape ``(num_values, num_parameters)``."""
+    return jax.jacfwd(lambda parameters: function(model.prior(parameters), z))(
+        parameters
     )
+
+
+@jax.jit
+def _deviation(slopes: jax.Array, maximum: Maximum) -> jax.Array:
+    """Compute standard errors of functions of the parameters (delta method)."""
     variance = jnp.sum((slopes @ maximum.covariance) * slopes, axis=-1)
     return jnp.sqrt(jnp.maximum(variance, 0))
 
 
-_unit_moments = jax.jit(unit_moments)
+def _half(level: float) -> jax.Array:
+    """Half width of an interval in standard errors."""
+    _check_level(level)
+    return ndtri(0.5 + 0.5 * level)
 
 
-def _quantiles(values: jax.Array, level: float, value: jax.Array) -> tuple:
+def _quantiles(values: jax.Array, level: float, value: jax.Array) -> Band:
+    _check_level(level)
     tail = 0.5 - 0.5 * level
     lower, upper = jnp.quantile(values, jnp.asarray([tail, 1 - tail]), axis=0)
-    return lower, value, upper
+    return Band(lower, value, upper)
 
 
-def _check_bootstrap(bootstrap: Any) -> None:
+def _check_bootstrap(bootstrap: Bootstrap) -> None:
     if not isinstance(bootstrap, Bootstrap):
         raise TypeError(
             "bootstrap must be the result of the method bootstrap, or None, got "
