@@ -21,7 +21,12 @@ from numpyro_kaem.distributions.prior import (
 )
 from numpyro_kaem.numerics import density, inverse
 from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table, mix_table
-from numpyro_kaem.references import LAWS, Law, ReferenceParameters, has_regular_ends
+from numpyro_kaem.references import (
+    TRAITS,
+    ReferenceParameters,
+    Traits,
+    has_regular_ends,
+)
 
 __all__ = ["KAEMMixture"]
 
@@ -339,7 +344,7 @@ def _icdf_of_tail_jvp(primals: tuple, tangents: tuple) -> tuple:
 _compiled_icdf = jax.jit(_icdf_of_tail)
 
 
-LAWS[KAEMMixture] = Law(
+TRAITS[KAEMMixture] = Traits(
     mass=lambda d, x, upper: d.cdf_pair(x)[upper],
     breaks=lambda d: _of_components(d.prior),
     regular_ends=lambda d: has_regular_ends(d.prior),

@@ -28,9 +28,9 @@ from numpyro_kaem.numerics.density import (
 )
 from numpyro_kaem.numerics.panels import Panels, make_panels
 from numpyro_kaem.references import (
-    LAWS,
-    Law,
+    TRAITS,
     ReferenceParameters,
+    Traits,
     check_reference,
     concretely,
     density_breaks,
@@ -595,7 +595,7 @@ def breaks_of(prior: KAEMPrior) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(r, (len(r), *shape)) for r in rows])
 
 
-LAWS[KAEMPrior] = Law(
+TRAITS[KAEMPrior] = Traits(
     mass=lambda d, x, upper: d.cdf_pair(x)[upper],
     breaks=breaks_of,
     regular_ends=_has_regular_ends,

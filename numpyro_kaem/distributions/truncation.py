@@ -36,7 +36,7 @@ from numpyro_kaem.references import (
     support_bounds,
     with_rank,
 )
-from numpyro_kaem.references.distributions import interior_point, local_length
+from numpyro_kaem.references.traits import interior_point, local_length
 
 __all__ = ["TruncatedKAEM", "broadcast_energy", "truncated"]
 

@@ -1,16 +1,5 @@
-"""Reference laws: parameters by name, breaks of the density, and precise tails."""
+"""References: their parameters, what is known of them, and precise tails."""
 
-from numpyro_kaem.references.distributions import (
-    LAWS,
-    Law,
-    density_breaks,
-    finest_scale,
-    has_quantile,
-    has_regular_ends,
-    kinks,
-    support_bounds,
-    with_rank,
-)
 from numpyro_kaem.references.parameters import (
     ReferenceParameters,
     arguments_of,
@@ -30,12 +19,23 @@ from numpyro_kaem.references.tails import (
     tail_nodes,
     tail_quantile,
 )
+from numpyro_kaem.references.traits import (
+    TRAITS,
+    Traits,
+    density_breaks,
+    finest_scale,
+    has_quantile,
+    has_regular_ends,
+    kinks,
+    support_bounds,
+    with_rank,
+)
 
 __all__ = [
-    "LAWS",
-    "Law",
+    "TRAITS",
     "PowerTail",
     "ReferenceParameters",
+    "Traits",
     "arguments_of",
     "check_reference",
     "concretely",

@@ -1,4 +1,4 @@
-"""The parameters of a reference, and its checks."""
+"""The parameters of a reference as a pytree, and its checks."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_kaem.references.distributions import law_of, support_bounds
+from numpyro_kaem.references.traits import support_bounds, traits_of
 
 __all__ = [
     "ReferenceParameters",
@@ -44,44 +44,30 @@ def concretely() -> AbstractContextManager:
 _ATTRIBUTES = {"base_distribution": "base_dist", "mask": "_mask"}
 
 
-def arguments_of(law: Any, name: str) -> dict[str, Any]:
-    """Arguments from which a distribution or transform can be made again.
+def arguments_of(made: Any, name: str) -> dict[str, Any]:
+    """Arguments, in the order of their names, that make a distribution or transform.
 
-    Parameters
-    ----------
-    law
-        Distribution or transform that keeps its arguments as attributes.
-    name
-        What it is, for messages.
-
-    Returns
-    -------
-    dict
-        Values by name, in the order of the names, without ``validate_args``.
-
-    Raises
-    ------
-    TypeError
-        If it does not keep an argument.
+    Raises ``TypeError``, which calls it by ``name``, if it does not keep an argument.
     """
     values = {}
-    parameters = inspect.signature(type(law).__init__).parameters
+    parameters = inspect.signature(type(made).__init__).parameters
     for argument in sorted(parameters.keys() - {"self", "validate_args"}):
         parameter = parameters[argument]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         attribute = _ATTRIBUTES.get(argument, argument)
-        if not hasattr(law, attribute):
+        if not hasattr(made, attribute):
             raise TypeError(
                 f"{name} must keep its parameter {argument!r} as an attribute, which "
-                f"{type(law).__name__} does not."
+                f"{type(made).__name__} does not."
             )
-        values[argument] = getattr(law, attribute)
+        values[argument] = getattr(made, attribute)
     return values
 
 
-# The name under which a law is kept that is a pytree itself, and that of what is made
-# once of its numbers: compiled functions take both, rather than make it again.
+# The name of a distribution that is kept whole, as a pytree of its own, and that of
+# what is made once of its numbers: compiled functions take both, rather than make it
+# again.
 _WHOLE, _MADE = "distribution", "made"
 
 
@@ -90,32 +76,28 @@ class ReferenceParameters:
     """The parameters of a NumPyro distribution, by name and in the order of the names.
 
     NumPyro flattens a distribution in the order of a Python set, which changes from
-    process to process, and stores some parameters twice. This holds the arguments of
-    the constructor instead, from which :meth:`build` makes the distribution again. A
-    law whose leaves have an order of their own is held as it is.
+    process to process, and stores some parameters twice. This holds the class and the
+    arguments of its constructor instead, from which :meth:`build` makes the
+    distribution again. One whose leaves have an order of their own is kept whole.
     """
 
     def __init__(
         self,
-        law: type,
+        distribution: type,
         values: dict[str, Any],
         static: tuple[str, ...] | None = None,
     ) -> None:
-        self.distribution = law
+        self.distribution = distribution
         self.values = values
         if static is None:
-            static = tuple(n for n, v in values.items() if _is_static(law, n, v))
+            static = tuple(
+                name for name, v in values.items() if _is_static(distribution, name, v)
+            )
         self.static = static
 
     @classmethod
     def of(cls, reference: dist.Distribution) -> "ReferenceParameters":
-        """Read the parameters of a distribution, recursively.
-
-        Raises
-        ------
-        TypeError
-            If the distribution is expanded or masked, or does not keep its arguments.
-        """
+        """Read the parameters of a distribution, and of those in its arguments."""
         if isinstance(reference, dist.ExpandedDistribution):
             raise TypeError(
                 "reference must have its batch shape in its parameters, got an "
@@ -127,7 +109,7 @@ class ReferenceParameters:
                 "reference must be a density, got a masked "
                 f"{type(reference.base_dist).__name__}; mask the prior instead."
             )
-        if law_of(reference).is_whole:
+        if traits_of(reference).is_whole:
             return cls(type(reference), {_WHOLE: reference})
         values = {
             name: _as_parameter(
@@ -140,10 +122,10 @@ class ReferenceParameters:
     def build(self) -> dist.Distribution:
         """Distribution with these parameters."""
         if _WHOLE in self.values:
-            law = self.values[_WHOLE]
+            whole = self.values[_WHOLE]
             if _MADE in self.values:
-                law._keep_made(self.values[_MADE])
-            return law
+                whole._keep_made(self.values[_MADE])
+            return whole
         values = {
             name: _replace(ReferenceParameters, ReferenceParameters.build, value)
             for name, value in self.values.items()
@@ -152,14 +134,12 @@ class ReferenceParameters:
 
     @property
     def prepared(self) -> "ReferenceParameters":
-        """The same with what a whole law makes of its numbers, for compiled functions.
-
-        These would make it again at every use.
-        """
+        """The same with what a whole distribution makes once of its numbers."""
         if _WHOLE not in self.values:
             return self
-        law = self.values[_WHOLE]
-        return ReferenceParameters(self.distribution, {_WHOLE: law, _MADE: law._made()})
+        whole = self.values[_WHOLE]
+        values = {_WHOLE: whole, _MADE: whole._made()}
+        return ReferenceParameters(self.distribution, values)
 
     @property
     def is_elementwise(self) -> bool:
@@ -173,8 +153,8 @@ class ReferenceParameters:
             parts = jax.tree_util.tree_leaves(
                 value, is_leaf=lambda v: isinstance(v, ReferenceParameters)
             )
-            laws = [part for part in parts if isinstance(part, ReferenceParameters)]
-            if not all(law.is_elementwise for law in laws):
+            parts = [part for part in parts if isinstance(part, ReferenceParameters)]
+            if not all(part.is_elementwise for part in parts):
                 return False
         return True
 
@@ -187,10 +167,10 @@ class ReferenceParameters:
     @classmethod
     def tree_unflatten(cls, aux: tuple, children: tuple) -> "ReferenceParameters":
         """Inverse of :meth:`tree_flatten`."""
-        law, names, static = aux
+        distribution, names, static = aux
         values = {**dict(zip(names, children, strict=True)), **dict(static)}
         values = {name: values[name] for name in sorted(values)}
-        return cls(law, values, tuple(name for name, _ in static))
+        return cls(distribution, values, tuple(name for name, _ in static))
 
 
 def _replace(kind: type, function: Callable, value: Any) -> Any:
@@ -204,9 +184,9 @@ def _replace(kind: type, function: Callable, value: Any) -> Any:
     )
 
 
-def _as_parameter(law: dist.Distribution, name: str, value: Any) -> Any:
+def _as_parameter(reference: dist.Distribution, name: str, value: Any) -> Any:
     """Make a float of a parameter that is an integer, which has no derivatives."""
-    if name not in law.arg_constraints or isinstance(value, bool):
+    if name not in reference.arg_constraints or isinstance(value, bool):
         return value
     if isinstance(value, int):
         return float(value)
@@ -216,35 +196,24 @@ def _as_parameter(law: dist.Distribution, name: str, value: Any) -> Any:
     return value
 
 
-def _is_static(law: type, name: str, value: Any) -> bool:
+def _is_static(distribution: type, name: str, value: Any) -> bool:
     """Whether an argument is none of the numbers that a density depends on."""
     if isinstance(value, str | bool | type | constraints.Constraint):
         return True
-    return name not in law.arg_constraints and (
-        isinstance(value, int) or (callable(value) and not _is_tree(value))
+    return name not in distribution.arg_constraints and (
+        isinstance(value, int)
+        or (callable(value) and jax.tree_util.all_leaves([value]))
     )
-
-
-def _is_tree(value: Any) -> bool:
-    return not jax.tree_util.all_leaves([value])
 
 
 @jax.jit
 def _cdf(parameters: ReferenceParameters, z: jax.Array) -> jax.Array:
-    """Traced once for all laws of a kind, and never run."""
+    """Traced once for all distributions of a class, and never run."""
     return parameters.build().cdf(z)
 
 
 def check_reference(reference: Any, energy: Any) -> None:
-    """Check that a reference is a law that an energy can tilt.
-
-    Raises
-    ------
-    TypeError
-        If it is not a continuous univariate distribution with a ``cdf``.
-    ValueError
-        If the batch shapes do not broadcast, or its support misses the grid.
-    """
+    """Check that a reference is a continuous distribution that an energy can tilt."""
     if not isinstance(reference, dist.Distribution):
         raise TypeError(
             "reference must be a NumPyro distribution or None, got "
@@ -266,7 +235,7 @@ def check_reference(reference: Any, energy: Any) -> None:
             "energy and reference must have batch shapes that broadcast, got "
             f"{energy.batch_shape} and {reference.batch_shape}."
         ) from None
-    # Refuses a law that cannot be made again from its parameters.
+    # Refuses a distribution that cannot be made again from its parameters.
     parameters = ReferenceParameters.of(reference)
     try:
         jax.eval_shape(_cdf, parameters, jax.ShapeDtypeStruct(shape, energy.dtype))

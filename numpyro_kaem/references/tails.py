@@ -1,4 +1,4 @@
-"""Tail masses and quantiles of references."""
+"""Densities, tail masses and quantiles of references, precise far out."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from numpyro_kaem._quadrature import gauss_legendre, nodes_per_panel
-from numpyro_kaem.references.distributions import (
+from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
+from numpyro_kaem.references.traits import (
     by_sign,
     density_breaks,
     interior_point,
     kinks,
-    law_of,
     local_length,
     mixture_parts,
     monotone_parts,
     support_bounds,
+    traits_of,
     truncated_parts,
     with_rank,
 )
-from numpyro_kaem.references.parameters import ReferenceParameters, is_concrete
 
 __all__ = [
     "PowerTail",
@@ -39,122 +39,6 @@ __all__ = [
     "tail_nodes",
     "tail_quantile",
 ]
-
-
-def tail_quantile(
-    parameters: ReferenceParameters, mass: jax.Array, start: jax.Array, upper: bool
-) -> jax.Array:
-    """Point with a given mass below (or above) it, in the tail from ``start`` on.
-
-    Closed forms where there are any. Other laws have panels so far into their tails
-    (:func:`far_breaks`) that hardly a draw lies beyond; there the tail is a power.
-
-    Parameters
-    ----------
-    parameters
-        Parameters of the law.
-    mass
-        Mass beyond the point, at most that beyond ``start``, shape (...,).
-    start
-        Start of the tail, shape broadcasting with that of ``mass``.
-    upper
-        Whether the mass above is meant.
-
-    Returns
-    -------
-    Array
-        Points in the tail; its end where the mass is 0.
-    """
-    reference = parameters.build()
-    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], mass.dtype)
-    tiny = jnp.finfo(mass.dtype).tiny
-    safe = jnp.maximum(mass, tiny)
-    point = _inner_quantile(parameters, reference, safe, start, upper)
-    # Rounding must not lead back over the start of the tail, nor past its end.
-    point = jnp.clip(point, start, end) if upper else jnp.clip(point, end, start)
-    return jnp.where(mass > 0, point, end)
-
-
-def _inner_quantile(
-    parameters: ReferenceParameters,
-    reference: Any,
-    mass: jax.Array,
-    start: jax.Array,
-    upper: bool,
-) -> jax.Array:
-    parts = monotone_parts(reference)
-    if parts is not None:
-        base, transforms = parts
-        sign = 1
-        for transform in reversed(transforms):
-            start = transform.inv(start)
-            sign = sign * transform.sign
-        base_parameters = ReferenceParameters.of(base)
-        point = by_sign(
-            sign,
-            lambda side: tail_quantile(base_parameters, mass, start, side),
-            upper,
-        )
-        for transform in transforms:
-            point = transform(point)
-        return point
-    law = law_of(reference)
-    if law.quantile is not None:
-        return law.quantile(reference, mass, upper)
-    return power_quantile(power_tail(parameters, start, upper), mass, upper)
-
-
-class PowerTail(NamedTuple):
-    """A tail that is a power of a distance, by its slope at the start.
-
-    Towards a finite end of the support, of the distance to it; else of the distance
-    from the centre, in which an exponential tail is a high power.
-    """
-
-    start: jax.Array
-    end: jax.Array
-    centre: jax.Array
-    total: jax.Array
-    """Mass beyond the start."""
-    hazard: jax.Array
-    """Density at the start over that mass."""
-
-
-def power_tail(
-    parameters: ReferenceParameters, start: jax.Array, upper: bool
-) -> PowerTail:
-    """Tail of a law from ``start`` on."""
-    reference = parameters.build()
-    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], start.dtype)
-    total = jnp.maximum(
-        tail_mass(parameters, start, upper), jnp.finfo(start.dtype).tiny
-    )
-    hazard = jnp.exp(log_density(reference, start)) / total
-    return PowerTail(start, end, _centre(reference, start), total, hazard)
-
-
-def power_quantile(tail: PowerTail, mass: jax.Array, upper: bool) -> jax.Array:
-    """Point with a given mass beyond it, elementwise; the end where that is 0."""
-    start, end, centre, total, hazard = tail
-    sign = 1.0 if upper else -1.0
-    tiny = jnp.finfo(mass.dtype).tiny
-    finite = jnp.isfinite(end)
-    share = jnp.minimum(jnp.maximum(mass, tiny) / total, 1)
-    span = jnp.where(finite, jnp.abs(end - start), 1)
-    near = jnp.exp(jnp.log(share) / jnp.maximum(span * hazard, 1e-3))
-    distance = jnp.maximum(jnp.abs(start - centre), tiny)
-    power = jnp.maximum(distance * hazard, 1e-3)
-    far = distance * jnp.expm1(-jnp.log(share) / power)
-    point = jnp.where(finite, end - sign * span * near, start + sign * far)
-    # Rounding must not lead back over the start of the tail, nor past its end.
-    point = jnp.clip(point, start, end) if upper else jnp.clip(point, end, start)
-    return jnp.where(mass > 0, point, end)
-
-
-def _centre(reference: dist.Distribution, x: jax.Array) -> jax.Array:
-    """Location of the law, from which its tails are measured."""
-    location = getattr(reference, "loc", None)
-    return jnp.zeros_like(x) if location is None else jnp.asarray(location, x.dtype)
 
 
 def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
@@ -173,30 +57,20 @@ def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
     return jnp.where(inside, values, -jnp.inf)
 
 
+# --- masses --------------------------------------------------------------------------
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def tail_mass(parameters: ReferenceParameters, x: jax.Array, upper: bool) -> jax.Array:
-    r"""Mass of a law below (or above) a point, to full relative precision.
+    r"""Mass below (or above) a point, to full relative precision.
 
     .. math:: F_0(x) = \int_{-\infty}^x \pi_0 \quad\text{or}\quad
               S_0(x) = \int_x^\infty \pi_0.
 
-    The derivative in ``x`` is the density. Those in the parameters are quadratures of
-    the density's derivatives where the mass has no derivative of its own: JAX's
-    incomplete beta and gamma functions have none in their shape parameters.
-
-    Parameters
-    ----------
-    parameters
-        Parameters of the law.
-    x
-        Points, shape (...,), broadcasting with the law's batch shape.
-    upper
-        Whether the mass above is meant.
-
-    Returns
-    -------
-    Array
-        Masses in [0, 1]; exactly 0 and 1 outside the support.
+    It is exactly 0 or 1 outside the support. The derivative in ``x`` is the density.
+    Those in the parameters are quadratures of the density's derivatives where the mass
+    has no derivative of its own: JAX's incomplete beta and gamma functions have none in
+    their shape parameters.
     """
     return _mass(parameters, x, upper)
 
@@ -217,17 +91,15 @@ def _inner_mass(
     parts = monotone_parts(reference)
     if parts is not None:
         base, transforms = parts
-        sign = 1
-        for transform in reversed(transforms):
-            x = transform.inv(x)
-            sign = sign * transform.sign
-        base_parameters = ReferenceParameters.of(base)
-        return by_sign(sign, lambda side: tail_mass(base_parameters, x, side), upper)
+        x, sign = _pull_back(transforms, x)
+        own = ReferenceParameters.of(base)
+        return by_sign(sign, lambda side: tail_mass(own, x, side), upper)
     mixture = mixture_parts(reference)
     if mixture is not None:
-        weights, laws, on_last_axis = mixture
+        weights, components, on_last_axis = mixture
         points = x[..., None] if on_last_axis else x
-        masses = [tail_mass(ReferenceParameters.of(k), points, upper) for k in laws]
+        own = [ReferenceParameters.of(component) for component in components]
+        masses = [tail_mass(component, points, upper) for component in own]
         masses = masses[0] if on_last_axis else jnp.stack(masses, axis=-1)
         return jnp.sum(weights * masses, axis=-1)
     truncated = truncated_parts(reference)
@@ -236,29 +108,73 @@ def _inner_mass(
         low, high = (jnp.asarray(end, x.dtype) for end in truncated[1:])
         part = _log_between(base, x, high) if upper else _log_between(base, low, x)
         return jnp.exp(part - _log_between(base, low, high))
-    law = law_of(reference)
-    if law.mass is not None:
-        return law.mass(reference, x, upper)
+    mass = traits_of(reference).mass
+    if mass is not None:
+        return mass(reference, x, upper)
     if not upper:
         return reference.cdf(x)
     return _quadrature_mass(parameters, x, upper)
 
 
+def _pull_back(transforms: list, x: jax.Array) -> tuple[jax.Array, Any]:
+    """Point of the base distribution, and the sign of the derivative there."""
+    sign = 1
+    for transform in reversed(transforms):
+        x = transform.inv(x)
+        sign = sign * transform.sign
+    return x, sign
+
+
+@partial(tail_mass.defjvp, symbolic_zeros=True)
+def _tail_mass_jvp(upper: bool, primals: tuple, tangents: tuple) -> tuple:
+    parameters, x = primals
+    parameters_dot, x_dot = tangents
+    mass = tail_mass(parameters, x, upper)
+    mass_dot = jnp.zeros_like(mass)
+    if not isinstance(x_dot, SymbolicZero):
+        density = jnp.exp(log_density(parameters.build(), x))
+        mass_dot += jnp.where(density > 0, (-density if upper else density) * x_dot, 0)
+    leaves_dot, treedef = jax.tree_util.tree_flatten(
+        parameters_dot, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero)
+    )
+    if not all(isinstance(leaf, SymbolicZero) for leaf in leaves_dot):
+        leaves = jax.tree_util.tree_leaves(parameters)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        leaves_dot = [
+            jnp.zeros_like(leaf) if isinstance(dot, SymbolicZero) else dot
+            for leaf, dot in zip(leaves, leaves_dot, strict=True)
+        ]
+        reference = parameters.build()
+        parts = (monotone_parts, mixture_parts, truncated_parts)
+        is_made = any(of(reference) is not None for of in parts)
+        closed = is_made or traits_of(reference).differentiable
+
+        def mass_of(values: list[jax.Array]) -> jax.Array:
+            moved = jax.tree_util.tree_unflatten(treedef, values)
+            if closed:
+                return _mass(moved, x, upper)
+            return _quadrature_mass(moved, x, upper, stop=parameters)
+
+        _, change = jax.jvp(mass_of, (leaves,), (leaves_dot,))
+        mass_dot += change
+    return mass, mass_dot
+
+
 def log_tail_mass(
     parameters: ReferenceParameters, x: jax.Array, upper: bool
 ) -> jax.Array:
-    """Log of :func:`tail_mass`, where a law gives it also for masses that underflow."""
+    """Log of :func:`tail_mass`, where it is known also for masses that underflow."""
     reference = parameters.build()
-    law = law_of(reference)
-    if law.log_mass is None:
+    known = traits_of(reference).log_mass
+    if known is None:
         mass = tail_mass(parameters, x, upper)
         return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)), -jnp.inf)
     low, high = support_bounds(reference)
     inside = (x > low) & (x < high)
     safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
-    log_mass = law.log_mass(reference, safe, upper)
     beyond = (x <= low) if upper else (x >= high)
-    return jnp.where(inside, log_mass, jnp.where(beyond, 0.0, -jnp.inf))
+    outside = jnp.where(beyond, 0.0, -jnp.inf)
+    return jnp.where(inside, known(reference, safe, upper), outside)
 
 
 def scaled_tail_mass(
@@ -270,7 +186,7 @@ def scaled_tail_mass(
     limit = jnp.log(jnp.finfo(mass.dtype).max)
     root = jnp.exp(0.5 * jnp.minimum(log_scale, 2 * limit - 1))
     scaled = mass * root * root
-    if law_of(parameters.build()).log_mass is None:
+    if traits_of(parameters.build()).log_mass is None:
         return scaled
     is_number = mass > 16 * jnp.finfo(mass.dtype).tiny
     from_log = jnp.exp(log_scale + log_tail_mass(parameters, x, upper))
@@ -280,7 +196,7 @@ def scaled_tail_mass(
 def _log_between(
     parameters: ReferenceParameters, low: jax.Array, high: jax.Array
 ) -> jax.Array:
-    """Log mass between two points of a law that is symmetric about ``loc``."""
+    """Log mass between two points of a distribution symmetric about ``loc``."""
     reference = parameters.build()
     below_low, above_low = (log_tail_mass(parameters, low, s) for s in (False, True))
     below_high, above_high = (log_tail_mass(parameters, high, s) for s in (False, True))
@@ -312,41 +228,6 @@ def _log_between(
     return jnp.where(near, rule, difference)
 
 
-@partial(tail_mass.defjvp, symbolic_zeros=True)
-def _tail_mass_jvp(upper: bool, primals: tuple, tangents: tuple) -> tuple:
-    parameters, x = primals
-    parameters_dot, x_dot = tangents
-    mass = tail_mass(parameters, x, upper)
-    mass_dot = jnp.zeros_like(mass)
-    if not isinstance(x_dot, SymbolicZero):
-        density = jnp.exp(log_density(parameters.build(), x))
-        mass_dot += jnp.where(density > 0, (-density if upper else density) * x_dot, 0)
-    leaves_dot, treedef = jax.tree_util.tree_flatten(
-        parameters_dot, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero)
-    )
-    if not all(isinstance(leaf, SymbolicZero) for leaf in leaves_dot):
-        leaves = jax.tree_util.tree_leaves(parameters)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        leaves_dot = [
-            jnp.zeros_like(leaf) if isinstance(dot, SymbolicZero) else dot
-            for leaf, dot in zip(leaves, leaves_dot, strict=True)
-        ]
-
-        def mass_of(values: list[jax.Array]) -> jax.Array:
-            moved = jax.tree_util.tree_unflatten(treedef, values)
-            if closed:
-                return _mass(moved, x, upper)
-            return _quadrature_mass(moved, x, upper, stop=parameters)
-
-        reference = parameters.build()
-        parts = (monotone_parts, mixture_parts, truncated_parts)
-        is_made = any(of(reference) is not None for of in parts)
-        closed = is_made or law_of(reference).differentiable
-        _, change = jax.jvp(mass_of, (leaves,), (leaves_dot,))
-        mass_dot += change
-    return mass, mass_dot
-
-
 def _quadrature_mass(
     parameters: ReferenceParameters,
     x: jax.Array,
@@ -368,25 +249,11 @@ def _quadrature_mass(
 def tail_nodes(
     parameters: ReferenceParameters, x: ArrayLike, upper: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Composite Gauss rule on the tail of a law beyond a point.
+    """Composite Gauss rule on the tail beyond ``x``: ``(num_nodes, *batch_shape)``.
 
     Panels grow geometrically from ``x``, or shrink towards a finite end of the support,
-    and are split at the breaks of the density.
-
-    Parameters
-    ----------
-    parameters
-        Parameters of the law; the nodes are constants with respect to them.
-    x
-        Start of the tail, shape ``(*batch_shape,)``.
-    upper
-        Whether the tail above is meant.
-
-    Returns
-    -------
-    tuple
-        Nodes and log weights, each ``(num_nodes, *batch_shape)``; the log weight of a
-        node on an empty panel is minus infinity.
+    and are split at the breaks of the density. Nodes are constants with respect to the
+    parameters; log weights on empty panels are minus infinity.
     """
     reference = jax.lax.stop_gradient(parameters).build()
     x = jnp.asarray(x)
@@ -427,15 +294,113 @@ def tail_nodes(
     )
     # Towards a finite end the nodes shrink with the distance that is left.
     moved = jnp.where(finite, jnp.abs(end - x) / span, 1.0)
-    points = jnp.where(
-        finite,
-        end - sign * moved * (span - distance),
-        x + sign * distance,
-    )
+    to_end = end - sign * moved * (span - distance)
+    points = jnp.where(finite, to_end, x + sign * distance)
     log_weights = log_weights + jnp.where(finite, jnp.log(jnp.maximum(moved, 1e-37)), 0)
     count = points.shape[0] * points.shape[1]
     log_weights = jnp.broadcast_to(log_weights, points.shape)
     return points.reshape(count, *shape), log_weights.reshape(count, *shape)
+
+
+# --- quantiles -----------------------------------------------------------------------
+
+
+def tail_quantile(
+    parameters: ReferenceParameters, mass: jax.Array, start: jax.Array, upper: bool
+) -> jax.Array:
+    """Point with a given mass below (or above) it, in the tail from ``start`` on.
+
+    Closed forms where there are any. Other distributions have panels so far into their
+    tails (:func:`far_breaks`) that hardly a draw lies beyond; there the tail is a
+    power. A mass of 0 gives the end of the tail.
+    """
+    reference = parameters.build()
+    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], mass.dtype)
+    safe = jnp.maximum(mass, jnp.finfo(mass.dtype).tiny)
+    point = _inner_quantile(parameters, reference, safe, start, upper)
+    return _within_tail(point, mass, start, end, upper)
+
+
+def _inner_quantile(
+    parameters: ReferenceParameters,
+    reference: Any,
+    mass: jax.Array,
+    start: jax.Array,
+    upper: bool,
+) -> jax.Array:
+    parts = monotone_parts(reference)
+    if parts is not None:
+        base, transforms = parts
+        start, sign = _pull_back(transforms, start)
+        own = ReferenceParameters.of(base)
+        point = by_sign(sign, lambda side: tail_quantile(own, mass, start, side), upper)
+        for transform in transforms:
+            point = transform(point)
+        return point
+    quantile = traits_of(reference).quantile
+    if quantile is not None:
+        return quantile(reference, mass, upper)
+    return power_quantile(power_tail(parameters, start, upper), mass, upper)
+
+
+def _within_tail(
+    point: jax.Array, mass: jax.Array, start: jax.Array, end: jax.Array, upper: bool
+) -> jax.Array:
+    """Points that rounding leads neither back over the start nor past the end."""
+    point = jnp.clip(point, start, end) if upper else jnp.clip(point, end, start)
+    return jnp.where(mass > 0, point, end)
+
+
+class PowerTail(NamedTuple):
+    """A tail that is a power of a distance, by its slope at the start.
+
+    Towards a finite end of the support, of the distance to it; else of the distance
+    from the centre, in which an exponential tail is a high power.
+    """
+
+    start: jax.Array
+    end: jax.Array
+    centre: jax.Array
+    total: jax.Array
+    """Mass beyond the start."""
+    hazard: jax.Array
+    """Density at the start over that mass."""
+
+
+def power_tail(
+    parameters: ReferenceParameters, start: jax.Array, upper: bool
+) -> PowerTail:
+    """Tail of a distribution from ``start`` on."""
+    reference = parameters.build()
+    end = jnp.asarray(support_bounds(reference)[1 if upper else 0], start.dtype)
+    location = getattr(reference, "loc", None)
+    centre = jnp.zeros_like(start)
+    if location is not None:
+        centre = jnp.asarray(location, start.dtype)
+    total = jnp.maximum(
+        tail_mass(parameters, start, upper), jnp.finfo(start.dtype).tiny
+    )
+    hazard = jnp.exp(log_density(reference, start)) / total
+    return PowerTail(start, end, centre, total, hazard)
+
+
+def power_quantile(tail: PowerTail, mass: jax.Array, upper: bool) -> jax.Array:
+    """Point with a given mass beyond it, elementwise; the end where that is 0."""
+    start, end, centre, total, hazard = tail
+    sign = 1.0 if upper else -1.0
+    tiny = jnp.finfo(mass.dtype).tiny
+    finite = jnp.isfinite(end)
+    share = jnp.minimum(jnp.maximum(mass, tiny) / total, 1)
+    span = jnp.where(finite, jnp.abs(end - start), 1)
+    near = jnp.exp(jnp.log(share) / jnp.maximum(span * hazard, 1e-3))
+    distance = jnp.maximum(jnp.abs(start - centre), tiny)
+    power = jnp.maximum(distance * hazard, 1e-3)
+    far = distance * jnp.expm1(-jnp.log(share) / power)
+    point = jnp.where(finite, end - sign * span * near, start + sign * far)
+    return _within_tail(point, mass, start, end, upper)
+
+
+# --- panels in the tails -------------------------------------------------------------
 
 
 def far_breaks(
@@ -447,7 +412,7 @@ def far_breaks(
     """Points that double their distance from a grid, into infinite tails.
 
     They end where the density, of which the breaks are, has no mass that the precision
-    can tell from none. For laws whose tails are not inverted in closed form; each
+    can tell from none. For tails that are not inverted in closed form; each
     ``(count, *shape)``.
     """
     far = []
@@ -490,16 +455,6 @@ def _distance_of_bulk(
     return bulk
 
 
-def _furthest_break(breaks: list[jax.Array], sign: float, rank: int) -> jax.Array:
-    """Furthest break of a density on one side, times the sign of the side."""
-    furthest = jnp.asarray(-jnp.inf)
-    for rows in breaks:
-        rows = sign * with_rank(rows, rank)
-        rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
-        furthest = jnp.maximum(furthest, jnp.max(rows, axis=0))
-    return furthest
-
-
 def _while_massive(
     reference: dist.Distribution,
     breaks: list[jax.Array],
@@ -511,7 +466,12 @@ def _while_massive(
     log_mass = log_density(reference, points) + jnp.log(distance)
     massive = log_mass > jnp.log(jnp.finfo(points.dtype).tiny)
     # The mass may lie between two points, but not beyond where the density has breaks.
-    massive |= sign * points < _furthest_break(breaks, sign, points.ndim - 1)
+    furthest = jnp.asarray(-jnp.inf)
+    for rows in breaks:
+        rows = sign * with_rank(rows, points.ndim - 1)
+        rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
+        furthest = jnp.maximum(furthest, jnp.max(rows, axis=0))
+    massive |= sign * points < furthest
     beyond = jnp.flip(jax.lax.cummax(jnp.flip(massive, 0).astype(jnp.int32)), 0)
     # The first without mass is the end.
     end = jnp.minimum(jnp.sum(beyond, axis=0), len(points) - 1)

@@ -1,4 +1,4 @@
-"""Shape of a distribution of NumPyro: support, kinks, monotone parts."""
+"""What is known of NumPyro's distributions: tails, breaks, kinks, supports, scales."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 __all__ = [
-    "LAWS",
-    "Law",
+    "TRAITS",
+    "Traits",
     "by_sign",
     "density_breaks",
     "finest_scale",
@@ -21,23 +21,23 @@ __all__ = [
     "has_regular_ends",
     "interior_point",
     "kinks",
-    "law_of",
     "local_length",
     "mixture_parts",
     "monotone_parts",
     "support_bounds",
+    "traits_of",
     "truncated_parts",
     "with_rank",
 ]
 
 
-class Law(NamedTuple):
-    """What is known of a law in closed form; ``d`` is the distribution."""
+class Traits(NamedTuple):
+    """What is known of a distribution ``d`` in closed form."""
 
     mass: Callable[[Any, jax.Array, bool], jax.Array] | None = None
     """Mass below (above, if the flag is set) a point of the support."""
     log_mass: Callable[[Any, jax.Array, bool], jax.Array] | None = None
-    """Log of it, where the mass itself is no number of the precision any more."""
+    """Log of it, also where the mass itself underflows."""
     quantile: Callable[[Any, jax.Array, bool], jax.Array] | None = None
     """Point with a given mass below (above) it."""
     breaks: Callable[[Any], jax.Array] | None = None
@@ -51,14 +51,16 @@ class Law(NamedTuple):
     regular_ends: bool | Callable[[Any], bool] = False
     """Whether the density is analytic at the finite ends of its support."""
     tails: Callable[[Any], Any] | None = None
-    """Law whose tails it has, with another density between them."""
+    """Distribution whose tails it has, with another density between them."""
     is_whole: bool = False
     """Whether the distribution is a pytree with its leaves in a fixed order, to be kept
     as it is."""
 
 
+# --- the table -----------------------------------------------------------------------
+
 _STEPS = np.arange(-9.0, 9.5, 1.0)
-# For upper tails that fall as exponentials, as those of gamma laws.
+# For upper tails that fall as exponentials, as those of gamma distributions.
 _SKEWED_STEPS = np.append(_STEPS, [10.5, 12.5, 15, 18, 22, 28, 36, 48, 64])
 _EXPONENTIAL_STEPS = np.arange(0.0, 41.0, 2.0)
 # Where a density is a power of the distance, panels may widen fourfold.
@@ -84,48 +86,55 @@ def _symmetric(
     lower: Callable,
     quantile: Callable | None,
     steps: np.ndarray,
-    kinked: bool = False,
     log_lower: Callable | None = None,
-) -> Law:
-    """Law that is symmetric about ``loc``, from its standard lower tail."""
+    **rest: Any,
+) -> Traits:
+    """Traits of a distribution symmetric about ``loc``, from its standard lower tail."""
+
+    def standardized(d: Any, x: jax.Array, upper: bool) -> jax.Array:
+        y = (x - d.loc) / d.scale
+        return -y if upper else y
 
     def log_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
-        y = (x - d.loc) / d.scale
-        return log_lower(-y if upper else y)
-
-    def mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
-        y = (x - d.loc) / d.scale
-        return lower(d, -y if upper else y)
+        return log_lower(standardized(d, x, upper))
 
     def inverse(d: Any, p: jax.Array, upper: bool) -> jax.Array:
         y = quantile(d, p)
         return d.loc - d.scale * y if upper else d.loc + d.scale * y
 
-    return Law(
-        mass=mass,
+    return Traits(
+        mass=lambda d, x, upper: lower(d, standardized(d, x, upper)),
         log_mass=None if log_lower is None else log_mass,
         quantile=None if quantile is None else inverse,
         breaks=_around(steps, lambda d: d.loc, lambda d: d.scale),
-        kinks=(lambda d: [jnp.asarray(d.loc)]) if kinked else (lambda d: []),
         scale=lambda d: d.scale,
+        **rest,
     )
 
 
-def _one_sided(
-    lower: Callable, upper_tail: Callable, quantile: Callable, upper_quantile: Callable
-) -> Callable[..., Law]:
-    """Law given by both of its tails, and by both of their inverses."""
+def _both_tails(
+    lower: Callable,
+    upper_tail: Callable,
+    quantile: Callable,
+    upper_quantile: Callable,
+    **rest: Any,
+) -> Traits:
+    """Traits of a distribution by both of its tails, and by both of their inverses."""
+    return Traits(
+        mass=lambda d, x, upper: (upper_tail if upper else lower)(d, x),
+        quantile=lambda d, p, upper: (upper_quantile if upper else quantile)(d, p),
+        **rest,
+    )
 
-    def law(**rest: Any) -> Law:
-        return Law(
-            mass=lambda d, x, upper: upper_tail(d, x) if upper else lower(d, x),
-            quantile=lambda d, p, upper: (
-                upper_quantile(d, p) if upper else quantile(d, p)
-            ),
-            **rest,
-        )
 
-    return law
+def _by_moments(mass: Callable | None) -> Traits:
+    """Traits without closed quantiles; the width is the standard deviation."""
+
+    def scale(d: Any) -> jax.Array:
+        return jnp.sqrt(d.variance)
+
+    breaks = _around(_SKEWED_STEPS, lambda d: d.mean, scale)
+    return Traits(mass=mass, breaks=breaks, scale=scale, differentiable=False)
 
 
 # Of few operations: JAX's own have three times as many for the compiler.
@@ -137,7 +146,7 @@ def _log_normal_lower(y: jax.Array) -> jax.Array:
     # From here on an asymptotic series has all digits.
     end = -10.0 if y.dtype == jnp.float32 else -20.0
     is_large, is_far = y > 1, y <= end
-    # Chosen, for a maximum halves the derivative where both are equal.
+    # By jnp.where: a maximum halves the derivative where both are equal.
     tail = _normal_lower(None, jnp.where(is_large, -y, jnp.where(is_far, end, y)))
     far = jnp.where(is_far, y, end)
     square = far * far
@@ -183,11 +192,8 @@ def _beta_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
 
 
 def _gamma_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
-    concentration = jnp.asarray(d.concentration, x.dtype)
-    y = x * d.rate
-    if upper:
-        return special.gammaincc(concentration, y)
-    return special.gammainc(concentration, y)
+    mass = special.gammaincc if upper else special.gammainc
+    return mass(jnp.asarray(d.concentration, x.dtype), x * d.rate)
 
 
 def _gumbel_rate(d: Any, x: jax.Array) -> jax.Array:
@@ -195,35 +201,29 @@ def _gumbel_rate(d: Any, x: jax.Array) -> jax.Array:
     return jnp.exp(jnp.minimum(-(x - d.loc) / d.scale, 80.0))
 
 
-def _asymmetric_laplace_lower(d: Any, x: jax.Array) -> jax.Array:
+def _asymmetric_laplace_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
     square = jnp.square(jnp.asarray(d.asymmetry))
     y = (x - d.loc) / d.scale
     low = square / (1 + square) * jnp.exp(jnp.minimum(y, 0) / d.asymmetry)
-    high = -jnp.exp(-jnp.maximum(y, 0) * d.asymmetry) / (1 + square)
-    return jnp.where(y < 0, low, 1 + high)
-
-
-def _asymmetric_laplace_upper(d: Any, x: jax.Array) -> jax.Array:
-    square = jnp.square(jnp.asarray(d.asymmetry))
-    y = (x - d.loc) / d.scale
-    low = -square / (1 + square) * jnp.exp(jnp.minimum(y, 0) / d.asymmetry)
     high = jnp.exp(-jnp.maximum(y, 0) * d.asymmetry) / (1 + square)
-    return jnp.where(y < 0, 1 + low, high)
+    if upper:
+        return jnp.where(y < 0, 1 - low, high)
+    return jnp.where(y < 0, low, 1 - high)
 
 
-def _asymmetric_laplace_quantile(d: Any, p: jax.Array) -> jax.Array:
+def _asymmetric_laplace_quantile(d: Any, p: jax.Array, upper: bool) -> jax.Array:
     square = jnp.square(jnp.asarray(d.asymmetry))
-    share = square / (1 + square)
-    low = d.asymmetry * jnp.log(jnp.minimum(p / share, 1))
-    high = -jnp.log(jnp.minimum((1 - p) * (1 + square), 1)) / d.asymmetry
-    return d.loc + d.scale * jnp.where(p < share, low, high)
-
-
-def _asymmetric_laplace_upper_quantile(d: Any, p: jax.Array) -> jax.Array:
-    square = jnp.square(jnp.asarray(d.asymmetry))
-    low = d.asymmetry * jnp.log(jnp.minimum((1 - p) * (1 + square) / square, 1))
-    high = -jnp.log(jnp.minimum(p * (1 + square), 1)) / d.asymmetry
-    return d.loc + d.scale * jnp.where(p * (1 + square) < 1, high, low)
+    # Masses below and above, relative to those of the two sides.
+    if upper:
+        below, above = (1 - p) * (1 + square) / square, p * (1 + square)
+        is_low = above >= 1
+    else:
+        share = square / (1 + square)
+        below, above = p / share, (1 - p) * (1 + square)
+        is_low = p < share
+    low = d.asymmetry * jnp.log(jnp.minimum(below, 1))
+    high = -jnp.log(jnp.minimum(above, 1)) / d.asymmetry
+    return d.loc + d.scale * jnp.where(is_low, low, high)
 
 
 def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
@@ -235,62 +235,7 @@ def _asymmetric_laplace_breaks(d: Any) -> jax.Array:
     return jnp.concatenate(rows)
 
 
-def _by_moments(mass: Callable | None, regular_ends: bool = False) -> Law:
-    """Law without closed quantiles; its width is its standard deviation."""
-    mean, scale = (lambda d: d.mean), (lambda d: jnp.sqrt(d.variance))
-    return Law(
-        mass=mass,
-        breaks=_around(_SKEWED_STEPS, mean, scale),
-        scale=scale,
-        differentiable=False,
-        regular_ends=regular_ends,
-    )
-
-
-_EXPONENTIAL = _one_sided(
-    lambda d, x: -jnp.expm1(-x * d.rate),
-    lambda d, x: jnp.exp(-x * d.rate),
-    lambda d, p: -jnp.log1p(-p) / d.rate,
-    lambda d, p: -jnp.log(p) / d.rate,
-)
-_WEIBULL = _one_sided(
-    lambda d, x: -jnp.expm1(-((x / d.scale) ** d.concentration)),
-    lambda d, x: jnp.exp(-((x / d.scale) ** d.concentration)),
-    lambda d, p: d.scale * (-jnp.log1p(-p)) ** (1 / d.concentration),
-    lambda d, p: d.scale * (-jnp.log(p)) ** (1 / d.concentration),
-)
-_HALF_NORMAL = _one_sided(
-    lambda d, x: special.erf(x / d.scale * np.sqrt(0.5).item()),
-    lambda d, x: special.erfc(x / d.scale * np.sqrt(0.5).item()),
-    lambda d, p: -d.scale * special.ndtri(0.5 * (1 - p)),
-    lambda d, p: -d.scale * special.ndtri(0.5 * p),
-)
-_HALF_CAUCHY = _one_sided(
-    lambda d, x: jnp.arctan2(x, jnp.asarray(d.scale)) * (2 / np.pi),
-    lambda d, x: jnp.arctan2(jnp.asarray(d.scale), x) * (2 / np.pi),
-    lambda d, p: d.scale * jnp.tan(p * (np.pi / 2)),
-    lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
-)
-_GUMBEL = _one_sided(
-    lambda d, x: jnp.exp(-_gumbel_rate(d, x)),
-    lambda d, x: -jnp.expm1(-_gumbel_rate(d, x)),
-    lambda d, p: d.loc - d.scale * jnp.log(-jnp.log(p)),
-    lambda d, p: d.loc - d.scale * jnp.log(-jnp.log1p(-p)),
-)
-_ASYMMETRIC_LAPLACE = _one_sided(
-    _asymmetric_laplace_lower,
-    _asymmetric_laplace_upper,
-    _asymmetric_laplace_quantile,
-    _asymmetric_laplace_upper_quantile,
-)
-_UNIFORM = _one_sided(
-    lambda d, x: (x - d.low) / (d.high - d.low),
-    lambda d, x: (d.high - x) / (d.high - d.low),
-    lambda d, p: d.low + p * (d.high - d.low),
-    lambda d, p: d.high - p * (d.high - d.low),
-)
-
-LAWS: dict[type, Law] = {
+TRAITS: dict[type, Traits] = {
     dist.Normal: _symmetric(
         _normal_lower,
         lambda d, p: special.ndtri(p),
@@ -307,10 +252,12 @@ LAWS: dict[type, Law] = {
         _laplace_lower,
         _laplace_quantile,
         np.arange(-20.0, 21.0, 2.0),
-        kinked=True,
         log_lower=_log_laplace_lower,
+        kinks=lambda d: [jnp.asarray(d.loc)],
     ),
-    dist.AsymmetricLaplace: _ASYMMETRIC_LAPLACE(
+    dist.AsymmetricLaplace: Traits(
+        mass=_asymmetric_laplace_mass,
+        quantile=_asymmetric_laplace_quantile,
         breaks=_asymmetric_laplace_breaks,
         kinks=lambda d: [jnp.asarray(d.loc)],
         scale=lambda d: d.scale * jnp.minimum(d.asymmetry, 1 / d.asymmetry),
@@ -321,15 +268,27 @@ LAWS: dict[type, Law] = {
         lambda d, p: -1 / jnp.tan(np.pi * p),
         _HEAVY_STEPS,
     ),
-    dist.StudentT: _symmetric(_student_lower, None, _HEAVY_STEPS)._replace(
-        differentiable=False
-    ),
-    dist.Gumbel: _GUMBEL(
+    dist.StudentT: _symmetric(_student_lower, None, _HEAVY_STEPS, differentiable=False),
+    dist.Gumbel: _both_tails(
+        lambda d, x: jnp.exp(-_gumbel_rate(d, x)),
+        lambda d, x: -jnp.expm1(-_gumbel_rate(d, x)),
+        lambda d, p: d.loc - d.scale * jnp.log(-jnp.log(p)),
+        lambda d, p: d.loc - d.scale * jnp.log(-jnp.log1p(-p)),
         breaks=_around(np.arange(-4.0, 25.0, 1.0), lambda d: d.loc, lambda d: d.scale),
         scale=lambda d: d.scale,
     ),
-    dist.Uniform: _UNIFORM(regular_ends=True),
-    dist.Exponential: _EXPONENTIAL(
+    dist.Uniform: _both_tails(
+        lambda d, x: (x - d.low) / (d.high - d.low),
+        lambda d, x: (d.high - x) / (d.high - d.low),
+        lambda d, p: d.low + p * (d.high - d.low),
+        lambda d, p: d.high - p * (d.high - d.low),
+        regular_ends=True,
+    ),
+    dist.Exponential: _both_tails(
+        lambda d, x: -jnp.expm1(-x * d.rate),
+        lambda d, x: jnp.exp(-x * d.rate),
+        lambda d, p: -jnp.log1p(-p) / d.rate,
+        lambda d, p: -jnp.log(p) / d.rate,
         breaks=_around(_EXPONENTIAL_STEPS, lambda d: 0.0, lambda d: 1 / d.rate),
         scale=lambda d: 1 / d.rate,
         regular_ends=True,
@@ -337,19 +296,31 @@ LAWS: dict[type, Law] = {
             -x * d.rate if upper else jnp.log(-jnp.expm1(-x * d.rate))
         ),
     ),
-    dist.HalfNormal: _HALF_NORMAL(
+    dist.HalfNormal: _both_tails(
+        lambda d, x: special.erf(x / d.scale * np.sqrt(0.5).item()),
+        lambda d, x: special.erfc(x / d.scale * np.sqrt(0.5).item()),
+        lambda d, p: -d.scale * special.ndtri(0.5 * (1 - p)),
+        lambda d, p: -d.scale * special.ndtri(0.5 * p),
         breaks=_around(np.arange(0.0, 9.5, 1.0), lambda d: 0.0, lambda d: d.scale),
         scale=lambda d: d.scale,
         regular_ends=True,
     ),
-    dist.HalfCauchy: _HALF_CAUCHY(
+    dist.HalfCauchy: _both_tails(
+        lambda d, x: jnp.arctan2(x, jnp.asarray(d.scale)) * (2 / np.pi),
+        lambda d, x: jnp.arctan2(jnp.asarray(d.scale), x) * (2 / np.pi),
+        lambda d, p: d.scale * jnp.tan(p * (np.pi / 2)),
+        lambda d, p: d.scale / jnp.tan(p * (np.pi / 2)),
         breaks=_around(
             _HEAVY_STEPS[len(_HEAVY_DISTANCES) :], lambda d: 0.0, lambda d: d.scale
         ),
         scale=lambda d: d.scale,
         regular_ends=True,
     ),
-    dist.Weibull: _WEIBULL(
+    dist.Weibull: _both_tails(
+        lambda d, x: -jnp.expm1(-((x / d.scale) ** d.concentration)),
+        lambda d, x: jnp.exp(-((x / d.scale) ** d.concentration)),
+        lambda d, p: d.scale * (-jnp.log1p(-p)) ** (1 / d.concentration),
+        lambda d, p: d.scale * (-jnp.log(p)) ** (1 / d.concentration),
         breaks=_around(_SKEWED_STEPS, lambda d: d.mean, lambda d: jnp.sqrt(d.variance)),
         scale=lambda d: jnp.sqrt(d.variance),
     ),
@@ -359,12 +330,15 @@ LAWS: dict[type, Law] = {
 _UNKNOWN = _by_moments(None)
 
 
-def law_of(reference: dist.Distribution) -> Law:
-    """Return what is known of a law, by its class or the nearest parent."""
+def traits_of(reference: dist.Distribution) -> Traits:
+    """Return what is known of a distribution, by its class or the nearest parent."""
     for cls in type(reference).__mro__:
-        if cls in LAWS:
-            return LAWS[cls]
+        if cls in TRAITS:
+            return TRAITS[cls]
     return _UNKNOWN
+
+
+# --- distributions made of others ----------------------------------------------------
 
 
 def monotone_parts(reference: Any) -> tuple[Any, list] | None:
@@ -381,51 +355,64 @@ def monotone_parts(reference: Any) -> tuple[Any, list] | None:
     return reference.base_dist, list(reference.transforms)
 
 
-_TRUNCATED = (
-    dist.LeftTruncatedDistribution,
-    dist.RightTruncatedDistribution,
-    dist.TwoSidedTruncatedDistribution,
-)
-
-
 def truncated_parts(reference: Any) -> tuple[Any, jax.Array, jax.Array] | None:
-    """Return base, lower and upper end of a truncated law on the line."""
-    if not isinstance(reference, _TRUNCATED):
+    """Return base, lower and upper end of a truncated distribution on the line."""
+    truncated = (
+        dist.LeftTruncatedDistribution,
+        dist.RightTruncatedDistribution,
+        dist.TwoSidedTruncatedDistribution,
+    )
+    if not isinstance(reference, truncated):
         return None
     low = jnp.asarray(getattr(reference, "low", -jnp.inf))
     return reference.base_dist, low, jnp.asarray(getattr(reference, "high", jnp.inf))
 
 
 def mixture_parts(reference: Any) -> tuple[jax.Array, list, bool] | None:
-    """Return weights, laws, and whether one law has all components on its last axis.
+    """Return weights, components, and whether one has all of them on its last axis.
 
     The weights have the shape ``(*batch_shape, num_components)``.
     """
     if isinstance(reference, dist.MixtureSameFamily):
-        laws = [reference.component_distribution]
-        return reference.mixing_distribution.probs, laws, True
+        components = [reference.component_distribution]
+        return reference.mixing_distribution.probs, components, True
     if isinstance(reference, dist.MixtureGeneral):
-        laws = list(reference.component_distributions)
-        return reference.mixing_distribution.probs, laws, False
+        components = list(reference.component_distributions)
+        return reference.mixing_distribution.probs, components, False
     return None
 
 
-def by_sign(sign: Any, function: Callable[[bool], jax.Array], upper: bool) -> jax.Array:
-    """Evaluate a function of the side of a law, which a decreasing transform swaps.
+def _rows_of_components(
+    reference: dist.Distribution, function: Callable[[Any], list]
+) -> list[jax.Array]:
+    """Rows ``(count, *batch_shape)`` of all components of a mixture."""
+    _, components, on_last_axis = mixture_parts(reference)
+    rows = [row for component in components for row in function(component)]
+    if not on_last_axis:
+        return rows
+    # Where all components have the same, one of them stands for them.
+    rank = len(components[0].batch_shape)
+    rows = [jnp.moveaxis(with_rank(row, rank), -1, 1) for row in rows]
+    return [row.reshape(-1, *row.shape[2:]) for row in rows]
 
-    Parameters
-    ----------
-    sign
-        Sign of the derivative of the transform: a number, or an array, which may be
-        traced and then costs both sides.
-    function
-        Function of the side.
-    upper
-        Side before the transform.
+
+def with_rank(rows: Any, rank: int) -> Any:
+    """Insert axes of size one after the first, so that ``rank`` axes follow it."""
+    shape = rows.shape
+    return rows.reshape(shape[0], *(1,) * (rank + 1 - len(shape)), *shape[1:])
+
+
+def by_sign(sign: Any, function: Callable[[bool], jax.Array], upper: bool) -> jax.Array:
+    """Evaluate a function of the tail, which a decreasing transform swaps.
+
+    The sign of the transform's derivative may be traced, which costs both tails.
     """
     if isinstance(sign, int | float):
         return function(upper if sign > 0 else not upper)
     return jnp.where(sign > 0, function(upper), function(not upper))
+
+
+# --- supports, breaks and lengths of any distribution --------------------------------
 
 
 def support_bounds(reference: dist.Distribution) -> tuple[ArrayLike, ArrayLike]:
@@ -455,26 +442,18 @@ def interior_point(low: ArrayLike, high: ArrayLike, dtype: Any) -> jax.Array:
 
 def has_regular_ends(reference: dist.Distribution) -> bool:
     """Whether the density is analytic at the finite ends of its support."""
-    parts = truncated_parts(reference)
-    if parts is not None:
+    if truncated_parts(reference) is not None:
         return True
-    regular = law_of(reference).regular_ends
+    regular = traits_of(reference).regular_ends
     return regular(reference) if callable(regular) else regular
 
 
-def _of_components(
-    reference: dist.Distribution, function: Callable[[Any], list]
-) -> list[jax.Array]:
-    """Rows ``(count, *batch_shape)`` of all components of a mixture."""
-    _, laws, on_last_axis = mixture_parts(reference)
-    rows = [row for law in laws for row in function(law)]
-    if not on_last_axis:
-        return rows
-    # Where all components have the same, one of them stands for them.
-    shape = laws[0].batch_shape
-    rows = [with_rank(row, len(shape)) for row in rows]
-    rows = [jnp.moveaxis(row, -1, 1) for row in rows]
-    return [row.reshape(-1, *row.shape[2:]) for row in rows]
+def has_quantile(reference: dist.Distribution) -> bool:
+    """Whether both tails are inverted in closed form."""
+    parts = monotone_parts(reference)
+    if parts is not None:
+        return has_quantile(parts[0])
+    return traits_of(reference).quantile is not None
 
 
 def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
@@ -487,47 +466,41 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
             breaks = [transform(b) for b in breaks]
         return breaks
     if mixture_parts(reference) is not None:
-        return _of_components(reference, density_breaks)
+        return _rows_of_components(reference, density_breaks)
     truncated = truncated_parts(reference)
     if truncated is not None:
         return density_breaks(truncated[0])
-    breaks = law_of(reference).breaks
+    breaks = traits_of(reference).breaks
     if breaks is None:
         return []
     for find in (breaks, _quantiles):
         try:
             return [find(reference)]
-        # NumPyro has some quantile functions from another package.
+        # NumPyro takes some quantile functions from an optional package.
         except (NotImplementedError, ImportError):
             pass
     return []
 
 
 def _quantiles(reference: dist.Distribution) -> jax.Array:
-    """Quantiles of a law without moments, down to both ends of the precision."""
+    """Quantiles of a distribution without moments, down to both ends of the precision."""
     tails = 2.0 ** -np.arange(1.0, 47.0)
     p = np.concatenate([tails[::-1], 1 - tails[1:]])
     p = p.reshape((-1,) + (1,) * len(reference.batch_shape))
     return reference.icdf(jnp.asarray(p, float))
 
 
-def with_rank(rows: Any, rank: int) -> Any:
-    """Insert axes of size one after the first, so that ``rank`` axes follow it."""
-    shape = rows.shape
-    return rows.reshape(shape[0], *(1,) * (rank + 1 - len(shape)), *shape[1:])
-
-
 def kinks(reference: dist.Distribution) -> list[jax.Array]:
     """Points inside the support where a derivative of the density jumps."""
     if mixture_parts(reference) is not None:
-        rows = _of_components(reference, lambda law: [k[None] for k in kinks(law)])
+        rows = _rows_of_components(reference, lambda d: [k[None] for k in kinks(d)])
         return [point for row in rows for point in row]
     truncated = truncated_parts(reference)
     if truncated is not None:
         return kinks(truncated[0])
     parts = monotone_parts(reference)
     if parts is None:
-        return law_of(reference).kinks(reference)
+        return traits_of(reference).kinks(reference)
     base, transforms = parts
     points = kinks(base)
     for transform in transforms:
@@ -538,33 +511,13 @@ def kinks(reference: dist.Distribution) -> list[jax.Array]:
 def finest_scale(reference: dist.Distribution) -> jax.Array | None:
     """Length below which the density is smooth, or ``None`` where it is not known."""
     parts = (monotone_parts, mixture_parts, truncated_parts)
-    if any(of(reference) is not None for of in parts):
-        return None
-    law = law_of(reference)
-    if law.scale is None:
+    scale = traits_of(reference).scale
+    if scale is None or any(of(reference) is not None for of in parts):
         return None
     try:
-        return law.scale(reference)
+        return scale(reference)
     except NotImplementedError:
         return None
-
-
-def has_quantile(reference: dist.Distribution) -> bool:
-    """Whether both tails are inverted in closed form."""
-    parts = monotone_parts(reference)
-    if parts is not None:
-        return has_quantile(parts[0])
-    return law_of(reference).quantile is not None
-
-
-def _tail_law(reference: dist.Distribution) -> dist.Distribution:
-    """Law whose density falls in the same way beyond the bulk, and costs less."""
-    truncated = truncated_parts(reference)
-    if truncated is not None:
-        return truncated[0]
-    find = law_of(reference).tails
-    tails = None if find is None else find(reference)
-    return reference if tails is None else _tail_law(tails)
 
 
 def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
@@ -573,10 +526,21 @@ def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
     inside = (x > low) & (x < high)
     safe = jnp.where(inside, x, interior_point(low, high, x.dtype))
     safe = jnp.broadcast_to(safe, jnp.broadcast_shapes(x.shape, reference.batch_shape))
-    slope = jax.grad(lambda y: jnp.sum(_tail_law(reference).log_prob(y)))(safe)
+    tails = _same_tails(reference)
+    slope = jax.grad(lambda y: jnp.sum(tails.log_prob(y)))(safe)
     length = 1 / jnp.maximum(jnp.abs(slope), 1e-30)
     scale = finest_scale(reference)
     if scale is None:
         scale = jnp.abs(safe) + 1e-3
     scale = jnp.where(jnp.isfinite(scale) & (scale > 0), scale, jnp.abs(safe) + 1)
     return jnp.minimum(length, scale)
+
+
+def _same_tails(reference: dist.Distribution) -> dist.Distribution:
+    """Distribution whose density falls in the same way beyond the bulk, but is cheap."""
+    truncated = truncated_parts(reference)
+    if truncated is not None:
+        return truncated[0]
+    find = traits_of(reference).tails
+    tails = None if find is None else find(reference)
+    return reference if tails is None else _same_tails(tails)
