@@ -92,7 +92,7 @@ if TYPE_CHECKING:
         PriorRefit,
         cyclical_schedule,
         fit,
-        kan_penalty,
+        kan_regularizer,
         refit_prior,
     )
 
@@ -143,7 +143,7 @@ __all__ = [
     "fit_mixture",
     "infer",
     "interpolate_latents",
-    "kan_penalty",
+    "kan_regularizer",
     "kart",
     "learn_prior",
     "load",
@@ -197,7 +197,7 @@ _NAMES = {
         plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
         plot_weights""",
     "training": """Checkpoint FitProgress FitResult GridUpdate PriorRefit
-        cyclical_schedule fit kan_penalty refit_prior""",
+        cyclical_schedule fit kan_regularizer refit_prior""",
 }
 _MODULE_OF = {
     name: module for module, names in _NAMES.items() for name in names.split()

@@ -371,21 +371,21 @@ FAULTS = [
     ),
     Fault(
         "weights without the density of the guide",
-        "infer/importance_proposals.py",
-        "log_weight = log_weight - run.sum(_sample_sites(guide_trace))",
+        "infer/importance.py",
+        "log_weight = log_weight - self.run.log_density(sample_sites(guide_trace))",
         "log_weight = 1 * log_weight",
         "infer/test_importance.py::test_exact_guide_has_equal_weights",
     ),
     Fault(
         "effective sample size that calls for resampling",
-        "infer/resampling.py",
+        "infer/weights.py",
         "effective_sample_size(log_weights) < threshold * num_particles",
         "effective_sample_size(log_weights) > threshold * num_particles",
         "infer/test_resampling.py::test_only_units_below_the_threshold",
     ),
     Fault(
         "tail of the Pareto fit",
-        "infer/importance_result.py",
+        "infer/weights.py",
         "tail = min(num_draws / 5, 3 * num_draws**0.5)",
         "tail = max(num_draws / 5, 3 * num_draws**0.5)",
         "infer/test_smoothing.py::test_equal_to_the_installed_arviz",
@@ -429,8 +429,8 @@ FAULTS = [
     Fault(
         "refit: copies of a component keep its whole weight",
         "training/refit.py",
-        "logits[places] - jnp.log(jnp.asarray(parts, logits.dtype))[places]",
-        "logits[places]",
+        "logits[sources] - jnp.log(copies)[sources]",
+        "logits[sources]",
         "training/test_fit.py::test_refit_fills_the_places_of_empty_components",
     ),
     Fault(

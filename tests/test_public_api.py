@@ -17,8 +17,8 @@ READERS = [name for name in kaem.datasets.__all__ if name[0].islower()]
 # Results, which functions make: their fields and methods say what they are.
 RESULTS = set(
     """
-    CalibrationResult Degeneracy Evidence EvidenceEstimate FitProgress FitResult
-    HeldOutLogLikelihood ImportanceResult LogEvidence MarginalFit MissedModes
+    CalibrationResult Degeneracy Evidence Estimate FitProgress FitResult
+    HeldOutLogLikelihood ImportanceResult MarginalFit MissedModes
     PosteriorSample PriorSummary Resampled ResampledDraws SampleQuality
     SmoothedWeights SymbolicResult SymbolicResults UnitPosterior
     """.split()
@@ -34,7 +34,7 @@ def test_names_are_those_that_are_there():
         Fourier GridUpdate InverseCDFTransform KAEM KAEMMixture KAEMPrior KANDecoder
         KANLayer MaskedConditioner NormalLikelihood PriorRefit RBF RSWAF SequenceDecoder
         TokenSequence Wavelet cyclical_schedule fit fit_autoregressive fit_density
-        fit_marginal fit_mixture interpolate_latents kan_penalty kart learn_prior load
+        fit_marginal fit_mixture interpolate_latents kan_regularizer kart learn_prior load
         parameter_priors plot_band plot_calibration plot_history
         plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
         plot_weights posterior_predictive_p_values random_walk_energy refit_prior

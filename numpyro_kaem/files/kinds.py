@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -53,55 +53,60 @@ from numpyro_kaem.references import ReferenceParameters, arguments_of, check_ref
 from numpyro_kaem.training import FitResult
 from numpyro_kaem.training.trainer import TrainingState
 
-__all__ = [
-    "CONSTANTS",
-    "LIBRARY_KINDS",
-    "PACKAGE_KINDS",
-    "Kind",
-    "constructor_kind",
-    "law_kind",
-    "module_kind",
-    "optax_kinds",
-    "record_kind",
-]
+__all__ = ["CONSTANTS", "Kind", "Registry"]
 
-# No name of a field has parentheses.
+# No name of a field or argument has parentheses.
 _COMPLETE = "(complete)"
+_CLASS = "(law)"
+
+_ACTIVATIONS = (
+    *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_tanh"),
+    *("identity", "leaky_relu", "log_sigmoid", "log_softmax", "mish", "relu", "relu6"),
+    *("selu", "sigmoid", "silu", "soft_sign", "softmax", "softplus", "squareplus"),
+)
+# Functions and constraints by the names that files may use.
+CONSTANTS: dict[str, Any] = {
+    # What MLP applies to its output by default.
+    "equinox.nn.MLP.final_activation": (
+        inspect.signature(eqx.nn.MLP.__init__).parameters["final_activation"].default
+    ),
+    **{f"jax.nn.{name}": getattr(jax.nn, name) for name in _ACTIVATIONS},
+    **{
+        f"jax.numpy.{name}": getattr(jnp, name)
+        for name in ("abs", "cos", "exp", "sin", "square", "tanh")
+    },
+    **{
+        f"numpyro.distributions.constraints.{name}": getattr(constraints, name)
+        for name in sorted(constraints.__all__)
+        if isinstance(getattr(constraints, name), constraints.ParameterFreeConstraint)
+    },
+}
 
 
 class Kind(NamedTuple):
-    """What a file can hold beside arrays, numbers, text and containers."""
+    """How objects of exactly one class become parts by name, and parts an object.
 
+    ``describe`` raises a TypeError if an object cannot be saved, and ``build`` any
+    error if the parts do not fit. Files use ``name`` for the class.
+    """
+
+    cls: type
     name: str
-    """Name in files."""
     describe: Callable[[Any], dict[str, Any]]
-    """From an object to its parts by name."""
     build: Callable[[dict[str, Any]], Any]
-    """From the parts to the object; raises if they do not fit."""
 
 
-def module_kind(
-    cls: type, check: Callable[[Any], Any] | None = None, *, name: str | None = None
+# --- kinds of many classes -----------------------------------------------------------
+
+
+def _module(
+    cls: type, check: Callable[[Any], Any] | None = None, name: str | None = None
 ) -> Kind:
     """Kind of an Equinox module: its fields, without its constructor.
 
     Modules also hold gradients, moments of an optimiser or batches of modules, which no
     constructor takes. So the file says whether the fields are those of a module that
     can be used, and only then are they checked.
-
-    Parameters
-    ----------
-    cls
-        Class of the module.
-    check
-        Function of a module that raises if its fields do not fit together.
-    name
-        Name in files; ``None`` is that of the class in this package.
-
-    Returns
-    -------
-    Kind
-        Of objects of exactly this class.
     """
     names = [field.name for field in dataclasses.fields(cls)]
 
@@ -128,89 +133,91 @@ def module_kind(
             check_complete(module)
         return module
 
-    return Kind(name or f"numpyro_kaem.{cls.__name__}", describe, build)
+    return Kind(cls, name or _own_name(cls), describe, build)
 
 
-def record_kind(cls: type, name: str) -> Kind:
+def _record(cls: type, name: str | None = None) -> Kind:
     """Kind of a dataclass or named tuple: its fields, of the annotated types."""
     if dataclasses.is_dataclass(cls):
         names = [field.name for field in dataclasses.fields(cls)]
     else:
         names = list(cls._fields)
 
+    def describe(record: Any) -> dict[str, Any]:
+        return {name: getattr(record, name) for name in names}
+
     def build(parts: dict[str, Any]) -> Any:
         _check_names(parts, names)
         _check_fields(cls, parts)
         return cls(**parts)
 
-    return Kind(name, lambda record: {n: getattr(record, n) for n in names}, build)
+    return Kind(cls, name or _own_name(cls), describe, build)
 
 
-def constructor_kind(cls: type, name: str) -> Kind:
+def _by_constructor(cls: type, name: str | None = None) -> Kind:
     """Kind of an object that keeps the arguments of its constructor."""
-
-    def build(parts: dict[str, Any]) -> Any:
-        return cls(**parts)
-
-    return Kind(name, lambda value: arguments_of(value, name), build)
+    name = name or _own_name(cls)
+    return Kind(cls, name, lambda x: arguments_of(x, name), lambda p: cls(**p))
 
 
-def law_kind(cls: type, name: str) -> Kind:
-    """Kind of a distribution that keeps the arguments of its constructor.
+def _distribution(cls: type, name: str | None = None) -> Kind:
+    """Kind of a distribution that its arguments give again, to the last bit."""
 
-    Its ``describe`` raises a TypeError where these do not give the same distribution,
-    to the last bit.
-    """
-
-    def describe(law: dist.Distribution) -> dict[str, Any]:
-        parts = arguments_of(law, cls.__name__)
+    def describe(distribution: dist.Distribution) -> dict[str, Any]:
+        parts = arguments_of(distribution, cls.__name__)
         if parts.keys() & {"scale_tril", "correlation_cholesky"}:
             # The constructor takes one form of a matrix only.
             parts = {k: v for k, v in parts.items() if not k.endswith("_matrix")}
-        if "_validate_args" in vars(law):
-            parts["validate_args"] = law._validate_args
-        try:
-            same = _same_leaves(cls(**parts), law)
-        except (TypeError, ValueError):
-            same = False
-        if not same:
-            raise TypeError(
-                f"a {cls.__name__} does not keep the numbers that it was made from, "
-                f"to the last bit; save its parameters, or a {cls.__base__.__name__}"
-            )
-        return parts
+        if "_validate_args" in vars(distribution):
+            parts["validate_args"] = distribution._validate_args
+        # NumPyro keeps a Python number as an array of NumPy with the rank of the other
+        # arguments. What it has computed from the number has a weak type.
+        numbers = {
+            name: value.item()
+            if isinstance(value, np.ndarray) and value.size == 1
+            else value
+            for name, value in parts.items()
+        }
+        for given, exactly in ((parts, True), (numbers, True), (parts, False)):
+            try:
+                made = cls(**given)
+            except (TypeError, ValueError):
+                continue
+            if _same_leaves(made, distribution, exactly):
+                return given
+        raise TypeError(
+            f"a {cls.__name__} does not keep the numbers that it was made from, "
+            f"to the last bit; save its parameters, or a {cls.__base__.__name__}"
+        )
 
-    return Kind(name, describe, lambda parts: cls(**parts))
+    return Kind(cls, name or _own_name(cls), describe, lambda parts: cls(**parts))
 
 
-def _same_leaves(one: Any, other: Any) -> bool:
+def _same_leaves(one: Any, other: Any, exactly: bool) -> bool:
+    """Whether all leaves have the same bits; exactly, the same kind and weak type."""
+
+    def is_same(a: Any, b: Any) -> bool:
+        kinds = [(type(x), getattr(x, "weak_type", None)) for x in (a, b)]
+        bits = [np.asarray(x).tobytes() for x in (a, b)]
+        return bits[0] == bits[1] and (kinds[0] == kinds[1] or not exactly)
+
     leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
     return len(leaves) == len(others) and all(
-        a is b or np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        for a, b in zip(leaves, others, strict=True)
+        a is b or is_same(a, b) for a, b in zip(leaves, others, strict=True)
     )
 
 
-def _check_names(parts: dict[str, Any], names: list[str]) -> None:
-    """Check which parts there are.
+def _own_name(cls: type) -> str:
+    return f"numpyro_kaem.{cls.__name__}"
 
-    Raises
-    ------
-    ValueError
-        If one is missing or unknown.
-    """
+
+def _check_names(parts: dict[str, Any], names: list[str]) -> None:
     if parts.keys() != set(names):
         raise ValueError(f"expected the parts {sorted(names)}, got {sorted(parts)}")
 
 
 def _check_fields(cls: type, values: dict[str, Any]) -> None:
-    """Check fields against their annotations.
-
-    Raises
-    ------
-    TypeError
-        If one is of another type.
-    """
+    """Check fields against their annotations."""
     for name, hint in _hints(cls).items():
         if name in values and not _fits(values[name], hint):
             raise TypeError(
@@ -253,6 +260,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
+# --- distributions of NumPyro, alone and as references -------------------------------
+
 # Their arguments are sizes of what their constructors make, or functions.
 _LEFT_OUT = {
     "Distribution",
@@ -263,7 +272,7 @@ _LEFT_OUT = {
     "LKJ",
     "LKJCholesky",
 }
-_LAWS = {
+_NUMPYRO = {
     name: cls
     for name, cls in vars(dist).items()
     if name in dist.__all__
@@ -282,79 +291,34 @@ _TRANSFORMS = (
     transforms.SigmoidTransform,
     transforms.SoftplusTransform,
 )
-_ACTIVATIONS = (
-    *("celu", "elu", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_tanh"),
-    *("identity", "leaky_relu", "log_sigmoid", "log_softmax", "mish", "relu", "relu6"),
-    *("selu", "sigmoid", "silu", "soft_sign", "softmax", "softplus", "squareplus"),
-)
-
-CONSTANTS: dict[str, Any] = {
-    # What MLP applies to its output by default.
-    "equinox.nn.MLP.final_activation": (
-        inspect.signature(eqx.nn.MLP.__init__).parameters["final_activation"].default
-    ),
-    **{f"jax.nn.{name}": getattr(jax.nn, name) for name in _ACTIVATIONS},
-    **{
-        f"jax.numpy.{name}": getattr(jnp, name)
-        for name in ("abs", "cos", "exp", "sin", "square", "tanh")
-    },
-    **{
-        f"numpyro.distributions.constraints.{name}": getattr(constraints, name)
-        for name in sorted(constraints.__all__)
-        if isinstance(getattr(constraints, name), constraints.ParameterFreeConstraint)
-    },
+_REFERENCES = {
+    **_NUMPYRO,
+    **{cls.__name__: cls for cls in (KAEMPrior, KAEMMixture, SkewNormal)},
 }
-"""Functions and constraints by the names that files may use."""
-
-
-# --- references ----------------------------------------------------------------------
-
-_LAW = "(law)"
-_OWN_LAWS = {law.__name__: law for law in (KAEMPrior, KAEMMixture, SkewNormal)}
 
 
 def _describe_reference(parameters: ReferenceParameters) -> dict[str, Any]:
-    """Describe the law by name, and its parameters.
-
-    Raises
-    ------
-    TypeError
-        If the law is not one of NumPyro's.
-    """
-    law = parameters.distribution
-    if law not in _OWN_LAWS.values() and _LAWS.get(law.__name__) is not law:
-        raise TypeError(f"the law {law.__name__} is not one of NumPyro's")
-    return {_LAW: law.__name__, **parameters.values}
+    cls = parameters.distribution
+    if _REFERENCES.get(cls.__name__) is not cls:
+        raise TypeError(f"the distribution {cls.__name__} is not one of NumPyro's")
+    return {_CLASS: cls.__name__, **parameters.values}
 
 
 def _build_reference(parts: dict[str, Any]) -> ReferenceParameters:
-    """Make parameters of a law of NumPyro.
-
-    Raises
-    ------
-    ValueError
-        If the law is not known.
-    """
-    name = parts.pop(_LAW)
-    law = {**_LAWS, **_OWN_LAWS}.get(name) if type(name) is str else None
-    if law is None:
-        raise ValueError(f"expected the name of a law of NumPyro, got {name!r}")
-    parameters = ReferenceParameters(law, dict(sorted(parts.items())))
+    name = parts.pop(_CLASS)
+    cls = _REFERENCES.get(name) if type(name) is str else None
+    if cls is None:
+        raise ValueError(f"expected the name of a distribution, got {name!r}")
+    parameters = ReferenceParameters(cls, dict(sorted(parts.items())))
     parameters.build()
     return parameters
 
 
-# --- optimisers ----------------------------------------------------------------------
+# --- states of optimisers ------------------------------------------------------------
 
 
 def _describe_optimizer(state: OptimizerState) -> dict[str, Any]:
-    """Describe the state by the pytrees of the parameters and of each of their moments.
-
-    Raises
-    ------
-    TypeError
-        If parameters have moments of different structure.
-    """
+    """Describe the state by the pytrees of the parameters and of each moment."""
     rows, structure, subtrees = state
     if len(set(subtrees)) > 1:
         raise TypeError("the optimiser has different moments for different parameters")
@@ -371,13 +335,6 @@ def _describe_optimizer(state: OptimizerState) -> dict[str, Any]:
 
 
 def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
-    """Inverse of :func:`_describe_optimizer`.
-
-    Raises
-    ------
-    ValueError
-        If the pytrees differ, or their number is another one.
-    """
     trees, moments = parts["trees"], jax.tree.structure(parts["moments"])
     structures = [jax.tree.structure(tree) for tree in trees]
     if len(trees) != moments.num_leaves or len(set(structures)) != 1:
@@ -389,47 +346,20 @@ def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
 
 
 @functools.cache
-def optax_kinds() -> dict[type, Kind]:
-    """Kinds of the states of optax, which is imported where it is used; if it is there.
-
-    Returns
-    -------
-    dict
-        Kinds by class.
-    """
+def _optax_kinds() -> dict[type, Kind]:
+    """Kinds of the states of optax, which is imported where it is used, if it can."""
     try:
         import optax
     except ImportError:
         return {}
     return {
-        cls: record_kind(cls, f"optax.{name}")
+        cls: _record(cls, f"optax.{name}")
         for name, cls in sorted(vars(optax).items())
         if isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
     }
 
 
-LIBRARY_KINDS: dict[type, Kind] = {
-    **{
-        cls: law_kind(cls, f"numpyro.distributions.{name}")
-        for name, cls in _LAWS.items()
-    },
-    **{
-        cls: constructor_kind(cls, f"numpyro.distributions.transforms.{cls.__name__}")
-        for cls in _TRANSFORMS
-    },
-    **{
-        cls: module_kind(cls, name=f"equinox.nn.{name}")
-        for name, cls in sorted(vars(eqx.nn).items())
-        if isinstance(cls, type)
-        and issubclass(cls, eqx.Module)
-        and not inspect.isabstract(cls)
-    },
-    ReferenceParameters: Kind("reference", _describe_reference, _build_reference),
-    OptimizerState: Kind("optimizer", _describe_optimizer, _build_optimizer),
-    SVIState: record_kind(SVIState, "numpyro.infer.SVIState"),
-    SVIRunResult: record_kind(SVIRunResult, "numpyro.infer.SVIRunResult"),
-}
-"""Kinds by class."""
+# --- modules of the package ----------------------------------------------------------
 
 
 def _check_by_constructor(module: Any) -> None:
@@ -438,13 +368,6 @@ def _check_by_constructor(module: Any) -> None:
 
 
 def _check_decoder(decoder: KANDecoder | ConvDecoder) -> None:
-    """Evaluate shapes only.
-
-    Raises
-    ------
-    ValueError
-        If the output has another shape than the decoder says.
-    """
     shape = jax.eval_shape(decoder, _floats(2, decoder.num_latents)).shape
     if shape != (2, *decoder.output_shape):
         raise ValueError(f"expected outputs {decoder.output_shape}, got {shape[1:]}")
@@ -455,14 +378,12 @@ def _check_sequence_decoder(decoder: SequenceDecoder) -> None:
     jax.eval_shape(decoder.logits, _floats(2, decoder.num_latents), tokens)
 
 
-def _check_conditioner(conditioner: MaskedConditioner) -> None:
-    """Compare shapes, before masks of these sizes are made.
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.result_type(float))
 
-    Raises
-    ------
-    ValueError
-        If layers do not fit together.
-    """
+
+def _check_conditioner(conditioner: MaskedConditioner) -> None:
+    """Compare shapes, before masks of these sizes are made."""
     width = conditioner.weights[0].shape[-1]
     inputs = [conditioner.dim, *[width] * (len(conditioner.weights) - 1)]
     outputs = [
@@ -477,13 +398,6 @@ def _check_conditioner(conditioner: MaskedConditioner) -> None:
 
 
 def _check_normal_likelihood(likelihood: NormalLikelihood) -> None:
-    """Check that the scale is either fixed or learned.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or has a shape.
-    """
     if (likelihood.raw_scale is None) == (likelihood.fixed_scale is None):
         raise ValueError("expected one of raw_scale and fixed_scale")
     if jnp.shape(likelihood.scale) != ():
@@ -491,22 +405,12 @@ def _check_normal_likelihood(likelihood: NormalLikelihood) -> None:
 
 
 def _check_model(model: KAEM) -> None:
-    """Make the model again from its parts.
-
-    Raises
-    ------
-    ValueError
-        If data have another shape than it says.
-    """
+    """Make the model again from its parts."""
     fields = dict(vars(model))
     event_shape = fields.pop("event_shape")
     made = KAEM(**fields).event_shape
     if made != event_shape:
         raise ValueError(f"expected data of shape {event_shape}, got {made}")
-
-
-def _floats(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.result_type(float))
 
 
 # --- priors --------------------------------------------------------------------------
@@ -525,25 +429,16 @@ def _describe_prior(prior: KAEMPrior | AutoregressiveKAEMPrior) -> dict[str, Any
 
 
 def _build_prior(parts: dict[str, Any]) -> KAEMPrior:
-    """Make a prior from its parts, without a quadrature."""
     return _unflatten(KAEMPrior, (parts.pop("energy"),), **parts)
 
 
 def _build_autoregressive(parts: dict[str, Any]) -> AutoregressiveKAEMPrior:
-    """Make a prior from its parts, without a quadrature.
-
-    Raises
-    ------
-    TypeError
-        If there is another object in place of a part.
-    ValueError
-        If basis and conditioner do not fit.
-    """
     basis, conditioner = parts.pop("basis"), parts.pop("conditioner")
     if not isinstance(basis, AbstractBasis) or not isinstance(conditioner, eqx.Module):
         raise TypeError("expected a basis and a conditioner")
     if isinstance(conditioner, MaskedConditioner):
         _check_conditioner(conditioner)
+    # Raises where they do not fit.
     AutoregressiveKAEMPrior(basis, conditioner)
     return _unflatten(AutoregressiveKAEMPrior, (basis, conditioner), **parts)
 
@@ -551,15 +446,7 @@ def _build_autoregressive(parts: dict[str, Any]) -> AutoregressiveKAEMPrior:
 def _unflatten(
     cls: type, data: tuple, reference: Any, refinement: Any, validate_args: Any
 ) -> Any:
-    """Prior from its leaves and static values.
-
-    Raises
-    ------
-    TypeError
-        If a part has another type.
-    ValueError
-        If the refinement is not positive, or the reference does not fit.
-    """
+    """Prior from its leaves and static values, without a quadrature."""
     if reference is not None and not isinstance(reference, ReferenceParameters):
         raise TypeError(f"expected a reference, got {type(reference).__name__}")
     if type(refinement) is not int or refinement < 1:
@@ -582,41 +469,44 @@ def _unflatten(
     return prior
 
 
-def _prior_kind(cls: type, build: Any) -> tuple[type, Kind]:
-    return cls, Kind(f"numpyro_kaem.{cls.__name__}", _describe_prior, build)
+# --- posteriors of units -------------------------------------------------------------
 
 
-# --- results -------------------------------------------------------------------------
+def _describe_unit_posterior(posterior: UnitPosterior) -> dict[str, Any]:
+    return {"prior": posterior.prior, "units": posterior._units}
 
 
 def _build_unit_posterior(parts: dict[str, Any]) -> UnitPosterior:
-    """Make a posterior from its parts.
-
-    Raises
-    ------
-    TypeError
-        If one has another type.
-    ValueError
-        If the likelihood has another shape than the panels.
-    """
     prior, units = parts["prior"], parts["units"]
     if not isinstance(prior, KAEMPrior) or not isinstance(units, UnitQuadrature):
         raise TypeError("expected a prior and the likelihood of its units")
-    # In an object of its own, which keeps what is traced.
+    # Raises where shapes do not fit. In another object, which keeps what is traced.
     jax.eval_shape(lambda: UnitPosterior(prior, units).mean)
     return UnitPosterior(prior, units)
 
 
-def _module(cls: type, check: Any = None) -> tuple[type, Kind]:
-    return cls, module_kind(cls, check)
+# --- all of them ---------------------------------------------------------------------
 
-
-def _qualified(make: Any, cls: type) -> tuple[type, Kind]:
-    return cls, make(cls, f"numpyro_kaem.{cls.__name__}")
-
-
-PACKAGE_KINDS: dict[type, Kind] = dict(
-    [
+_KINDS: dict[type, Kind] = {
+    kind.cls: kind
+    for kind in (
+        # Libraries.
+        *(_distribution(c, f"numpyro.distributions.{n}") for n, c in _NUMPYRO.items()),
+        *(
+            _by_constructor(cls, f"numpyro.distributions.transforms.{cls.__name__}")
+            for cls in _TRANSFORMS
+        ),
+        *(
+            _module(cls, name=f"equinox.nn.{name}")
+            for name, cls in sorted(vars(eqx.nn).items())
+            if isinstance(cls, type)
+            and issubclass(cls, eqx.Module)
+            and not inspect.isabstract(cls)
+        ),
+        Kind(OptimizerState, "optimizer", _describe_optimizer, _build_optimizer),
+        _record(SVIState, "numpyro.infer.SVIState"),
+        _record(SVIRunResult, "numpyro.infer.SVIRunResult"),
+        # Modules of the package.
         *(
             _module(cls, _check_by_constructor)
             for cls in (RBF, BSpline, Fourier, Chebyshev, RSWAF, Wavelet)
@@ -633,24 +523,59 @@ PACKAGE_KINDS: dict[type, Kind] = dict(
         _module(CategoricalLikelihood),
         _module(KAEM, _check_model),
         _module(Panels),
-        _prior_kind(KAEMPrior, _build_prior),
-        _prior_kind(AutoregressiveKAEMPrior, _build_autoregressive),
-        _qualified(law_kind, KAEMMixture),
-        _qualified(law_kind, DeepEnergyPrior),
-        _qualified(law_kind, TokenSequence),
-        _qualified(law_kind, TruncatedKAEM),
-        _qualified(constructor_kind, InverseCDFTransform),
-        _qualified(record_kind, FitResult),
-        _qualified(record_kind, TrainingState),
-        _qualified(record_kind, UnitQuadrature),
-        (
-            UnitPosterior,
-            Kind(
-                "numpyro_kaem.UnitPosterior",
-                lambda p: {"prior": p.prior, "units": p._units},
-                _build_unit_posterior,
-            ),
+        # Its distributions.
+        Kind(ReferenceParameters, "reference", _describe_reference, _build_reference),
+        Kind(KAEMPrior, _own_name(KAEMPrior), _describe_prior, _build_prior),
+        Kind(
+            AutoregressiveKAEMPrior,
+            _own_name(AutoregressiveKAEMPrior),
+            _describe_prior,
+            _build_autoregressive,
         ),
-    ]
-)
-"""Kinds by class."""
+        _distribution(KAEMMixture),
+        _distribution(DeepEnergyPrior),
+        _distribution(TokenSequence),
+        _distribution(TruncatedKAEM),
+        _by_constructor(InverseCDFTransform),
+        # Its results.
+        _record(FitResult),
+        _record(TrainingState),
+        _record(UnitQuadrature),
+        Kind(
+            UnitPosterior,
+            _own_name(UnitPosterior),
+            _describe_unit_posterior,
+            _build_unit_posterior,
+        ),
+    )
+}
+
+
+class Registry:
+    """The kinds of a file: those above, and Equinox modules of the user."""
+
+    def __init__(self, classes: Iterable[type] = ()) -> None:
+        self._kinds = dict(_KINDS)
+        for cls in classes:
+            if not (isinstance(cls, type) and issubclass(cls, eqx.Module)):
+                raise TypeError(
+                    f"classes must be classes of Equinox modules, got {cls!r}."
+                )
+            if cls not in self._kinds:
+                self._kinds[cls] = _module(cls, name=f"user.{cls.__qualname__}")
+        self._named = {kind.name: kind for kind in self._kinds.values()}
+        if len(self._named) < len(self._kinds):
+            raise ValueError("classes must have different names.")
+
+    def of(self, value: Any) -> Kind | None:
+        """Kind of a value; None if its class is unknown."""
+        cls = type(value)
+        if cls not in self._kinds and cls.__module__.partition(".")[0] == "optax":
+            return _optax_kinds().get(cls)
+        return self._kinds.get(cls)
+
+    def named(self, name: str) -> Kind | None:
+        """Kind of a name; None if it is unknown."""
+        if name.startswith("optax."):
+            return {k.name: k for k in _optax_kinds().values()}.get(name)
+        return self._named.get(name)

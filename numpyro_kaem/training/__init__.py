@@ -1,15 +1,14 @@
-"""Training of models: fits, checkpoints, refits, and penalties."""
+"""Training of models: fits, checkpoints, refits, and regularizers."""
 
 from numpyro_kaem.training.checkpoint import Checkpoint
-from numpyro_kaem.training.fitting import fit
+from numpyro_kaem.training.fitting import FitProgress, FitResult, fit
 from numpyro_kaem.training.refit import GridUpdate, PriorRefit, refit_prior
 from numpyro_kaem.training.regularizers import (
     coefficient_differences,
     entropy,
-    kan_penalty,
+    kan_regularizer,
     l1,
 )
-from numpyro_kaem.training.run import FitProgress, FitResult
 from numpyro_kaem.training.trainer import cyclical_schedule
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
     "cyclical_schedule",
     "entropy",
     "fit",
-    "kan_penalty",
+    "kan_regularizer",
     "l1",
     "refit_prior",
 ]

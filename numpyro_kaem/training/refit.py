@@ -1,4 +1,4 @@
-"""Refits of the prior and its grid, and when they are due."""
+"""Refits of the prior in training, and moves of the grids."""
 
 import warnings
 from collections.abc import Callable
@@ -26,34 +26,26 @@ from numpyro_kaem.models.kaem import KAEM
 
 __all__ = [
     "GridUpdate",
-    "Occasions",
     "PriorRefit",
     "grids_of",
     "refinement_of",
     "refit_prior",
     "with_grids",
+    "with_parts",
     "with_refinement",
 ]
 
+_MIXTURE_STEPS = 20
+# Error of a normalizing constant above which panels are halved, and how often, at most.
+_LARGEST_ERROR = 1e-4
+_FINEST = 8
+# Inputs that vary less than this share of a grid leave it where it is.
+_LEAST_WIDTH = 1e-3
+
 
 @dataclass(frozen=True)
-class Occasions:
-    """Steps of training at equal distances.
-
-    Parameters
-    ----------
-    start
-        First step.
-    every
-        Number of steps from one to the next.
-    stop
-        Step after which there is none; None goes on to the end.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is not a positive integer.
-    """
+class _StepSchedule:
+    """Equally spaced steps of training, from ``start`` to ``stop``."""
 
     start: int
     """First step."""
@@ -70,25 +62,19 @@ class Occasions:
 
     def is_due(self, step: int) -> bool:
         """Whether it is done before this step."""
-        after = step - self.start
-        ended = self.stop is not None and step > self.stop
-        return after >= 0 and after % self.every == 0 and not ended
-
-
-_MIXTURE_STEPS = 20
-# Error of a normaliser above which panels are halved, and how often, at most.
-_LARGEST_ERROR = 1e-4
-_FINEST = 8
+        if step < self.start or (self.stop is not None and step > self.stop):
+            return False
+        return (step - self.start) % self.every == 0
 
 
 @dataclass(frozen=True)
-class PriorRefit(Occasions):
+class PriorRefit(_StepSchedule):
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
     Until ``start`` the prior is as it is given: with flat energies, its reference. Its
     parameters are never trained by gradient. A mixture starts from clusters at the
-    first refit, and from the last one at those that follow. Where an energy needs finer
-    panels than before, the step of training is compiled anew.
+    first refit, and later from the last fit. Where an energy needs finer panels than
+    before, the step of training is compiled anew.
 
     Parameters
     ----------
@@ -104,8 +90,10 @@ class PriorRefit(Occasions):
 
     Raises
     ------
-    TypeError, ValueError
-        If a number is not a positive integer.
+    TypeError
+        If a number is not an integer, or ``options`` is not a dictionary.
+    ValueError
+        If a number is not positive.
 
     References
     ----------
@@ -139,23 +127,7 @@ class PriorRefit(Occasions):
         rng_key: jax.Array,
         warm_start: bool = False,
     ) -> dist.Distribution:
-        """Refit a prior: :func:`refit_prior` with the options.
-
-        Parameters
-        ----------
-        prior, draws, rng_key, warm_start
-            As for :func:`refit_prior`: draws of shape ``(num_draws, dim)``.
-
-        Returns
-        -------
-        Distribution
-            Of the same class and shapes.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :func:`refit_prior`.
-        """
+        """Refit a prior: :func:`refit_prior` with the options."""
         options = dict(self.options)
         if isinstance(prior, dist.MixtureSameFamily):
             options.setdefault("max_steps", _MIXTURE_STEPS)
@@ -189,7 +161,8 @@ def refit_prior(
     draws
         Latent values, shape ``(num_draws, dim)``.
     rng_key
-        Random key of the start of a mixture and of an autoregressive fit.
+        Random key of the start of a mixture and of an autoregressive fit; None is
+        ``jax.random.key(0)``.
     warm_start
         Whether a mixture starts from ``prior``, and not from clusters of the draws.
     options
@@ -200,8 +173,8 @@ def refit_prior(
     -------
     Distribution
         Of the same class and shapes. Its panels are those of ``prior``, divided further
-        where its energies need it. Where :func:`fit_mixture` leaves components out,
-        the largest fill their places, in halves.
+        where its energies need it. Components that :func:`fit_mixture` leaves out are
+        replaced by copies of the largest, which share its weight.
 
     Raises
     ------
@@ -229,9 +202,10 @@ def refit_prior(
     >>> print(refitted.mean.round(1))
     [0.5 0.5]
     """
-    law, num_events = prior, 0
-    while isinstance(law, dist.Independent):
-        law, num_events = law.base_dist, num_events + law.reinterpreted_batch_ndims
+    base, num_events = prior, 0
+    while isinstance(base, dist.Independent):
+        num_events += base.reinterpreted_batch_ndims
+        base = base.base_dist
     draws = np.asanyarray(draws)
     shape = prior.shape()
     if draws.ndim != 2 or draws.shape[1:] != shape:
@@ -243,20 +217,106 @@ def refit_prior(
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key(rng_key)
     options = {"rounding": "none"} | options
-    if isinstance(law, KAEMPrior):
-        fitted = _fit_independent(law, draws, options)
-    elif isinstance(law, dist.MixtureSameFamily):
+    if isinstance(base, KAEMPrior):
+        fitted = _fit_independent(base, draws, options)
+    elif isinstance(base, dist.MixtureSameFamily):
         if warm_start:
-            options["start"] = law
-        fitted = _fit_mixture(law, draws, rng_key, options)
-    elif isinstance(law, AutoregressiveKAEMPrior):
-        fitted = _fit_autoregressive(law, draws, rng_key, options)
+            options["start"] = base
+        fitted = _fit_mixture(base, draws, rng_key, options)
+    elif isinstance(base, AutoregressiveKAEMPrior):
+        fitted = _fit_autoregressive(base, draws, rng_key, options)
     else:
         raise TypeError(
             "prior must be a KAEMPrior, a MixtureSameFamily of it or an "
-            f"AutoregressiveKAEMPrior, got {type(law).__name__}."
+            f"AutoregressiveKAEMPrior, got {type(base).__name__}."
         )
     return fitted.to_event(num_events) if num_events else fitted
+
+
+def _fit_independent(
+    prior: KAEMPrior, draws: np.ndarray, options: dict[str, Any]
+) -> KAEMPrior:
+    with warnings.catch_warnings():
+        # That of the user's choice of independent latents.
+        warnings.filterwarnings("ignore", message="only the marginals are kept")
+        fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
+    return _with_coefficients(prior, fitted.energy.coefficients)
+
+
+def _fit_mixture(
+    mixture: dist.MixtureSameFamily,
+    draws: np.ndarray,
+    rng_key: jax.Array,
+    options: dict[str, Any],
+) -> dist.MixtureSameFamily:
+    component = mixture.component_distribution
+    prior = component
+    while isinstance(prior, dist.Independent):
+        prior = prior.base_dist
+    if not isinstance(prior, KAEMPrior):
+        raise TypeError(
+            f"prior must be a mixture of KAEMPrior, got one of {type(prior).__name__}."
+        )
+    mixing = mixture.mixing_distribution
+    num_components = mixing.probs.shape[-1]
+    with warnings.catch_warnings():
+        # The panels are refined, and empty components replaced, below.
+        warnings.filterwarnings("ignore", message="the normalizing constant has an")
+        warnings.filterwarnings("ignore", message=".* components were left without")
+        fitted = fit_mixture(
+            draws,
+            num_components,
+            prior.energy.basis,
+            _reference(prior),
+            refinement=prior.refinement,
+            rng_key=rng_key,
+            **options,
+        )
+    sources, logits = _all_components(fitted.mixing_distribution.logits, num_components)
+    components = fitted.component_distribution.base_dist
+    new = _with_coefficients(prior, components.energy.coefficients[sources])
+    # Of the same class, so that its parameter keeps its name.
+    if isinstance(mixing, dist.CategoricalProbs):
+        mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
+    else:
+        mixing = dist.CategoricalLogits(logits)
+    return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
+
+
+def _all_components(
+    logits: jax.Array, num_components: int
+) -> tuple[np.ndarray, jax.Array]:
+    """Which fitted component each one copies, and their logits."""
+    missing = num_components - len(logits)
+    largest = np.argsort(-np.asarray(logits))[np.arange(missing) % len(logits)]
+    sources = np.concatenate([np.arange(len(logits)), largest])
+    copies = jnp.asarray(np.bincount(sources), logits.dtype)
+    return sources, logits[sources] - jnp.log(copies)[sources]
+
+
+def _fit_autoregressive(
+    prior: AutoregressiveKAEMPrior,
+    draws: np.ndarray,
+    rng_key: jax.Array,
+    options: dict[str, Any],
+) -> AutoregressiveKAEMPrior:
+    (basis, conditioner, parameters), aux = prior.tree_flatten()
+    fitted = fit_autoregressive(
+        draws,
+        basis,
+        None if parameters is None else prior.reference,
+        rng_key=rng_key,
+        width=conditioner.weights[0].shape[1],
+        depth=len(conditioner.weights) - 1,
+        **options,
+    )
+    return AutoregressiveKAEMPrior.tree_unflatten(
+        aux, (basis, fitted.conditioner, parameters)
+    )
+
+
+def _reference(prior: KAEMPrior) -> dist.Distribution | None:
+    return None if prior.tree_flatten()[0][1] is None else prior.reference
 
 
 def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
@@ -278,122 +338,8 @@ def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
         refinement = min(2 * refinement, _FINEST)
 
 
-def refinement_of(prior: Any) -> int | None:
-    """How far the panels of a prior are divided, None if it has none."""
-    found = [
-        node.refinement
-        for node in jax.tree.leaves(prior, is_leaf=_is_density)
-        if _is_density(node)
-    ]
-    return max(found, default=None)
-
-
-def with_refinement(prior: Any, refinement: int) -> Any:
-    """Prior with its panels divided another way, its parameters as they are."""
-
-    def divide(node: Any) -> Any:
-        if not _is_density(node):
-            return node
-        children, (_, validate_args) = node.tree_flatten()
-        return KAEMPrior.tree_unflatten((refinement, validate_args), children)
-
-    return jax.tree.map(divide, prior, is_leaf=_is_density)
-
-
-def _is_density(node: Any) -> bool:
-    return isinstance(node, KAEMPrior)
-
-
-def _reference(prior: KAEMPrior) -> dist.Distribution | None:
-    return None if prior.tree_flatten()[0][1] is None else prior.reference
-
-
-def _fit_independent(
-    prior: KAEMPrior, draws: np.ndarray, options: dict[str, Any]
-) -> KAEMPrior:
-    with warnings.catch_warnings():
-        # That of the user's choice of independent latents.
-        warnings.filterwarnings("ignore", message="only the marginals are kept")
-        fitted = fit_density(draws, prior.energy.basis, _reference(prior), **options)
-    return _with_coefficients(prior, fitted.energy.coefficients)
-
-
-def _fit_mixture(
-    law: dist.MixtureSameFamily,
-    draws: np.ndarray,
-    rng_key: jax.Array,
-    options: dict[str, Any],
-) -> dist.MixtureSameFamily:
-    component = law.component_distribution
-    prior = component
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
-    if not isinstance(prior, KAEMPrior):
-        raise TypeError(
-            f"prior must be a mixture of KAEMPrior, got one of {type(prior).__name__}."
-        )
-    mixing = law.mixing_distribution
-    num_components = mixing.probs.shape[-1]
-    with warnings.catch_warnings():
-        # The panels are refined below, and all places filled.
-        warnings.filterwarnings("ignore", message="the normalizing constant has")
-        warnings.filterwarnings("ignore", message=".* components were left without")
-        fitted = fit_mixture(
-            draws,
-            num_components,
-            prior.energy.basis,
-            _reference(prior),
-            refinement=prior.refinement,
-            rng_key=rng_key,
-            **options,
-        )
-    places, logits = _all_places(fitted.mixing_distribution.logits, num_components)
-    components = fitted.component_distribution.base_dist
-    new = _with_coefficients(prior, components.energy.coefficients[places])
-    # Of the same class, so that its parameter keeps its name.
-    if isinstance(mixing, dist.CategoricalProbs):
-        mixing = dist.CategoricalProbs(jax.nn.softmax(logits))
-    else:
-        mixing = dist.CategoricalLogits(logits)
-    return dist.MixtureSameFamily(mixing, new.to_event(component.event_dim))
-
-
-def _all_places(logits: jax.Array, num_components: int) -> tuple[np.ndarray, jax.Array]:
-    """Fill the places of components that were left out with halves of the largest."""
-    missing = num_components - len(logits)
-    largest = np.argsort(-np.asarray(logits))[np.arange(missing) % len(logits)]
-    places = np.concatenate([np.arange(len(logits)), largest])
-    parts = np.bincount(places)
-    return places, logits[places] - jnp.log(jnp.asarray(parts, logits.dtype))[places]
-
-
-def _fit_autoregressive(
-    law: AutoregressiveKAEMPrior,
-    draws: np.ndarray,
-    rng_key: jax.Array,
-    options: dict[str, Any],
-) -> AutoregressiveKAEMPrior:
-    (basis, conditioner, parameters), aux = law.tree_flatten()
-    fitted = fit_autoregressive(
-        draws,
-        basis,
-        None if parameters is None else law.reference,
-        rng_key=rng_key,
-        width=conditioner.weights[0].shape[1],
-        depth=len(conditioner.weights) - 1,
-        **options,
-    )
-    return AutoregressiveKAEMPrior.tree_unflatten(
-        aux, (basis, fitted.conditioner, parameters)
-    )
-
-
-# Inputs that vary less than this share of a grid leave it where it is.
-_LEAST_WIDTH = 1e-3
-
-
 @dataclass(frozen=True)
-class GridUpdate(Occasions):
+class GridUpdate(_StepSchedule):
     r"""When :func:`~numpyro_kaem.fit` moves the grids of a model, and where to.
 
     A grid is moved to the range of what arrives at it for the current draws of the
@@ -426,7 +372,7 @@ class GridUpdate(Occasions):
     -----
     - Grids are static: the step of training is compiled anew after each update.
     - The optimiser keeps its state, the averages of the gradients of the coefficients
-      included: they belong to basis functions that have moved with the grid.
+      included, although the basis functions have moved with the grid.
     - The energies of a prior without a reference keep their grid, which is the support
       of the latents; so do those of an :class:`~numpyro_kaem.AutoregressiveKAEMPrior`.
     - The number of basis functions stays. For more of them, train on with
@@ -456,26 +402,13 @@ class GridUpdate(Occasions):
         as_number("tail", self.tail, "in [0, 0.5)", lambda x: 0 <= x < 0.5)
 
     def move(self, model: KAEM, latents: dict[str, jax.Array]) -> KAEM:
-        """Move the grids of a model.
-
-        Parameters
-        ----------
-        model
-            The model.
-        latents
-            Draws of its latent site, by name, shape ``(num_draws, ...)``.
-
-        Returns
-        -------
-        KAEM
-            Nearly the same functions, on other grids.
-        """
+        """Nearly the same model, on grids moved to draws of its latents by name."""
         z = _decoded_latents(model, latents)
-        # Of base latents the prior is no law, and its grid no range of theirs.
+        # Base latents do not follow the prior, and its grid is no range of theirs.
         prior = model.prior
         if model.joint is None:
             prior = _map_energies(
-                prior, lambda energy: energy.refit(self._moved(energy.basis, z))
+                lambda energy: energy.refit(self._moved(energy.basis, z)), prior
             )
         decoder = model.decoder
         if isinstance(decoder, KANDecoder):
@@ -487,7 +420,7 @@ class GridUpdate(Occasions):
                 decoder = eqx.tree_at(
                     lambda decoder, index=index: decoder.layers[index], decoder, layer
                 )
-        return _with_parts(model, prior, decoder)
+        return with_parts(model, prior, decoder)
 
     def _moved(self, basis: AbstractBasis, values: jax.Array) -> AbstractBasis:
         """Move a grid to the range of values of shape ``(num_draws, ...)``."""
@@ -525,10 +458,11 @@ def _decoded_latents(model: KAEM, latents: dict[str, jax.Array]) -> jax.Array:
     return run(latents)
 
 
-def _with_parts(model: KAEM, prior: dist.Distribution, decoder: Any) -> KAEM:
+def with_parts(model: KAEM, prior: dist.Distribution, decoder: Any = None) -> KAEM:
+    """Model with another prior, and another decoder unless it is None."""
     return KAEM(
         prior,
-        decoder,
+        model.decoder if decoder is None else decoder,
         model.likelihood,
         joint=model.joint,
         learn_proportions=model.learn_proportions,
@@ -536,27 +470,54 @@ def _with_parts(model: KAEM, prior: dist.Distribution, decoder: Any) -> KAEM:
     )
 
 
+def _is_density(node: Any) -> bool:
+    return isinstance(node, KAEMPrior)
+
+
+def _map_densities(function: Callable[[KAEMPrior], Any], prior: Any) -> Any:
+    """Change the univariate densities of which a prior is made."""
+    return jax.tree.map(
+        lambda node: function(node) if _is_density(node) else node,
+        prior,
+        is_leaf=_is_density,
+    )
+
+
 def _map_energies(
-    prior: dist.Distribution, change: Callable[[Energy], Energy]
+    change: Callable[[Energy], Energy], prior: dist.Distribution
 ) -> dist.Distribution:
     """Change the energies of a prior, where a reference gives the support."""
 
-    def move(node: Any) -> Any:
-        if not isinstance(node, KAEMPrior):
-            return node
-        (energy, parameters), aux = node.tree_flatten()
+    def move(density: KAEMPrior) -> KAEMPrior:
+        (energy, parameters), aux = density.tree_flatten()
         if parameters is not None:
             energy = change(energy)
         return KAEMPrior.tree_unflatten(aux, (energy, parameters))
 
-    return jax.tree.map(move, prior, is_leaf=lambda node: isinstance(node, KAEMPrior))
+    return _map_densities(move, prior)
 
 
-# --- grids by themselves, for checkpoints --------------------------------------------
+# --- grids and panels by themselves, for checkpoints ---------------------------------
+
+
+def refinement_of(prior: Any) -> int | None:
+    """How far the panels of a prior are divided, None if it has none."""
+    nodes = jax.tree.leaves(prior, is_leaf=_is_density)
+    return max((node.refinement for node in nodes if _is_density(node)), default=None)
+
+
+def with_refinement(prior: Any, refinement: int) -> Any:
+    """Prior with its panels divided another way, its parameters as they are."""
+
+    def divide(density: KAEMPrior) -> KAEMPrior:
+        children, (_, validate_args) = density.tree_flatten()
+        return KAEMPrior.tree_unflatten((refinement, validate_args), children)
+
+    return _map_densities(divide, prior)
 
 
 def _bases_of(model: KAEM) -> list[AbstractBasis]:
-    """List the bases whose grids can move, in a fixed order."""
+    """Bases whose grids can move, in a fixed order."""
     found: list[AbstractBasis] = []
 
     def note(energy: Energy) -> Energy:
@@ -564,7 +525,7 @@ def _bases_of(model: KAEM) -> list[AbstractBasis]:
         return energy
 
     if model.joint is None:
-        _map_energies(model.prior, note)
+        _map_energies(note, model.prior)
     if isinstance(model.decoder, KANDecoder):
         found.extend(layer.basis for layer in model.decoder.layers)
     return found
@@ -579,40 +540,23 @@ def grids_of(model: KAEM) -> list[list[Any]]:
 
 
 def with_grids(model: KAEM, grids: list[list[Any]]) -> KAEM:
-    """Model on given grids, its functions carried over.
-
-    Parameters
-    ----------
-    model
-        The model.
-    grids
-        Those of :func:`grids_of`, of a model with the same parts.
-
-    Returns
-    -------
-    KAEM
-        The model; the same object if its grids are these.
-
-    Raises
-    ------
-    ValueError
-        If the number of grids is another.
-    """
-    if grids == grids_of(model):
+    """Model on the grids of :func:`grids_of`; the same object if it has them."""
+    own = grids_of(model)
+    if grids == own:
         return model
-    if len(grids) != len(_bases_of(model)):
+    if len(grids) != len(own):
         raise ValueError(
-            f"the checkpoint holds {len(grids)} grids, and the model has "
-            f"{len(_bases_of(model))}: it is of another model."
+            f"the checkpoint holds {len(grids)} grids, and the model has {len(own)}: "
+            "it is of another model."
         )
     ends = iter(grids)
     prior, decoder = model.prior, model.decoder
     if model.joint is None:
         prior = _map_energies(
-            prior, lambda energy: energy.refit(on_grid(energy.basis, *next(ends)))
+            lambda energy: energy.refit(on_grid(energy.basis, *next(ends))), prior
         )
     if isinstance(decoder, KANDecoder):
         decoder = decoder.refit(
             [on_grid(layer.basis, *next(ends)) for layer in decoder.layers]
         )
-    return _with_parts(model, prior, decoder)
+    return with_parts(model, prior, decoder)

@@ -1,4 +1,4 @@
-"""Penalties on the coefficients of Kolmogorov-Arnold networks."""
+"""Regularizers of the coefficients of Kolmogorov-Arnold networks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_count, as_real
 
-__all__ = ["coefficient_differences", "entropy", "kan_penalty", "l1"]
+__all__ = ["coefficient_differences", "entropy", "kan_regularizer", "l1"]
 
 
 def l1(coefficients: ArrayLike) -> jax.Array:
@@ -23,8 +23,7 @@ def l1(coefficients: ArrayLike) -> jax.Array:
     Parameters
     ----------
     coefficients
-        Coefficients, shape ``(..., num_features)``: an edge for each entry of the
-        leading axes.
+        Shape ``(..., num_features)``: one edge per entry of the leading axes.
 
     Returns
     -------
@@ -46,7 +45,7 @@ def l1(coefficients: ArrayLike) -> jax.Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.training.regularizers import l1
+    >>> from numpyro_kaem.training import l1
     >>> print(l1(np.array([[1.0, -3.0], [0.0, 0.5]])))
     2.25
     """
@@ -64,8 +63,8 @@ def entropy(coefficients: ArrayLike) -> jax.Array:
     Parameters
     ----------
     coefficients
-        Coefficients of one layer, shape ``(..., num_features)``: an edge for each entry
-        of the leading axes.
+        Those of one layer, shape ``(..., num_features)``: one edge per entry of the
+        leading axes.
 
     Returns
     -------
@@ -93,7 +92,7 @@ def entropy(coefficients: ArrayLike) -> jax.Array:
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.training.regularizers import entropy
+    >>> from numpyro_kaem.training import entropy
     >>> print(f"{entropy(np.array([[1.0, -3.0], [2.0, 2.0], [0.0, 0.0]])):.4f}")
     0.6931
     """
@@ -143,7 +142,7 @@ def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Arra
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.training.regularizers import coefficient_differences
+    >>> from numpyro_kaem.training import coefficient_differences
     >>> print(coefficient_differences(np.array([[1.0, 3.0, 2.0], [0.5, 0.5, 0.5]])))
     5.0
     """
@@ -157,7 +156,7 @@ def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Arra
     return jnp.sum(jnp.square(jnp.diff(coefficients, n=order, axis=-1)))
 
 
-def kan_penalty(
+def kan_regularizer(
     tree: Any,
     *,
     l1: ArrayLike = 0.0,
@@ -165,14 +164,14 @@ def kan_penalty(
     differences: ArrayLike = 0.0,
     order: int = 1,
 ) -> jax.Array:
-    r"""Weighted sum of penalties over all layers of a model.
+    r"""Weighted sum of the regularizers of this module over all layers of a model.
 
     .. math:: \sum_l \bigl( \mu_1 L(c_l) + \mu_2 S(c_l) + \mu_3 D(c_l) \bigr),
 
     over all arrays of the pytree with the name ``coefficients``: those of an
     :class:`~numpyro_kaem.Energy`, of a :class:`~numpyro_kaem.KAEMPrior`, of any other
-    module with such a field, or of a dictionary with such a key. A tuple of arrays in
-    such a field counts as a layer for each.
+    module with such a field, or of a dictionary with such a key. In a tuple of arrays
+    each counts as a layer.
 
     Parameters
     ----------
@@ -181,7 +180,7 @@ def kan_penalty(
     l1, entropy, differences
         Weights :math:`\mu_1, \mu_2, \mu_3 \ge 0` of :func:`l1`, :func:`entropy` and
         :func:`coefficient_differences`, scalars. They may be traced, such as the value
-        of a schedule; a concrete zero leaves its penalty out.
+        of a schedule; a concrete zero leaves its term out.
     order
         Order of the differences.
 
@@ -189,12 +188,12 @@ def kan_penalty(
     -------
     Array
         Scalar, to be added to a loss; in a NumPyro model,
-        ``numpyro.factor("penalty", -kan_penalty(...))``.
+        ``numpyro.factor("regularizer", -kan_regularizer(...))``.
 
     Raises
     ------
     TypeError
-        If coefficients are not real numbers, or ``order`` is not an integer.
+        If coefficients or weights are not real numbers, or ``order`` is not an integer.
     ValueError
         If no array has the name ``coefficients``, if a weight is not a scalar, or is
         negative or not finite, or if ``order`` is too large for a layer.
@@ -208,28 +207,31 @@ def kan_penalty(
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.training.regularizers import kan_penalty
     >>> coefficients = jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]])
     >>> prior = kaem.KAEMPrior(kaem.Energy(kaem.RBF(-1.0, 3.0, 3), coefficients))
-    >>> print(f"{kan_penalty(prior, l1=0.5, differences=0.1):.1f}")
+    >>> print(f"{kaem.kan_regularizer(prior, l1=0.5, differences=0.1):.1f}")
     5.1
     """
     weights = {"l1": l1, "entropy": entropy, "differences": differences}
-    for name, weight in weights.items():
-        _check_weight(name, weight)
     order = as_count("order", order)
     layers = _layers(tree)
     dtype = jnp.result_type(float, *layers)
     total = jnp.zeros((), dtype)
     for name, weight in weights.items():
-        if isinstance(weight, jax.core.Tracer) or weight != 0:
+        as_real(name, weight)
+        if np.shape(weight) != ():
+            raise ValueError(f"{name} must be a scalar, got shape {np.shape(weight)}.")
+        is_traced = isinstance(weight, jax.core.Tracer)
+        if not is_traced and not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {weight!r}.")
+        if is_traced or weight != 0:
             for layer in layers:
-                total = total + weight * _PENALTIES[name](layer, order)
+                total = total + weight * _TERMS[name](layer, order)
     return total.astype(dtype)
 
 
-# By name, because the arguments of kan_penalty hide the functions.
-_PENALTIES = {
+# By name, because the arguments of kan_regularizer hide the functions.
+_TERMS = {
     "l1": lambda coefficients, _: l1(coefficients),
     "entropy": lambda coefficients, _: entropy(coefficients),
     "differences": coefficient_differences,
@@ -237,15 +239,7 @@ _PENALTIES = {
 
 
 def _as_coefficients(coefficients: ArrayLike) -> jax.Array:
-    """Convert to an array of floating-point format.
-
-    Raises
-    ------
-    TypeError
-        If they are not real numbers.
-    ValueError
-        If there is no axis of features, or it is empty.
-    """
+    """Array of a floating-point format with an axis of features."""
     array = as_real("coefficients", coefficients)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
@@ -265,13 +259,7 @@ def _norms(coefficients: ArrayLike) -> jax.Array:
 
 
 def _layers(tree: Any) -> list[jax.Array]:
-    """All arrays of a pytree with the name ``coefficients``.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """All arrays of a pytree with the name ``coefficients``."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     layers = [leaf for path, leaf in paths if _name(path) == "coefficients"]
     if not layers:
@@ -292,19 +280,3 @@ def _name(path: tuple) -> Any:
         if isinstance(entry, jax.tree_util.DictKey):
             return entry.key
     return None
-
-
-def _check_weight(name: str, weight: ArrayLike) -> None:
-    """Check the weight of a penalty.
-
-    Raises
-    ------
-    ValueError
-        If it is not a scalar, or concrete and negative or not finite.
-    """
-    if np.shape(weight) != ():
-        raise ValueError(f"{name} must be a scalar, got shape {np.shape(weight)}.")
-    if isinstance(weight, jax.core.Tracer):
-        return
-    if not (np.isfinite(weight) and weight >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {weight!r}.")

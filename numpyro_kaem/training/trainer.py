@@ -1,4 +1,4 @@
-"""One step of training, and schedules."""
+"""One step of training, compiled; which data are in it; and cyclical schedules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,11 @@ from numpyro_kaem._checks import as_count, as_number
 from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood
 
-__all__ = ["Batches", "Chunked", "Trainer", "TrainingState", "cyclical_schedule"]
+__all__ = ["Batches", "Trainer", "TrainingState", "cyclical_schedule"]
+
+# What objectives keep that changes once in a step, not in every chunk: the place in a
+# schedule, and a ladder.
+_OF_STEP = ("step", "temperatures")
 
 
 def cyclical_schedule(
@@ -27,15 +31,14 @@ def cyclical_schedule(
     *,
     ramp: float = 0.5,
 ) -> Callable[[ArrayLike], jax.Array]:
-    r"""Schedule that rises from one value to another again and again.
+    r"""Schedule that rises from one value to another in every cycle.
 
     With the position :math:`\tau = (t \bmod T) / T` of step :math:`t` in its cycle,
 
     .. math:: v(t) = l + (h - l) \min(\tau / R, 1)^p.
 
-    The first part of a cycle rises, the rest stays at the upper value. As the weight of
-    the prior's divergence in a variational loss it keeps latents from being ignored: at
-    each return to the lower value they are put to use anew.
+    As the weight of the prior's divergence in a variational loss it keeps latents from
+    being ignored: at each return to the lower value they are put to use anew.
 
     Parameters
     ----------
@@ -58,7 +61,7 @@ def cyclical_schedule(
     Raises
     ------
     TypeError
-        If ``period`` is not an integer.
+        If ``period`` is not an integer, or another argument not a number.
     ValueError
         If ``period`` is not positive, ``low`` or ``high`` not finite, ``power`` not
         positive and finite, or ``ramp`` not in (0, 1].
@@ -71,17 +74,16 @@ def cyclical_schedule(
     Examples
     --------
     >>> import numpy as np
-    >>> from numpyro_kaem.training.trainer import cyclical_schedule
-    >>> schedule = cyclical_schedule(8, low=0.0, high=2.0)
+    >>> import numpyro_kaem as kaem
+    >>> schedule = kaem.cyclical_schedule(8, low=0.0, high=2.0)
     >>> print(schedule(np.arange(10)))
     [0.  0.5 1.  1.5 2.  2.  2.  2.  0.  0.5]
     """
     period = as_count("period", period)
-    for name, value in (("low", low), ("high", high)):
-        as_number(name, value, "finite", lambda x: True)
+    low = as_number("low", low, "finite", lambda x: True)
+    high = as_number("high", high, "finite", lambda x: True)
     power = as_number("power", power, "a finite number > 0", lambda x: x > 0)
     ramp = as_number("ramp", ramp, "in (0, 1]", lambda x: 0 < x <= 1)
-    low, high = float(low), float(high)
 
     def schedule(step: ArrayLike) -> jax.Array:
         # The remainder of integers, because float32 cannot count beyond 2**24.
@@ -92,24 +94,188 @@ def cyclical_schedule(
     return schedule
 
 
-# What objectives keep that changes once in a step, not in every chunk: the place in a
-# schedule, and a ladder.
-_OF_STEP = ("step", "temperatures")
+class Batches:
+    """Which units are in the batch of each step: a new order in every epoch.
+
+    Units that are left over at the end of an epoch are left out, others in each.
+    """
+
+    def __init__(
+        self, rng_key: jax.Array, num_data: int, batch_size: int | None
+    ) -> None:
+        # A key of the old kind is its own data.
+        is_new = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+        words = jax.random.key_data(rng_key) if is_new else rng_key
+        self._seed = np.asarray(words).tolist()
+        self.num_data, self.batch_size = num_data, batch_size or num_data
+        self._epoch, self._order = -1, np.arange(num_data)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches of an epoch."""
+        return self.num_data // self.batch_size
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Return the indices of the batch of a step, shape ``(batch_size,)``."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self.batch_size < self.num_data and epoch != self._epoch:
+            # By the number of the epoch alone, so that a resumed run has the same.
+            rng = np.random.default_rng([*self._seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.num_data)
+        start = place * self.batch_size
+        return self._order[start : start + self.batch_size]
 
 
-class Chunked(ELBO):
-    """Objective of a batch, computed chunk by chunk.
+class TrainingState(NamedTuple):
+    """All that a step of training changes.
+
+    ``svi`` is NumPyro's ``SVIState`` of optimiser, mutable state and random key,
+    ``fixed`` holds parameters by name that are not trained by gradient, and
+    ``num_skipped`` counts steps that were not taken because something was not finite.
+    """
+
+    svi: Any
+    fixed: dict[str, Any]
+    num_skipped: jax.Array
+
+
+class Trainer:
+    """Compiled steps of a model, an objective and an optimiser.
+
+    Model and guide are called as ``model(data)`` and, with a ``subsample_size``, as
+    ``model(data, subsample_size=...)``. A guide of None is the objective's own, or an
+    empty one. The ``regularizer`` is a function of the parameters by name. With a
+    ``chunk_size``, a divisor of the batch, so many units run through the model at once.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None,
+        objective: ELBO,
+        optimizer: Any,
+        unit_plate: str,
+        subsample_size: int | None,
+        regularizer: Callable | None,
+        chunk_size: int | None = None,
+    ) -> None:
+        self._chunk_size = chunk_size
+        subsample_size = subsample_size if chunk_size is None else chunk_size
+        options = {}
+        if subsample_size is not None:
+            options = {"subsample_size": subsample_size}
+
+        def of_batch(function: Callable) -> Callable:
+            def run(data: Any, index: jax.Array, fixed: dict[str, Any]) -> Any:
+                given = {**fixed, unit_plate: index} if options else fixed
+                with handlers.block(hide_fn=lambda site: site.get("name") in fixed):
+                    with handlers.substitute(data=given):
+                        return function(data, **options)
+
+            return run
+
+        self.model = of_batch(model)
+        if guide is not None:
+            guide = of_batch(guide)
+        elif isinstance(objective, MaximumLikelihood):
+            guide = of_batch(objective.guide(model))
+        else:
+
+            def guide(*args: Any) -> None:
+                pass
+
+        loss = objective
+        if chunk_size is not None:
+            loss = _ByChunks(loss, chunk_size)
+        if regularizer is not None:
+            loss = _Regularized(loss, regularizer)
+        self._svi = SVI(self.model, guide, optimizer, loss=loss)
+        self._whole, self._unit_plate = model, unit_plate
+        self.step = jax.jit(self._step)
+        self.latents = jax.jit(self._latents)
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        data: Any,
+        index: np.ndarray,
+        fixed: dict[str, Any],
+        params: dict[str, Any] | None,
+        *,
+        abstract: bool = False,
+    ) -> TrainingState:
+        """State before the first step, or only its shapes."""
+
+        def start(rng_key: jax.Array, data: Any, index: jax.Array, params: Any) -> Any:
+            return self._svi.init(rng_key, data, index, fixed, init_params=params)
+
+        # Compiled as a whole: one operation at a time, it is several times slower.
+        start = partial(jax.eval_shape, start) if abstract else jax.jit(start)
+        svi = start(rng_key, data, jnp.asarray(index[: self._chunk_size]), params)
+        return TrainingState(svi, fixed, jnp.array(0))
+
+    def _step(
+        self, state: TrainingState, data: Any, index: jax.Array
+    ) -> tuple[TrainingState, jax.Array]:
+        """State after a step on the units of an index, and its loss."""
+        new, loss = self._svi.update(state.svi, data, index, state.fixed)
+        changed = (new.optim_state, new.mutable_state)
+        finite = jnp.isfinite(loss) & _all_finite(changed)
+        # The key goes on: the same numbers would fail again.
+        optim_state, mutable_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            changed,
+            (state.svi.optim_state, state.svi.mutable_state),
+        )
+        svi = new._replace(optim_state=optim_state, mutable_state=mutable_state)
+        num_skipped = state.num_skipped + ~finite
+        return TrainingState(svi, state.fixed, num_skipped), loss
+
+    def _latents(
+        self, params: dict[str, Any], position: jax.Array, data: Any
+    ) -> dict[str, jax.Array]:
+        """Values of the latent sites of all chains, which become the last axis."""
+        whole = UnitModel(
+            jax.random.key(0), params, self._whole, (data,), {}, self._unit_plate
+        )
+        return jax.vmap(lambda p: whole.constrain(p)[0], 1, -1)(position)
+
+    def params(self, state: TrainingState) -> dict[str, Any]:
+        """Values of all parameters by name."""
+        return {**self._svi.get_params(state.svi), **state.fixed}
+
+    def with_values(
+        self, state: TrainingState, values: dict[str, Any]
+    ) -> TrainingState:
+        """State with other values of some parameters, by name; the rest stays."""
+        fixed = {name: values.get(name, value) for name, value in state.fixed.items()}
+        trained = {name: v for name, v in values.items() if name not in fixed}
+        # Which leaves of the optimiser's state are the values of parameters.
+        leaves, structure = jax.tree.flatten(state.svi.optim_state)
+        numbered = jax.tree.unflatten(structure, range(len(leaves)))
+        places = self._svi.optim.get_params(numbered)
+        for name, value in self._svi.constrain_fn(trained, invert=True).items():
+            of_name = jax.tree.leaves(places[name])
+            for place, leaf in zip(of_name, jax.tree.leaves(value), strict=True):
+                leaves[place] = leaf
+        svi = state.svi._replace(optim_state=jax.tree.unflatten(structure, leaves))
+        return state._replace(svi=svi, fixed=fixed)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    checks = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+class _ByChunks(ELBO):
+    """Objective of a batch whose gradient is accumulated over chunks of it.
 
     The gradient of a chunk is taken before the next is run, so that memory is that of
-    one chunk. For :class:`~numpyro_kaem.training.trainer.Trainer`, whose model and
-    guide take the indices of a chunk.
-
-    Parameters
-    ----------
-    objective
-        NumPyro ``ELBO``, whose loss counts a subsample for all units.
-    chunk_size
-        Number of units of a chunk, a divisor of the number of the batch.
+    one chunk. The loss of the objective counts a subsample for all units.
     """
 
     def __init__(self, objective: ELBO, chunk_size: int) -> None:
@@ -117,7 +283,6 @@ class Chunked(ELBO):
         self.objective, self.chunk_size = objective, chunk_size
 
     def loss(self, *args: Any, **kwargs: Any) -> jax.Array:
-        """Mean loss of the chunks."""
         return self.loss_with_mutable_state(*args, **kwargs)["loss"]
 
     def loss_with_mutable_state(
@@ -159,12 +324,8 @@ class Chunked(ELBO):
         fixed_params = jax.lax.stop_gradient(params)
         chunks = index.reshape(-1, self.chunk_size)
         keys = jax.random.split(rng_key, len(chunks))
-        start = (
-            jnp.zeros(()),
-            jax.tree.map(jnp.zeros_like, fixed_params),
-            memory,
-            memory,
-        )
+        zeros = jax.tree.map(jnp.zeros_like, fixed_params)
+        start = (jnp.zeros(()), zeros, memory, memory)
         (loss, gradient, _, memory), _ = jax.lax.scan(add, start, (keys, chunks))
         # The value of the loss, with a derivative that is known already.
         slope = sum(
@@ -177,215 +338,19 @@ class Chunked(ELBO):
         return {"loss": (loss + slope) / len(chunks), "mutable_state": kept}
 
 
-class TrainingState(NamedTuple):
-    """All that a step of training changes."""
+class _Regularized(ELBO):
+    """Objective with a function of the parameters added to its loss."""
 
-    svi: Any
-    """NumPyro's ``SVIState``: optimiser, mutable state and random key."""
-    fixed: dict[str, Any]
-    """Values of parameters that are not trained by gradient, by name."""
-    num_skipped: jax.Array
-    """Number of steps that were not taken because something was not finite."""
-
-
-class Batches:
-    """Which units are in the batch of each step: a new order in every epoch.
-
-    Parameters
-    ----------
-    rng_key
-        Random key.
-    num_data
-        Number of units.
-    batch_size
-        Number of units of a batch; None is all. Units that are left over at the end of
-        an epoch are left out, others in each.
-    """
-
-    def __init__(
-        self, rng_key: jax.Array, num_data: int, batch_size: int | None
-    ) -> None:
-        # A key of the old kind is its own data.
-        is_new = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-        words = jax.random.key_data(rng_key) if is_new else rng_key
-        self._seed = np.asarray(words).tolist()
-        self.num_data, self.batch_size = num_data, batch_size or num_data
-        self._epoch, self._order = -1, np.arange(num_data)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of batches of an epoch."""
-        return self.num_data // self.batch_size
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        """Return the indices of the batch of a step, shape ``(batch_size,)``."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self.batch_size < self.num_data and epoch != self._epoch:
-            # By the number of the epoch alone, so that a resumed run has the same.
-            rng = np.random.default_rng([*self._seed, epoch])
-            self._epoch, self._order = epoch, rng.permutation(self.num_data)
-        start = place * self.batch_size
-        return self._order[start : start + self.batch_size]
-
-
-class _Penalised(ELBO):
-    """Objective with a penalty of the parameters."""
-
-    def __init__(self, objective: ELBO, penalty: Callable) -> None:
+    def __init__(self, objective: ELBO, regularizer: Callable) -> None:
         super().__init__()
-        self.objective, self.penalty = objective, penalty
+        self.objective, self.regularizer = objective, regularizer
 
     def loss(self, rng_key: jax.Array, param_map: dict, *args: Any, **kw: Any) -> Any:
         loss = self.objective.loss(rng_key, param_map, *args, **kw)
-        return loss + self.penalty(param_map)
+        return loss + self.regularizer(param_map)
 
     def loss_with_mutable_state(
         self, rng_key: jax.Array, param_map: dict, *args: Any, **kw: Any
     ) -> Any:
         done = self.objective.loss_with_mutable_state(rng_key, param_map, *args, **kw)
-        return {**done, "loss": done["loss"] + self.penalty(param_map)}
-
-
-class Trainer:
-    """Compiled steps of a model, an objective and an optimiser.
-
-    Parameters
-    ----------
-    model
-        NumPyro model, called as ``model(data)`` and, with batches, as
-        ``model(data, subsample_size=...)``.
-    guide
-        Guide, called alike; None is the objective's own, or an empty one.
-    objective
-        NumPyro ``ELBO``.
-    optimizer
-        Of NumPyro or optax.
-    unit_plate
-        Name of the plate of the data.
-    subsample_size
-        Number of units of a batch; None is all.
-    penalty
-        Function of the parameters by name, added to the loss.
-    chunk_size
-        Number of units that run through the model at once, a divisor of the batch; None
-        is all.
-    """
-
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable | None,
-        objective: ELBO,
-        optimizer: Any,
-        unit_plate: str,
-        subsample_size: int | None,
-        penalty: Callable | None,
-        chunk_size: int | None = None,
-    ) -> None:
-        self._chunk_size = chunk_size
-        subsample_size = subsample_size if chunk_size is None else chunk_size
-        options = {}
-        if subsample_size is not None:
-            options = {"subsample_size": subsample_size}
-
-        def of_batch(function: Callable) -> Callable:
-            def run(data: Any, index: jax.Array, fixed: dict[str, Any]) -> Any:
-                given = {**fixed, unit_plate: index} if options else fixed
-                with handlers.block(hide_fn=lambda site: site.get("name") in fixed):
-                    with handlers.substitute(data=given):
-                        return function(data, **options)
-
-            return run
-
-        self.model = of_batch(model)
-        if guide is not None:
-            guide = of_batch(guide)
-        elif isinstance(objective, MaximumLikelihood):
-            guide = of_batch(objective.guide(model))
-        else:
-
-            def guide(*args: Any) -> None:
-                pass
-
-        if chunk_size is not None:
-            objective = Chunked(objective, chunk_size)
-        loss = objective if penalty is None else _Penalised(objective, penalty)
-        self._svi = SVI(self.model, guide, optimizer, loss=loss)
-        self._whole, self._unit_plate = model, unit_plate
-        self.step = jax.jit(self._step)
-        self.latents = jax.jit(self._latents)
-
-    def init(
-        self,
-        rng_key: jax.Array,
-        data: Any,
-        index: np.ndarray,
-        fixed: dict[str, Any],
-        params: dict[str, Any] | None,
-        *,
-        abstract: bool = False,
-    ) -> TrainingState:
-        """State before the first step, or only its shapes."""
-
-        def start(rng_key: jax.Array, data: Any, index: jax.Array, params: Any) -> Any:
-            return self._svi.init(rng_key, data, index, fixed, init_params=params)
-
-        # Compiled as a whole: one operation at a time, it is several times slower.
-        start = partial(jax.eval_shape, start) if abstract else jax.jit(start)
-        svi = start(rng_key, data, jnp.asarray(index[: self._chunk_size]), params)
-        return TrainingState(svi, fixed, jnp.array(0))
-
-    def _latents(
-        self, params: dict[str, Any], position: jax.Array, data: Any
-    ) -> dict[str, jax.Array]:
-        """Values of the latent sites of all chains, which become the last axis."""
-        whole = UnitModel(
-            jax.random.key(0), params, self._whole, (data,), {}, self._unit_plate
-        )
-        return jax.vmap(lambda p: whole.constrain(p)[0], 1, -1)(position)
-
-    def params(self, state: TrainingState) -> dict[str, Any]:
-        """Values of all parameters by name."""
-        return {**self._svi.get_params(state.svi), **state.fixed}
-
-    def with_values(
-        self, state: TrainingState, values: dict[str, Any]
-    ) -> TrainingState:
-        """State with other values of some parameters, by name; the rest stays."""
-        fixed = {name: values.get(name, value) for name, value in state.fixed.items()}
-        trained = {name: v for name, v in values.items() if name not in fixed}
-        # Which leaves of the optimiser's state are the values of parameters.
-        leaves, structure = jax.tree.flatten(state.svi.optim_state)
-        numbered = jax.tree.unflatten(structure, range(len(leaves)))
-        places = self._svi.optim.get_params(numbered)
-        for name, value in self._svi.constrain_fn(trained, invert=True).items():
-            of_name = jax.tree.leaves(places[name])
-            for place, leaf in zip(of_name, jax.tree.leaves(value), strict=True):
-                leaves[place] = leaf
-        svi = state.svi._replace(optim_state=jax.tree.unflatten(structure, leaves))
-        return state._replace(svi=svi, fixed=fixed)
-
-    def _step(
-        self, state: TrainingState, data: Any, index: jax.Array
-    ) -> tuple[TrainingState, jax.Array]:
-        new, loss = self._svi.update(state.svi, data, index, state.fixed)
-        changed = (new.optim_state, new.mutable_state)
-        finite = jnp.isfinite(loss) & _all_finite(changed)
-        # The key goes on: the same numbers would fail again.
-        optim_state, mutable_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            changed,
-            (state.svi.optim_state, state.svi.mutable_state),
-        )
-        svi = new._replace(optim_state=optim_state, mutable_state=mutable_state)
-        num_skipped = state.num_skipped + ~finite
-        return TrainingState(svi, state.fixed, num_skipped), loss
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    checks = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+        return {**done, "loss": done["loss"] + self.regularizer(param_map)}

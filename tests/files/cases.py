@@ -12,8 +12,9 @@ from numpyro.distributions import transforms
 
 import numpyro_kaem as kaem
 from numpyro_kaem.distributions import TruncatedKAEM
-from numpyro_kaem.files.container import describe_for_file, to_stored, write_arrays
-from numpyro_kaem.files.saving import Registry, describe
+from numpyro_kaem.files.container import describe_array, to_stored, write_arrays
+from numpyro_kaem.files.kinds import Registry
+from numpyro_kaem.files.saving import describe
 from numpyro_kaem.references import ReferenceParameters
 from tests.helpers import random_leaves
 
@@ -174,7 +175,7 @@ def described(tree, classes=(Scale,)):
     arrays = {}
     description = describe(tree, "tree", arrays, Registry(classes))
     bits = {
-        name: (describe_for_file(name, a), to_stored(name, a).tobytes())
+        name: (describe_array(name, a), to_stored(name, a).tobytes())
         for name, a in arrays.items()
     }
     return description, bits

@@ -354,7 +354,7 @@ CHANGES = [
         set_parts("reference", **{"(law)": "Gamma"}),
         r"tree.reference .* unexpected keyword",
     ),
-    (set_parts("reference", **{"(law)": "os"}), "expected the name of a law"),
+    (set_parts("reference", **{"(law)": "os"}), "expected the name of a distribution"),
     (set_array(shape=[2, 4]), r"expected .* of shape \(2, 4\), got .*\(2, 5\)"),
     (set_array(dtype="float16"), "expected float16 of shape"),
     (set_array(dtype="O"), "tree.energy.coefficients: expected object"),

@@ -137,14 +137,14 @@ def test_no_pickle_and_a_readable_header(tmp_path):
 def test_names_follow_the_order_of_the_leaves(tree):
     state = numpyro.optim.Adam(1e-2).init({"b": make_energy(), "a": jnp.ones(3)})
     for one in (tree, state, [tree, (state,)]):
-        named = list(name_leaves(one).leaves.values())
+        named = list(name_leaves(one)[0].values())
         leaves = jax.tree.leaves(one)
         assert all(x is y for x, y in zip(named, leaves, strict=True))
     state = numpyro.optim.Adam(1e-2).init({"net": make_energy()})
     names = [f"[1]['net'].coefficients[{i}]" for i in range(3)]
-    assert list(name_leaves(state).leaves) == ["[0]", *names]
+    assert list(name_leaves(state, "")[0]) == ["[0]", *names]
     state = optax_to_numpyro(optax.adam(1e-2)).init({"net": make_energy()})
-    assert "[1][1][0].mu['net'].coefficients" in name_leaves(state).leaves
+    assert "[1][1][0].mu['net'].coefficients" in name_leaves(state, "")[0]
 
 
 # --- arguments -----------------------------------------------------------------------
@@ -162,8 +162,8 @@ def test_what_cannot_be_saved(tmp_path):
             return "Key"
 
     law = {"law": dist.Normal(np.ones(2), 2.0)}
-    no_law = r"no NumPyro distribution, got a Normal at"
-    same_names = r"must differ, got two with the name '\[Key\]'"
+    no_law = r"no NumPyro distribution, got a Normal at state"
+    same_names = r"must differ, got two with the name 'state\[Key\]'"
     no_array = r"state\['a'\] must be an array of numbers"
     cases = [
         (1, law, {}, ValueError, no_law),

@@ -16,10 +16,10 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_kaem as kaem
-from numpyro_kaem.files.container import write_arrays
+from numpyro_kaem.files.container import read_arrays, write_arrays
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, ThermodynamicMLE
-from numpyro_kaem.training.checkpoint import differences, fingerprint, read_state
-from numpyro_kaem.training.refit import _all_places
+from numpyro_kaem.training.checkpoint import differences, fingerprint
+from numpyro_kaem.training.refit import _all_components
 from numpyro_kaem.training.trainer import Batches
 from tests.helpers import with_long
 
@@ -94,8 +94,8 @@ def test_an_objective_of_numpyro_with_its_guide():
     assert abs(result.params["loc"] - X.mean()) < 0.25
 
 
-def test_a_penalty_is_felt():
-    result = train(200, penalty=lambda params: 1e4 * params["loc"] ** 2)
+def test_a_regularizer_is_felt():
+    result = train(200, regularizer=lambda params: 1e4 * params["loc"] ** 2)
     assert abs(result.params["loc"]) < 0.1
 
 
@@ -243,8 +243,8 @@ def test_refit_fills_the_places_of_empty_components():
     proportions = np.sort(np.asarray(refitted.mixing_distribution.probs))
     np.testing.assert_allclose(proportions, [1 / 6, 1 / 6, 1 / 3, 1 / 3], atol=0.02)
     # The copies of one component share its weight.
-    places, logits = _all_places(jnp.log(jnp.array([1.0, 2.0])), 3)
-    assert places.tolist() == [0, 1, 1]
+    sources, logits = _all_components(jnp.log(jnp.array([1.0, 2.0])), 3)
+    assert sources.tolist() == [0, 1, 1]
     np.testing.assert_allclose(jax.nn.softmax(logits), np.full(3, 1 / 3), rtol=1e-5)
 
 
@@ -304,7 +304,7 @@ def test_wrong_refits():
     for made, data, objective, message in (
         (model, x, ImportanceMLE(5), "refit needs an objective that keeps"),
         (model, x, no_chains, "refit needs an objective that keeps"),
-        (kart, x, chains, "law of the latents"),
+        (kart, x, chains, "distribution of the latents"),
         (model, np.zeros((5, 4)), chains, "x must have shape"),
         (model, np.full((5, 3), np.nan), chains, "finite"),
     ):
@@ -383,7 +383,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(tmp_path, whole):
     path = tmp_path / "step-00000004.npz"
     assert list(tmp_path.iterdir()) == [path]
     # A checkpoint of an earlier version does not say what it was trained by.
-    header, arrays = read_state(path)
+    header, arrays = read_arrays(path)
     del header["metadata"]["fingerprint"]
     write_arrays(path, header, arrays)
     assert_whole(train(10, checkpoint=checkpoint))
@@ -434,7 +434,7 @@ def test_what_is_the_same_training():
                 optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(rate, 9))
             ),
             "numpyros": numpyro.optim.ClippedAdam(rate),
-            "penalty": lambda params: kaem.kan_penalty(params, l1=l1),
+            "regularizer": lambda params: kaem.kan_regularizer(params, l1=l1),
             "refit": kaem.PriorRefit(3, 4, options={"samples": samples}),
             "function": model,
             "objective": LangevinMLE(4),
@@ -448,7 +448,7 @@ def test_what_is_the_same_training():
     assert differences(before, fingerprint(**parts())) == {}
     for change, names in (
         ({"rate": 0.06}, {"optimizer", "numpyros"}),
-        ({"l1": 2.0}, {"penalty"}),
+        ({"l1": 2.0}, {"regularizer"}),
         ({"scale": 2.5}, {"model", "other"}),
         ({"low": -2.0}, {"model"}),
         ({"samples": 3}, {"refit"}),
@@ -518,16 +518,16 @@ def test_wrong_options():
         ("rng_key", 3, "rng_key must be one random key"),
         ("objective", "mle", "objective must be such as"),
         ("model", dist.Normal(), "model must be a .*KAEM or another Num"),
-        ("data", "x", "data must be an array of numbers .* got str"),
-        ("data", [[1.0], [1.0, 2.0]], "data must be an array of numbers"),
+        ("data", "x", "data must be real numbers, got 'x' of type str"),
+        ("data", [[1.0], [1.0, 2.0]], "data must be real numbers, got an object of type list"),
         ("optimizer", 0.1, "optimizer must be such as .*, got 0.1 of ty"),
         ("optimizer", optax.adam, "optimizer must be such as optax.adam"),
         ("optimizer", numpyro.optim.Adam, "optimizer must be such as optax.adam"),
         ("batch_size", "a", "batch_size must be a positive integer"),
         ("chunk_size", 2.5, "chunk_size must be a positive integer"),
         ("params", 3, "params must be values by name, or None, got 3"),
-        ("penalty", 2.0, "penalty must be a function of the parameters"),
-        ("penalty", dist.Normal(), "or None, got an object of type Norm"),
+        ("regularizer", 2.0, "regularizer must be a function of the parameters"),
+        ("regularizer", dist.Normal(), "or None, got an object of type Norm"),
         ("refit", 5, "refit must be such as .*PriorRefit.*, got 5 of typ"),
         ("refit", kaem.PriorRefit(start=1, every=1), no_model),
         ("grid_update", True, "grid_update must be such as .*, got True"),
@@ -582,7 +582,7 @@ def test_wrong_objectives():
     negative = {"encoder": lambda x: x, "kl_weight": -1.0}
     for make, options, message in (
         (ImportanceMLE, {"num_particles": 0}, "num_particles"),
-        (ImportanceMLE, {"resampling": "bootstrap"}, "resampling must be None or"),
+        (ImportanceMLE, {"resampling": "bootstrap"}, "resampling must be one of None"),
         (ImportanceMLE, {"ess_threshold": 0.0}, "ess_threshold must be in"),
         (LangevinMLE, {"num_steps": 0}, "num_steps"),
         (LangevinMLE, {"step_size": -1.0}, "step_size must be a finite number > 0"),
@@ -590,12 +590,12 @@ def test_wrong_objectives():
         (
             ThermodynamicMLE,
             {"num_temperatures": 1},
-            "num_temperatures must be at least",
+            "num_temperatures must be an integer >= 2",
         ),
         (ThermodynamicMLE, {"temperatures": [0.0, 0.5]}, "end with 1"),
         (ThermodynamicMLE, {"estimator": "mean"}, "estimator must be"),
         (ThermodynamicMLE, no_number, "power must be a number"),
-        (kaem.objectives.AmortisedELBO, negative, "kl_weight must be >= 0"),
+        (kaem.objectives.AmortisedELBO, negative, "kl_weight must be a finite number >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**options)

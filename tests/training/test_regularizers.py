@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numpyro_kaem import BSpline, Energy, KAEMPrior
-from numpyro_kaem.training import coefficient_differences, entropy, kan_penalty, l1
+from numpyro_kaem.training import coefficient_differences, entropy, kan_regularizer, l1
 from tests.helpers import assert_close
 
 
@@ -116,7 +116,7 @@ def test_sum_over_a_model():
         "rest": np.ones(3),
     }
     for order in (1, 2):
-        value = kan_penalty(tree, **WEIGHTS, order=order)
+        value = kan_regularizer(tree, **WEIGHTS, order=order)
         expected = sum(weighted(c, order) for c in arrays)
         assert_close(value, expected, rtol=(1e-5, 1e-11))
         assert value.shape == ()
@@ -126,25 +126,25 @@ def test_sum_over_a_model():
     layers = Layer(tuple(map(jnp.asarray, arrays[:2])), np.ones(2))
     prior = KAEMPrior.tree_unflatten((1, False), (energy, None))
     for tree, expected in ((prior, first), (parameters, first), (layers, both)):
-        assert_close(kan_penalty(tree, **WEIGHTS), expected)
+        assert_close(kan_regularizer(tree, **WEIGHTS), expected)
 
 
 def test_weights_of_zero_and_traced_weights():
     energy = Energy(BSpline(-1.0, 3.0, 4), jnp.asarray(random(2, 4)))
-    none = kan_penalty(energy)
+    none = kan_regularizer(energy)
     assert none == 0
     assert none.dtype == energy.dtype
-    value = jax.jit(lambda w: kan_penalty(energy, l1=w))(jnp.array(0.5))
-    assert_close(value, np.asarray(kan_penalty(energy, l1=0.5)))
-    assert kan_penalty(energy, l1=np.float64(0.5)).dtype == energy.dtype
+    value = jax.jit(lambda w: kan_regularizer(energy, l1=w))(jnp.array(0.5))
+    assert_close(value, np.asarray(kan_regularizer(energy, l1=0.5)))
+    assert kan_regularizer(energy, l1=np.float64(0.5)).dtype == energy.dtype
     # One feature has no differences, and none are asked for.
-    assert kan_penalty({"coefficients": jnp.ones((2, 1))}, l1=1.0) == 2
+    assert kan_regularizer({"coefficients": jnp.ones((2, 1))}, l1=1.0) == 2
 
 
 def test_gradient_of_a_model():
     c = random(2, 4)
     energy = Energy(BSpline(-1.0, 3.0, 4), jnp.asarray(c), 1.5)
-    gradient = jax.grad(lambda energy: kan_penalty(energy, l1=2.0))(energy)
+    gradient = jax.grad(lambda energy: kan_regularizer(energy, l1=2.0))(energy)
     assert_close(gradient.coefficients, 2.0 * np.sign(c) / 4)
     assert gradient.base_weight == 0
     assert gradient.basis == energy.basis
@@ -167,14 +167,14 @@ def test_wrong_arguments():
             (np.ones(2), r"a scalar, got shape \(2,\)"),
         ):
             with pytest.raises(ValueError, match=f"{name} must be {message}"):
-                kan_penalty(one, **{name: weight})
+                kan_regularizer(one, **{name: weight})
     with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
         coefficient_differences(np.ones(3), 0)
     with pytest.raises(TypeError, match=r"order must be a positive integer, got 1.5"):
-        kan_penalty(one, order=1.5)
+        kan_regularizer(one, order=1.5)
     message = r"order must be less than the number of features, got order 3 .*\(2, 3\)"
     with pytest.raises(ValueError, match=message):
-        kan_penalty(one, differences=1.0, order=3)
+        kan_regularizer(one, differences=1.0, order=3)
     names = r"name 'coefficients', got the names \['a'\], \['b'\]\.$"
     for tree, message in (
         ({"b": np.ones(3), "a": np.ones(2)}, names),
@@ -182,7 +182,7 @@ def test_wrong_arguments():
         ([1.0] * 6, r"\[4\], \.\.\.\.$"),
     ):
         with pytest.raises(ValueError, match=message):
-            kan_penalty(tree, l1=1.0)
+            kan_regularizer(tree, l1=1.0)
     # Integers are converted.
     assert l1(np.array([[1, -3]])) == 2
     assert coefficient_differences([[1, -3]]) == 16
