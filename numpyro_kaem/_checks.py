@@ -32,6 +32,7 @@ __all__ = [
     "as_real",
     "as_sample_shape",
     "as_shape",
+    "as_tuples",
     "as_vectors",
     "check_alphabet",
     "check_function",
@@ -257,7 +258,7 @@ def as_grid(low: GridLike, high: GridLike) -> tuple[Grid, Grid]:
             f"low must be less than high, got low={lows[column]} and "
             f"high={highs[column]}{where}."
         )
-    return _as_tuples(lows.tolist()), _as_tuples(highs.tolist())
+    return as_tuples(lows.tolist()), as_tuples(highs.tolist())
 
 
 def _as_grid_end(name: str, value: GridLike) -> np.ndarray:
@@ -287,8 +288,9 @@ def _as_grid_end(name: str, value: GridLike) -> np.ndarray:
     return array
 
 
-def _as_tuples(value: Any) -> Grid:
-    return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Grid:
+    """Convert nested lists, as of ``tolist``, to tuples."""
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def as_bandwidth(bandwidth: ArrayLike) -> Float[Array, ""]:

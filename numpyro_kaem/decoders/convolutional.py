@@ -28,32 +28,27 @@ class ConvDecoder(eqx.Module):
         h_k = \mathrm{conv}^{\mathsf T}_k(\mathrm{act}(h_{k-1})) + b_k, \qquad
         x = h_K,
 
-    where the transposed convolution :math:`k` makes the map ``strides[k]`` times
-    larger.
+    where the transposed convolution :math:`k` enlarges the map by ``strides[k]``.
 
     Parameters
     ----------
-    key
-        Random key.
-    num_latents
-        Number of latents.
+    key, num_latents
+        Random key, and number of latents.
     output_shape
-        ``(height, width)`` or ``(height, width, channels)`` of the image; channels are
-        last, as in NumPy's images.
+        ``(height, width)`` or ``(height, width, channels)`` of the image.
     channels
         Channels of the map that enters each transposed convolution, at least one; the
         last convolution makes the channels of the image.
     strides
-        Factor by which each transposed convolution enlarges the map, an integer or a
-        pair for height and width. Their product must divide the image. ``None``: the
-        last convolutions enlarge by 2, or else by 3, as long as this divides what is
-        left and leaves at least two pixels.
+        Factor of each transposed convolution, an integer or a pair for height and
+        width. Their product must divide the image. ``None``: the last convolutions
+        enlarge by 2, or else by 3, as long as this divides what is left and leaves at
+        least two pixels.
     kernel_size
         Height and width of the kernels; at least every stride.
-    activation
-        Name of the activation of the hidden maps, one of those of :class:`Energy`.
-    output_activation
-        ``None``, ``"sigmoid"``, ``"tanh"`` or ``"softplus"``.
+    activation, output_activation
+        Of the hidden maps, one of those of :class:`Energy`; of the output, ``None``,
+        ``"sigmoid"``, ``"tanh"`` or ``"softplus"``.
 
     Raises
     ------
@@ -66,8 +61,6 @@ class ConvDecoder(eqx.Module):
 
     Notes
     -----
-    - With two convolutions, images of 8, 16, 28, 32 and 64 pixels start from maps of
-      2, 4, 7, 8 and 16. Each further entry of ``channels`` halves an even one.
     - A kernel whose size is a multiple of the stride gives every pixel the same number
       of terms.
     - Weights start Normal, so that for standard Normal latents the maps have mean

@@ -60,17 +60,16 @@ class KANLayer(eqx.Module):
     TypeError
         If ``basis`` is not a basis, or coefficients or weights are not real numbers.
     ValueError
-        If shapes do not match, if a concrete coefficient or weight is not finite, or if
-        the name of the activation is not known.
+        If shapes do not match, an array is concrete and not finite, or the name of the
+        activation is not known.
 
     Notes
     -----
     - The expansion is one matrix product over inputs and features together: memory
       grows with points times inputs times features, not with outputs as well.
-    - Products have JAX's default precision, which accelerators may round; see
-      :func:`jax.default_matmul_precision`.
+    - Products have JAX's default precision; see :func:`jax.default_matmul_precision`.
     - The leaves are ``basis.bandwidth``, if the basis has one, ``coefficients`` and
-      ``base_weight``, in this order.
+      ``base_weight``.
 
     References
     ----------
@@ -153,7 +152,6 @@ class KANLayer(eqx.Module):
         Returns
         -------
         KANLayer
-            With coefficients of shape ``(num_outputs, num_inputs, num_features)``.
 
         Raises
         ------
@@ -161,7 +159,7 @@ class KANLayer(eqx.Module):
             If ``basis`` is not a basis, or a size is not an integer.
         ValueError
             If a size is not positive, the name of the activation is not known, or the
-            grid is neither one nor one for each input.
+            grids do not match the inputs.
 
         Examples
         --------
@@ -200,24 +198,7 @@ class KANLayer(eqx.Module):
         """Transfer to another basis or grid by least squares.
 
         Every expansion is fitted separately, as by :meth:`Energy.refit`; base weights
-        stay.
-
-        Parameters
-        ----------
-        basis
-            The new basis, with one grid, or one for each input.
-
-        Returns
-        -------
-        KANLayer
-            On ``basis``.
-
-        Raises
-        ------
-        TypeError
-            If ``basis`` is not a basis.
-        ValueError
-            If its grid is neither one nor one for each input.
+        stay. The new basis has one grid, or one for each input.
         """
         _check_basis(basis, self.num_inputs)
         coefficients = _refit(Energy(self.basis, self.coefficients), basis)
@@ -314,35 +295,30 @@ class KANDecoder(eqx.Module):
 
     Parameters
     ----------
-    key
-        Random key.
-    num_latents
-        Number of latents.
+    key, num_latents
+        Random key, and number of latents.
     output_shape
         Shape of the output without batch, an integer or a tuple; ``()`` for a scalar.
     hidden
         Widths of the hidden layers; ``()`` for none.
     basis
         Features of all layers, or a sequence with a basis for each of the
-        ``len(hidden) + 1`` layers; ``None`` is ``RBF(-3.0, 3.0, 8)``. The first grid is
-        that of the latents, such as ``(RBF(0.0, 1.0, 8), RBF(-3.0, 3.0, 8))`` for
-        latents in (0, 1).
+        ``len(hidden) + 1`` layers; ``None`` is ``RBF(-3.0, 3.0, 8)``. For latents in
+        (0, 1) take ``(RBF(0.0, 1.0, 8), RBF(-3.0, 3.0, 8))``.
     layer_norm
         Shift and scale the units of each hidden layer to mean zero and variance one,
         which keeps them in the next grid.
-    base_activation
-        Name of the base activation of all edges, one of those of :class:`Energy`.
-    output_activation
-        ``None``, ``"sigmoid"``, ``"tanh"`` or ``"softplus"``.
+    base_activation, output_activation
+        One of those of :class:`Energy`; ``None``, ``"sigmoid"``, ``"tanh"`` or
+        ``"softplus"``.
 
     Raises
     ------
     TypeError
         If a size is not an integer, or a basis not a basis.
     ValueError
-        If a size is not positive, the number of bases is not that of the layers, a grid
-        is neither one nor one for each input of its layer, a name is not known, or
-        ``layer_norm`` meets a hidden layer of a single unit.
+        If a size is not positive, bases or grids do not match the layers, a name is not
+        known, or ``layer_norm`` meets a hidden layer of a single unit.
 
     Notes
     -----
@@ -350,8 +326,7 @@ class KANDecoder(eqx.Module):
       square one before ``output_activation``; see :meth:`KANLayer.init`.
     - Without ``layer_norm``, units that leave the grid in training keep their base
       activation only; :meth:`refit` moves the grids.
-    - The leaves are those of ``layers``, such as ``layers[0].basis.bandwidth``,
-      ``layers[0].coefficients`` and ``layers[0].base_weight``, in this order. A random
+    - The leaves are those of ``layers``, such as ``layers[0].coefficients``. A random
       decoder takes its priors by these names, through :func:`parameter_priors`.
 
     References
@@ -373,10 +348,10 @@ class KANDecoder(eqx.Module):
     ...     decode = eqx_module("decoder", decoder)
     ...     with numpyro.plate("images", 5):
     ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    ...         numpyro.sample("x", dist.Normal(decode(z), 0.1).to_event(2), obs=x)
-    >>> with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
-    ...     model(None)
-    >>> trace["x"]["value"].shape
+    ...         return numpyro.sample(
+    ...             "x", dist.Normal(decode(z), 0.1).to_event(2), obs=x
+    ...         )
+    >>> numpyro.handlers.seed(model, rng_seed=0)(None).shape
     (5, 8, 8)
     """
 
@@ -450,19 +425,6 @@ class KANDecoder(eqx.Module):
         ----------
         basis
             The new basis of all layers, or a sequence with one for each.
-
-        Returns
-        -------
-        KANDecoder
-            The nearest function that the new features represent.
-
-        Raises
-        ------
-        TypeError
-            If a basis is not a basis.
-        ValueError
-            If their number is not that of the layers, or a grid is neither one nor one
-            for each input of its layer.
 
         Examples
         --------

@@ -24,20 +24,15 @@ class SequenceDecoder(eqx.Module):
 
     Parameters
     ----------
-    key
-        Random key.
-    num_latents
-        Number of latents.
+    key, num_latents
+        Random key, and number of latents.
     num_tokens
         Size of the vocabulary; tokens are the integers from 0 to ``num_tokens - 1``.
     length
         Number :math:`T` of tokens in a sequence.
-    width
-        Size of the embeddings.
-    num_heads
-        Number of heads of attention; it divides ``width``.
-    num_blocks
-        Number of blocks.
+    width, num_heads, num_blocks
+        Size of the embeddings; number of attention heads, which divides it; number of
+        blocks.
     context
         Number of positions that attention sees, the present one included; ``None`` for
         all.
@@ -58,15 +53,11 @@ class SequenceDecoder(eqx.Module):
       context, only the latents carry what reaches further.
     - Layer normalisation comes before attention and before the perceptron, as in
       GPT-2.
-    - Leaves, in this order: ``token_embedding``, ``position_embedding``, those of
-      ``latent_embedding``, ``blocks``, ``norm`` and ``head``.
 
     References
     ----------
     Vaswani et al. (2017), "Attention is all you need", *Advances in Neural Information
     Processing Systems* 30.
-    Radford et al. (2019), "Language models are unsupervised multitask learners",
-    section 2.3.
     Chen et al. (2017), "Variational lossy autoencoder", *International Conference on
     Learning Representations*, on short contexts.
 
@@ -147,27 +138,10 @@ class SequenceDecoder(eqx.Module):
         return TokenSequence(self, z)
 
     def logits(self, z: ArrayLike, tokens: ArrayLike) -> jax.Array:
-        """Unnormalised log probabilities of each token given those before it.
+        """Unnormalised log probabilities of each token given ``z`` and those before it.
 
-        Parameters
-        ----------
-        z
-            Latents, shape ``(*batch, num_latents)``.
-        tokens
-            Integers, shape ``(*batch, length)``; batches broadcast.
-
-        Returns
-        -------
-        Array
-            Shape ``(*batch, length, num_tokens)``. Position ``t`` depends on ``z`` and
-            the tokens before ``t`` only.
-
-        Raises
-        ------
-        TypeError
-            If ``tokens`` are not integers.
-        ValueError
-            If a last axis has another size.
+        ``(*batch, num_latents)`` and ``(*batch, length)``, whose batches broadcast, to
+        ``(*batch, length, num_tokens)``.
         """
         z = as_vectors("z", z, self.num_latents, self.token_embedding.dtype)
         tokens = as_tokens("tokens", tokens, self.length)

@@ -37,17 +37,13 @@ class MaskedConditioner(eqx.Module):
 
     Parameters
     ----------
-    key
-        Random key.
-    dim
-        Number :math:`D` of dimensions.
+    key, dim
+        Random key, and number :math:`D` of dimensions.
     num_features
-        Number of coefficients of a dimension.
-    width
-        Number of units of a hidden layer; with fewer than ``dim - 1`` some dimensions
-        have no effect.
-    depth
-        Number of hidden layers.
+        Number of coefficients per dimension.
+    width, depth
+        Number of units of a hidden layer, and number of hidden layers. With fewer than
+        ``dim - 1`` units some dimensions have no effect.
 
     Raises
     ------
@@ -62,8 +58,7 @@ class MaskedConditioner(eqx.Module):
       reference.
     - Inputs are expected in [-1, 1], as :class:`AutoregressiveKAEMPrior` gives them:
       positions in the grid. The activation is ``tanh``.
-    - Leaves, in this order: ``weights`` and ``biases``, one array per layer. Masked
-      weights have no effect and no gradient.
+    - Masked weights have no effect and no gradient.
 
     References
     ----------
@@ -164,8 +159,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         Number of parts into which every panel of the quadrature is divided; more for
         energies that change by more than about 10 between two knots.
     validate_args
-        Check values given to ``log_prob``; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check the values given to ``log_prob``, as NumPyro does.
 
     Raises
     ------
@@ -180,8 +174,6 @@ class AutoregressiveKAEMPrior(dist.Distribution):
 
     Notes
     -----
-    - ``batch_shape`` is ``()`` and ``event_shape`` is ``(dim,)``: the network is shared
-      by a whole plate.
     - **The order of the dimensions matters.** In one order a conditional may be simple,
       and in another have several modes or a sharp edge. Put causes before effects.
     - Draws are reparameterised, with implicit derivatives through all dimensions.
@@ -189,8 +181,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
       dimensions, and the tails are those of the reference.
     - The panels of the quadrature do not adapt to the energies; where a conditional is
       steep, look at ``conditional(i, z).quadrature_error``.
-    - Leaves of the pytree: those of the basis, of the conditioner, then the reference's
-      parameters by name.
+    - Leaves: those of the basis, of the conditioner, then the reference's parameters.
 
     References
     ----------
@@ -379,7 +370,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         return jnp.where((u >= 0) & (u <= 1), value, jnp.nan)
 
     def conditional(self, index: int, before: ArrayLike) -> KAEMPrior:
-        """Density of one dimension given those before it.
+        """Density of one dimension given those before it, of batch shape ``(...,)``.
 
         Parameters
         ----------
@@ -387,11 +378,6 @@ class AutoregressiveKAEMPrior(dist.Distribution):
             Which dimension, from 0 to ``dim - 1``.
         before
             Values of the dimensions before it, shape ``(..., index)``.
-
-        Returns
-        -------
-        KAEMPrior
-            Of batch shape ``(...,)``.
 
         Raises
         ------
@@ -406,12 +392,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
                 f"index must be less than the number of dimensions, {self.dim}, got "
                 f"{index}."
             )
-        before = jnp.asarray(before, self.dtype)
-        if before.ndim == 0 or before.shape[-1] != index:
-            raise ValueError(
-                f"before must have shape (..., {index}), the values of the dimensions "
-                f"before dimension {index}, got {before.shape}."
-            )
+        before = as_vectors("before", before, index).astype(self.dtype)
         rest = jnp.zeros((*before.shape[:-1], self.dim - index), before.dtype)
         position = conditionals.positions(
             self._chain, jnp.concatenate([before, rest], axis=-1)

@@ -46,25 +46,22 @@ class DeepEnergyPrior(dist.Distribution):
         Number :math:`D` of latents.
     scale
         Standard deviation :math:`s > 0` of the Normal, shape ``()`` or ``(dim,)``.
-    num_steps
-        Number of Langevin steps of a draw.
-    step_size
-        Their step size :math:`\varepsilon > 0`, in units of the scale.
+    num_steps, step_size
+        Number of Langevin steps of a draw, and their size :math:`\varepsilon > 0` in
+        units of the scale.
     validate_args
-        Check values given to ``log_prob``; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check the values given to ``log_prob``, as NumPyro does.
 
     Raises
     ------
     TypeError
         If ``network`` cannot be called, or a count is not an integer.
     ValueError
-        If the network gives another shape, a count is not positive, or ``scale`` or
-        ``step_size`` is not positive and finite, or ``scale`` has another shape.
+        If the network or ``scale`` has another shape, or a count, ``scale`` or
+        ``step_size`` is not positive and finite.
 
     Notes
     -----
-    - ``batch_shape`` is ``()`` and ``event_shape`` is ``(dim,)``.
     - **Log densities lack a constant** that depends on the parameters: they do not
       compare models, an evidence from importance weights is off by :math:`\log Z`, and
       their gradient alone does not learn the network. Subtract :meth:`contrast`.
@@ -100,9 +97,6 @@ class DeepEnergyPrior(dist.Distribution):
     arg_constraints = {"scale": constraints.positive}
     support = constraints.real_vector
     reparametrized_params = []
-    # What samplers and objectives ask of a distribution that may lack either.
-    is_normalized = False
-    has_exact_samples = False
     pytree_data_fields = ("network", "scale")
     pytree_aux_fields = ("dim", "num_steps", "step_size")
 
@@ -155,19 +149,12 @@ class DeepEnergyPrior(dist.Distribution):
 
         Parameters
         ----------
-        key
-            Random key.
-        dim
-            Number of latents.
+        key, dim
+            Random key, and number of latents.
         width, depth
             Size and number of the hidden layers.
         **kwargs
             Further arguments of :class:`DeepEnergyPrior`.
-
-        Returns
-        -------
-        DeepEnergyPrior
-            Of ``event_shape`` ``(dim,)``.
 
         Examples
         --------
@@ -185,17 +172,7 @@ class DeepEnergyPrior(dist.Distribution):
         return cls(network, dim, **kwargs)
 
     def replace(self, network: Any, scale: ArrayLike) -> "DeepEnergyPrior":
-        """Prior with another network and scale, without checks; the rest is the same.
-
-        Examples
-        --------
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import numpyro_kaem as kaem
-        >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=2)
-        >>> print(prior.replace(prior.network, jnp.array(3.0)).scale)
-        3.0
-        """
+        """Return the same prior with another network and scale, without checks."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.network, other.scale = network, scale
@@ -285,22 +262,8 @@ class DeepEnergyPrior(dist.Distribution):
 
         Parameters
         ----------
-        rng_key
-            Random key.
-        num_samples
-            Number :math:`S` of draws.
-
-        Returns
-        -------
-        Array
-            Scalar.
-
-        Raises
-        ------
-        TypeError
-            If ``num_samples`` is not an integer.
-        ValueError
-            If it is not positive.
+        rng_key, num_samples
+            Random key, and number :math:`S` of draws.
 
         References
         ----------

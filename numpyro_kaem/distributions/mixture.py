@@ -20,12 +20,13 @@ from numpyro_kaem.distributions.prior import (
     promoting_ranks,
 )
 from numpyro_kaem.numerics import density, inverse
-from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table, mix_table
+from numpyro_kaem.numerics.cells import Table, bracketed_step, mix_table
 from numpyro_kaem.references import (
     TRAITS,
     ReferenceParameters,
     Traits,
     has_regular_ends,
+    support_bounds,
 )
 
 __all__ = ["KAEMMixture"]
@@ -45,8 +46,7 @@ class KAEMMixture(LearnedDensity):
     prior
         The components, along the last batch dimension of a :class:`KAEMPrior`.
     validate_args
-        Check values given to ``log_prob``; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check the values given to ``log_prob``, as NumPyro does.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class KAEMMixture(LearnedDensity):
         If ``prior`` is not a :class:`KAEMPrior`, or the logits are not real numbers.
     ValueError
         If the prior has no batch dimension, if shapes do not match, or if concrete
-        logits are not a number, plus infinity, or minus infinity throughout.
+        logits are NaN, plus infinity, or all minus infinity.
 
     Notes
     -----
@@ -219,9 +219,7 @@ class KAEMMixture(LearnedDensity):
 
     @property
     def _ends(self) -> tuple[ArrayLike, ArrayLike]:
-        support = self.support
-        low = getattr(support, "lower_bound", -jnp.inf)
-        return low, getattr(support, "upper_bound", jnp.inf)
+        return support_bounds(self)
 
     def _made(self) -> tuple:
         """Return what compiled functions take instead of computing it again."""

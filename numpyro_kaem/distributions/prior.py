@@ -14,7 +14,13 @@ from numpyro.distributions import constraints, transforms
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_kaem._checks import as_count, as_real, as_sample_shape, check_key
+from numpyro_kaem._checks import (
+    as_count,
+    as_real,
+    as_sample_shape,
+    as_tuples,
+    check_key,
+)
 from numpyro_kaem.distributions.transform import InverseCDFTransform
 from numpyro_kaem.energy import Energy, UnitGridEnergy
 from numpyro_kaem.numerics import cells, density, inverse
@@ -53,9 +59,9 @@ T = TypeVar("T")
 
 
 class computed_once(Generic[T]):
-    """Attribute that concrete parameters give once, and traced ones at each use.
+    """Attribute computed once from concrete parameters, at each use from traced ones.
 
-    The parameters are those of the pytree, unless others are given.
+    The parameters are the leaves of the pytree, unless others are given.
     """
 
     def __init__(
@@ -82,10 +88,8 @@ class computed_once(Generic[T]):
 
 
 def promoting_ranks(method: Callable) -> Callable:
-    """Let a method broadcast arrays of different rank where the user forbids it.
-
-    Points and batches of densities broadcast by design, as in NumPyro.
-    """
+    """Let a method broadcast arrays of different rank where JAX is told not to."""
+    # Points and batches of densities broadcast by design, as in NumPyro.
 
     @functools.wraps(method)
     def promoting(*args: Any, **kwargs: Any) -> Any:
@@ -98,11 +102,10 @@ def promoting_ranks(method: Callable) -> Callable:
 
 
 class LearnedDensity(dist.Distribution):
-    """Univariate distribution whose two tails keep their relative precision.
+    """Univariate distribution with ``cdf_pair``, ``icdf_of_tail`` and ``_ends``."""
 
-    A subclass has ``cdf_pair``, ``icdf_of_tail``, ``log_prob`` and ``_ends``, the ends
-    of its support. It is a pytree of its data fields, in their order.
-    """
+    # NumPyro's own are shapes, which change under vmap.
+    pytree_aux_fields = ()
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Parameters, and what is static."""
@@ -138,9 +141,9 @@ class LearnedDensity(dist.Distribution):
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
     def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
-        """Return the same distribution as a transform of a fixed base distribution.
+        """Return the same distribution as the transform of a fixed one.
 
-        NumPyro's ``TransformReparam`` then samples the base instead.
+        NumPyro's ``TransformReparam`` then samples that instead.
 
         Parameters
         ----------
@@ -152,7 +155,7 @@ class LearnedDensity(dist.Distribution):
         Returns
         -------
         TransformedDistribution
-            Of the same batch shape and support; its draws are reparameterised.
+            Of the same batch shape and support, with reparameterised draws.
 
         Raises
         ------
@@ -205,8 +208,7 @@ class KAEMPrior(LearnedDensity):
         Number of parts into which every panel of the quadrature is divided. ``None``:
         as many as a concrete energy needs, and 1 for a traced one.
     validate_args
-        Check values given to ``log_prob``; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check the values given to ``log_prob``, as NumPyro does.
 
     Raises
     ------
@@ -227,14 +229,12 @@ class KAEMPrior(LearnedDensity):
 
     Notes
     -----
-    - ``batch_shape`` is the broadcast of the energy's and the reference's, and
-      ``event_shape`` is ``()``.
+    - ``batch_shape`` is the broadcast of the energy's and the reference's.
     - Accuracy: the distribution function is exact to 1e-12 in float64, and to
       ``max(1e-6, 4 * density * spacing of numbers)`` in float32, for energies up to 20;
       beyond, see ``quadrature_error``.
     - Draws are reparameterised, with implicit derivatives.
-    - Leaves of the pytree: those of the energy, then the reference's parameters by
-      name.
+    - Leaves: those of the energy, then the reference's parameters by name.
 
     References
     ----------
@@ -272,14 +272,13 @@ class KAEMPrior(LearnedDensity):
     ) -> None:
         if not isinstance(energy, Energy):
             raise TypeError(
-                "energy must be a numpyro_kaem.Energy, got "
-                f"{type(energy).__name__}; wrap a basis and its coefficients in one."
+                f"energy must be a numpyro_kaem.Energy, got {type(energy).__name__}; "
+                "wrap a basis and its coefficients in one."
             )
         if energy.dtype not in (jnp.float32, jnp.float64):
             raise TypeError(
-                "energy must have coefficients in float32 or float64, in which "
-                f"densities are integrated and inverted, got {energy.dtype}; convert "
-                "them by coefficients.astype(jnp.float32)."
+                "energy must have coefficients in float32 or float64, got "
+                f"{energy.dtype}; convert them by coefficients.astype(jnp.float32)."
             )
         self.energy = energy
         self._parameters = None
@@ -365,13 +364,17 @@ class KAEMPrior(LearnedDensity):
     def _panels(self) -> Panels:
         return make_panels(self.energy, self._prepared, self._refinement)
 
+    @property
+    def _parts(self) -> tuple[UnitGridEnergy, ReferenceParameters | None, Panels]:
+        return self._on_unit_grid, self._prepared, self._panels
+
     @computed_once
     def _table(self) -> cells.Table:
-        return cells.tabulate(self._on_unit_grid, self._prepared, self._panels)
+        return cells.tabulate(*self._parts)
 
     @computed_once
     def _resolution(self) -> Resolution:
-        return density.resolution(self._on_unit_grid, self._prepared, self._panels)
+        return density.resolution(*self._parts)
 
     @computed_once
     def _error(self) -> jax.Array:
@@ -413,7 +416,7 @@ class KAEMPrior(LearnedDensity):
         """Log of the normalizing constant :math:`Z`, shape ``batch_shape``."""
         if self._is_concrete or "_table" in self.__dict__:
             return self._table.log_normalizer
-        return density.log_normalizer(self._on_unit_grid, self._prepared, self._panels)
+        return density.log_normalizer(*self._parts)
 
     @property
     @promoting_ranks
@@ -430,12 +433,8 @@ class KAEMPrior(LearnedDensity):
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density, shape broadcast(value.shape, batch_shape)."""
-        return density.log_prob(
-            self._on_unit_grid,
-            self._prepared,
-            self.log_normalizer,
-            self._as_float(value),
-        )
+        parts = (self._on_unit_grid, self._prepared, self.log_normalizer)
+        return density.log_prob(*parts, self._as_float(value))
 
     @promoting_ranks
     def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -444,9 +443,8 @@ class KAEMPrior(LearnedDensity):
         Shapes broadcast(value.shape, batch_shape). The second is the survival
         probability, which ``1 - cdf`` loses to rounding in the upper tail.
         """
-        return inverse.cdf_pair(
-            self._table, self._on_unit_grid, self._prepared, self._as_float(value)
-        )
+        parts = (self._table, self._on_unit_grid, self._prepared)
+        return inverse.cdf_pair(*parts, self._as_float(value))
 
     @promoting_ranks
     def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
@@ -460,13 +458,12 @@ class KAEMPrior(LearnedDensity):
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        parameters, ends = self._prepared, self._ends
         if not self._is_concrete and math.prod(sample_shape) == 1:
-            # Made for this draw alone, most of a table would not be used.
-            energy, panels = self._on_unit_grid, self._panels
-            z = inverse.sample_once(energy, parameters, panels, ends, key)
+            # A table for one draw would mostly not be used.
+            z = inverse.sample_once(*self._parts, self._ends, key)
             return jnp.reshape(z, (*sample_shape, *self.batch_shape))
-        return inverse.sample(self._table, parameters, ends, key, sample_shape)
+        parts = (self._table, self._prepared, self._ends)
+        return inverse.sample(*parts, key, sample_shape)
 
     def _as_float(self, value: ArrayLike, name: str = "value") -> jax.Array:
         value = as_real(name, value)
@@ -519,15 +516,11 @@ class KAEMPrior(LearnedDensity):
 
     @promoting_ranks
     def nodes(self) -> tuple[jax.Array, jax.Array]:
-        """Nodes and masses of the quadrature, tails included.
+        """Nodes and masses of the quadrature, each ``(num_nodes, *batch_shape)``.
 
-        Returns
-        -------
-        tuple
-            Nodes and masses, each ``(num_nodes, *batch_shape)``; the masses sum to 1.
+        Tails are included: the masses sum to 1.
         """
-        parts = (self._on_unit_grid, self._prepared, self._panels)
-        return density.nodes(*parts, self.log_normalizer)
+        return density.nodes(*self._parts, self.log_normalizer)
 
     @property
     @promoting_ranks
@@ -542,8 +535,7 @@ class KAEMPrior(LearnedDensity):
         return self._with_reference_moment("variance", self._moments()[1])
 
     def _moments(self) -> tuple[jax.Array, jax.Array]:
-        parts = (self._on_unit_grid, self._parameters, self._panels)
-        return density.moments(*parts, self.log_normalizer)
+        return density.moments(*self._parts, self.log_normalizer)
 
     def _with_reference_moment(self, name: str, moment: jax.Array) -> jax.Array:
         if self._parameters is None or not any(self._panels.has_tails):
@@ -576,7 +568,7 @@ def _check_order(values: np.ndarray, reversed_values: np.ndarray) -> None:
         )
 
 
-# --- as the reference of another --------------------------------------------------
+# --- as the reference of another -----------------------------------------------------
 
 
 def _has_regular_ends(prior: KAEMPrior) -> bool:
@@ -612,15 +604,12 @@ def _vmap_over_prior(
     prior: KAEMPrior, energy: Any = None, reference: Any = None
 ) -> KAEMPrior:
     """Axes of a batch of priors: an axis for all arrays with one, or a tree of axes."""
-    axes = KAEMPrior.__new__(KAEMPrior)
-    axes.energy = _axes_of(prior.energy, energy)
     shared = prior._parameters is None or prior._parameters.build().batch_shape == ()
     if shared and isinstance(reference, int):
         # An array of a reference without a batch may have axes of its own.
         reference = None
-    axes._parameters = _axes_of(prior._parameters, reference)
-    axes._refinement, axes._validate_args = prior._refinement, prior._validate_args
-    return axes
+    parts = (_axes_of(prior.energy, energy), _axes_of(prior._parameters, reference))
+    return KAEMPrior.tree_unflatten(prior.tree_flatten()[1], parts)
 
 
 def _axes_of(tree: Any, axis: Any) -> Any:
@@ -636,10 +625,10 @@ def _axes_of(tree: Any, axis: Any) -> Any:
 
 
 class StaticInterval(constraints.ParameterFreeConstraint):
-    """Closed interval whose ends are Python numbers, not arrays.
+    """Closed interval with floats, or nested tuples of floats, as its ends.
 
     Without arrays it is hashable and the same in every trace, which NumPyro's mixtures
-    ask of the support of their components.
+    ask of the support of their components. All ends of one side may be infinite.
     """
 
     event_dim = 0
@@ -650,35 +639,31 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     @classmethod
     def of(cls, low: ArrayLike, high: ArrayLike) -> "StaticInterval":
         """Interval from concrete numbers or arrays."""
-        low, high = np.broadcast_arrays(np.asarray(low, float), np.asarray(high, float))
-        return cls(_as_tuples(low.tolist()), _as_tuples(high.tolist()))
+        ends = np.broadcast_arrays(np.asarray(low, float), np.asarray(high, float))
+        return cls(*(as_tuples(end.tolist()) for end in ends))
 
     @property
     def bounds(self) -> tuple[Any, Any]:
-        """Both ends."""
-        return self.lower_bound, self.upper_bound
+        """Lower and upper ends, floats or arrays."""
+        return tuple(
+            np.asarray(end) if isinstance(end, tuple) else end for end in self._ends
+        )
 
     @property
     def lower_bound(self) -> Any:
-        """Lower ends, a float or an array."""
-        return _as_number(self._ends[0])
+        """Lower ends."""
+        return self.bounds[0]
 
     @property
     def upper_bound(self) -> Any:
-        """Upper ends, a float or an array."""
-        return _as_number(self._ends[1])
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether both ends are finite."""
-        return bool(np.all(np.isfinite(self.bounds)))
+        """Upper ends."""
+        return self.bounds[1]
 
     def __call__(self, x: ArrayLike) -> ArrayLike:
         """Whether ``x`` lies in the interval, elementwise."""
         # In the precision of x: the ends of a float32 density are float32 numbers.
         dtype = jnp.result_type(x, float)
-        low = np.asarray(self.lower_bound, dtype)
-        high = np.asarray(self.upper_bound, dtype)
+        low, high = (np.asarray(end, dtype) for end in self._ends)
         return (x >= low) & (x <= high)
 
     def __repr__(self) -> str:
@@ -697,10 +682,11 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     def feasible_like(self, prototype: ArrayLike) -> ArrayLike:
         """Return a point of the interval, of the shape of ``prototype``."""
         low, high = self.bounds
-        if self.is_finite:
+        has_low, has_high = np.all(np.isfinite(low)), np.all(np.isfinite(high))
+        if has_low and has_high:
             inside = 0.5 * (low + high)
         else:
-            inside = low + 1.0 if np.all(np.isfinite(low)) else high - 1.0
+            inside = low + 1.0 if has_low else high - 1.0
         return jnp.broadcast_to(inside, jnp.shape(prototype))
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
@@ -710,40 +696,25 @@ class StaticInterval(constraints.ParameterFreeConstraint):
 
 @transforms.biject_to.register(StaticInterval)
 def _biject_to_static_interval(constraint: StaticInterval) -> transforms.Transform:
-    low, high = constraint.lower_bound, constraint.upper_bound
-    if not constraint.is_finite:
-        below = not np.all(np.isfinite(low))
-        end, sign = (high, -1.0) if below else (low, 1.0)
-        onto = transforms.AffineTransform(end, sign, domain=constraints.positive)
-        return transforms.ComposeTransform([transforms.ExpTransform(), onto])
-    return transforms.ComposeTransform(
-        [
-            transforms.SigmoidTransform(),
-            transforms.AffineTransform(
-                low, high - low, domain=constraints.unit_interval
-            ),
-        ]
-    )
+    low, high = constraint.bounds
+    has_low, has_high = np.all(np.isfinite(low)), np.all(np.isfinite(high))
+    if has_low and has_high:
+        onto_unit, domain = transforms.SigmoidTransform(), constraints.unit_interval
+        last = transforms.AffineTransform(low, high - low, domain=domain)
+        return transforms.ComposeTransform([onto_unit, last])
+    end, sign = (low, 1.0) if has_low else (high, -1.0)
+    last = transforms.AffineTransform(end, sign, domain=constraints.positive)
+    return transforms.ComposeTransform([transforms.ExpTransform(), last])
 
 
 def _static_support(reference: dist.Distribution) -> constraints.Constraint:
     """Support of a distribution, with static ends where they are known."""
-    support = reference.support
-    if isinstance(support, constraints.ParameterFreeConstraint):
+    support, ends = reference.support, support_bounds(reference)
+    is_static = isinstance(support, constraints.ParameterFreeConstraint)
+    if is_static or not is_concrete(ends):
         return support
-    ends = support_bounds(reference)
-    if is_concrete(ends):
-        with concretely():
-            low, high = (np.asarray(end) for end in ends)
-        bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
-        if np.all(np.isfinite(low)) and bounded:
-            return StaticInterval.of(low, high)
-    return support
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def _as_number(end: Any) -> Any:
-    return np.asarray(end) if isinstance(end, tuple) else end
+    with concretely():
+        low, high = (np.asarray(end) for end in ends)
+    bounded = np.all(np.isfinite(high)) or np.all(high == np.inf)
+    has_static_ends = np.all(np.isfinite(low)) and bounded
+    return StaticInterval.of(low, high) if has_static_ends else support

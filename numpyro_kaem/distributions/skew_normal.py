@@ -27,16 +27,12 @@ class SkewNormal(dist.Distribution):
 
     Parameters
     ----------
-    loc
-        Location :math:`\xi`, which is not the mean.
-    scale
-        Scale :math:`\sigma > 0`, which is not the standard deviation.
-    skewness
-        Shape :math:`\alpha`; 0 is the Normal, and its sign is that of the skew. All
-        parameters broadcast to ``batch_shape``.
+    loc, scale, skewness
+        Location :math:`\xi`, scale :math:`\sigma > 0` and shape :math:`\alpha`, which
+        is 0 for a Normal; they broadcast to ``batch_shape``. Location and scale are
+        not the mean and the standard deviation.
     validate_args
-        Check parameters and values; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check parameters and values, as NumPyro does.
 
     Raises
     ------
@@ -45,7 +41,7 @@ class SkewNormal(dist.Distribution):
 
     Notes
     -----
-    ``event_shape`` is ``()``. Draws are reparameterised. The distribution function is
+    Draws are reparameterised. The distribution function is
     :math:`\Phi(y) - 2 T(y, \alpha)` with Owen's :math:`T`, integrated over the angle by
     a Gauss rule of 64 nodes, exact to rounding for :math:`|\alpha y^2| < 1000`.
 

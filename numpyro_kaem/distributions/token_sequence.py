@@ -52,8 +52,7 @@ class TokenSequence(dist.Distribution):
     z
         Latents, shape ``(*batch_shape, decoder.num_latents)``.
     validate_args
-        Check parameters and values; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check parameters and values, as NumPyro does.
 
     Raises
     ------

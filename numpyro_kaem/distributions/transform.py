@@ -19,20 +19,20 @@ class Invertible(Protocol):
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Shape of the batch."""
+        """As in NumPyro; so the next three."""
 
     @property
     def support(self) -> Any:
-        """Support, a NumPyro constraint."""
+        """Constraint."""
 
     def log_prob(self, value: ArrayLike) -> jax.Array:
         """Log density."""
 
-    def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Masses below and above a point."""
-
     def icdf(self, q: ArrayLike) -> jax.Array:
         """Quantile."""
+
+    def cdf_pair(self, value: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Masses below and above a point."""
 
     def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
         """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
@@ -109,8 +109,7 @@ class InverseCDFTransform(Transform):
         return 1
 
     def _check(self, x: ArrayLike) -> jax.Array:
-        batch_shape = self.prior.batch_shape
-        shape = jnp.shape(x)
+        batch_shape, shape = self.prior.batch_shape, jnp.shape(x)
         if batch_shape and shape[-len(batch_shape) :] != batch_shape:
             raise ValueError(
                 "the shape of a point must end in the prior's batch_shape "

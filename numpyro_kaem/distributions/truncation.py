@@ -61,12 +61,12 @@ def truncated(
         Ends :math:`a < b`, of shapes that broadcast with the prior's ``batch_shape``;
         ``None`` for one of them leaves that side as it is. They may be traced.
     validate_args
-        Check values given to ``log_prob``; ``None`` follows
-        :func:`numpyro.enable_validation`.
+        Check the values given to ``log_prob``, as NumPyro does.
 
     Returns
     -------
     TruncatedKAEM
+        With the broadcast of the batch shapes of the prior and the bounds.
 
     Raises
     ------
@@ -79,8 +79,7 @@ def truncated(
     Warns
     -----
     UserWarning
-        If the estimated relative error of the mass between concrete bounds is above
-        1e-4.
+        If the estimated relative error of the mass between bounds is above 1e-4.
 
     Examples
     --------
@@ -118,17 +117,11 @@ class TruncatedKAEM(LearnedDensity):
 
     Parameters
     ----------
-    prior
-        A :class:`~numpyro_kaem.KAEMPrior` or a :class:`~numpyro_kaem.KAEMMixture`.
-    low, high
-        Bounds; ``None`` for one of them leaves that side as it is.
-    validate_args
-        Check values given to ``log_prob``.
+    prior, low, high, validate_args
+        As for :func:`~numpyro_kaem.truncated`, of a prior that is not truncated.
 
     Notes
     -----
-    - ``batch_shape`` is the broadcast of the prior's and the bounds', and
-      ``event_shape`` is ``()``.
     - The panels of the prior's quadrature are cut at the bounds, and the density there
       has a normalizing constant and a distribution function of its own, computed in
       logarithms: an interval far in a tail, or a narrow one, is as accurate as the
@@ -369,9 +362,9 @@ def _as_bound(name: str, bound: ArrayLike | None, dtype: Any) -> jax.Array | Non
     if bound is None:
         return None
     as_real(name, bound)
-    if is_concrete(bound) and np.any(np.isnan(np.asarray(bound))):
-        raise ValueError(f"{name} must not be NaN, got {bound}.")
     if is_concrete(bound):
+        if np.any(np.isnan(np.asarray(bound))):
+            raise ValueError(f"{name} must not be NaN, got {bound}.")
         with concretely():
             return jnp.asarray(bound, dtype)
     return jnp.asarray(bound, dtype)
