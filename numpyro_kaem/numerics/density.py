@@ -341,8 +341,8 @@ def check_not_nan(resolution: Resolution, parameters: ReferenceParameters) -> No
         support = parameters.build().support
         raise ValueError(
             "reference must have a log_prob and a cdf that are numbers everywhere in "
-            f"its support, which it says is {support}; the normalizing constant is NaN. "
-            "A transform may lack its domain."
+            f"its support, which it says is {support}; the normalizing constant is "
+            "NaN. A transform may lack its domain."
         )
 
 

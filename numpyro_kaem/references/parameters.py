@@ -45,10 +45,7 @@ _ATTRIBUTES = {"base_distribution": "base_dist", "mask": "_mask"}
 
 
 def arguments_of(made: Any, name: str) -> dict[str, Any]:
-    """Arguments, in the order of their names, that make a distribution or transform.
-
-    Raises ``TypeError``, which calls it by ``name``, if it does not keep an argument.
-    """
+    """Arguments that make a distribution or transform, in the order of their names."""
     values = {}
     parameters = inspect.signature(type(made).__init__).parameters
     for argument in sorted(parameters.keys() - {"self", "validate_args"}):

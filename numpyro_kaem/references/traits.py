@@ -89,7 +89,7 @@ def _symmetric(
     log_lower: Callable | None = None,
     **rest: Any,
 ) -> Traits:
-    """Traits of a distribution symmetric about ``loc``, from its standard lower tail."""
+    """Traits of a distribution symmetric about ``loc``, by its standard lower tail."""
 
     def standardized(d: Any, x: jax.Array, upper: bool) -> jax.Array:
         y = (x - d.loc) / d.scale
@@ -483,7 +483,7 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
 
 
 def _quantiles(reference: dist.Distribution) -> jax.Array:
-    """Quantiles of a distribution without moments, down to both ends of the precision."""
+    """Quantiles, down to both ends of the precision, in place of moments."""
     tails = 2.0 ** -np.arange(1.0, 47.0)
     p = np.concatenate([tails[::-1], 1 - tails[1:]])
     p = p.reshape((-1,) + (1,) * len(reference.batch_shape))
@@ -537,7 +537,7 @@ def local_length(reference: dist.Distribution, x: jax.Array) -> jax.Array:
 
 
 def _same_tails(reference: dist.Distribution) -> dist.Distribution:
-    """Distribution whose density falls in the same way beyond the bulk, but is cheap."""
+    """Distribution whose density falls alike beyond the bulk, and costs less."""
     truncated = truncated_parts(reference)
     if truncated is not None:
         return truncated[0]
