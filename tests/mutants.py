@@ -77,7 +77,7 @@ FAULTS = [
         "numerics/panels.py",
         "bool(np.any(np.asarray(bounds[1]) > high))",
         "bool(np.any(np.asarray(bounds[1]) < high))",
-        "distributions/test_known_laws.py"
+        "distributions/test_known_distributions.py"
         "::test_a_constant_energy_leaves_the_reference[exponential]",
     ),
     Fault(
@@ -228,7 +228,7 @@ FAULTS = [
         "rows = [with_rank(row, rank) for row in (edges, *rows)]",
         "rows = [with_rank(edges, rank)]",
         "distributions/test_truncation.py"
-        "::test_divergence_from_laws_that_break_within_a_panel",
+        "::test_divergence_from_distributions_that_break_within_a_panel",
     ),
     Fault(
         "Normal base: its density left out of the Jacobian",

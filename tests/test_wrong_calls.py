@@ -30,7 +30,7 @@ CONDITIONER = kaem.MaskedConditioner(KEY, 2, 6, 8, 1)
 AUTOREGRESSIVE = kaem.AutoregressiveKAEMPrior(BASIS, CONDITIONER, NORMAL)
 DECODER = kaem.SequenceDecoder(KEY, 2, 5, 4, width=8, num_heads=2)
 SEQUENCE = kaem.TokenSequence(DECODER, np.zeros(2))
-LAWS = {
+DISTRIBUTIONS = {
     "prior": PRIOR,
     "mixture": MIXTURE,
     "deep": DEEP,
@@ -52,7 +52,7 @@ def of_site(function, *args, **kwargs):
 elbo_of = partial(objectives.AmortisedELBO, abs)
 deep_of = partial(kaem.DeepEnergyPrior, lambda z: z.sum(), 2)
 random_of = partial(kaem.Energy.init, KEY, BASIS)
-of_data = partial(infer.held_out_log_likelihood, model, rng_key=KEY)
+of_data = partial(infer.held_out_log_likelihood, KEY, model)
 A_KEY = r"must be one random key such as jax.random.key\(0\), got "
 TARGET = r"target_accept_prob must be within \(0, 1\), got"
 STEP = "step_size must be a finite number > 0, got"
@@ -77,7 +77,10 @@ def with_traced_step():
 
 CALLS = [
     # --- keys
-    *[row(rf"^key {A_KEY}0 of", law.sample, 0) for law in LAWS.values()],
+    *[
+        row(rf"^key {A_KEY}0 of", distribution.sample, 0)
+        for distribution in DISTRIBUTIONS.values()
+    ],
     row(rf"^key {A_KEY}None", PRIOR.sample, None),
     row(rf"^key {A_KEY}\(1,\) of them", PRIOR.sample, KEY[None]),
     row(rf"^key {A_KEY}an object of type ndarray", PRIOR.sample, np.zeros(3)),
@@ -90,15 +93,15 @@ CALLS = [
     row(rf"^key {A_KEY}", kaem.DeepEnergyPrior.init, 0, 2),
     row(rf"^rng_key {A_KEY}", MODEL.sample, 0),
     row(rf"^rng_key {A_KEY}", MODEL.latents, 0),
-    row(rf"^rng_key {A_KEY}", infer.sample_posterior, model, 0),
-    row(rf"^rng_key {A_KEY}", kaem.simulation_based_calibration, model, 0),
+    row(rf"^rng_key {A_KEY}", infer.sample_posterior, 0, model),
+    row(rf"^rng_key {A_KEY}", kaem.simulation_based_calibration, 0, model),
     row(rf"^rng_key {A_KEY}", infer.resample_indices, 0, np.zeros(3)),
     row(rf"^rng_key {A_KEY}", infer.resample_below, 0, np.zeros(3)),
     row(rf"^rng_key {A_KEY}", kaem.refit_prior, TWO, np.zeros((9, 2)), rng_key=0),
     # --- shapes
     *[
-        row(r"sample_shape must be .*\(3,\), got 3 of typ", law.sample, KEY, 3)
-        for law in LAWS.values()
+        row(r"sample_shape must be .*\(3,\), got 3 of typ", distribution.sample, KEY, 3)
+        for distribution in DISTRIBUTIONS.values()
     ],
     row(r"sample_shape\[0\] must be an integer", PRIOR.sample, KEY, (2.0,)),
     value_row(r"sample_shape\[0\] must be .*got -1", PRIOR.sample, KEY, (-1,)),
@@ -160,7 +163,7 @@ CALLS = [
         r"ess_threshold must be in \(0, 1\], got 'a'",
         partial(objectives.ImportanceMLE, ess_threshold="a"),
     ),
-    row("kl_weight must be >= 0, got 'a'", elbo_of, kl_weight="a"),
+    row("kl_weight must be a finite number >= 0, got 'a'", elbo_of, kl_weight="a"),
     row("observed must be the name of a site, got 3", elbo_of, observed=3),
     row("low must be finite, g", kaem.cyclical_schedule, 5, low="a"),
     row(r"in \(0, 1\], got 'a'", kaem.cyclical_schedule, 5, ramp="a"),
@@ -175,11 +178,11 @@ CALLS = [
         row(f"{MODELS}an object of type Normal", k, NORMAL)
         for k in (infer.ULA, infer.AnnealedLangevin, kaem.AutoKAEM)
     ],
-    row(f"{MODELS}'a' of type str", infer.sample_posterior, "a", KEY),
-    row(f"{MODELS}an object of type Nor", infer.sample_posterior, NORMAL, KEY),
-    row(f"{MODELS}None", kaem.simulation_based_calibration, None, KEY),
-    row(MODELS, infer.held_out_log_likelihood, NORMAL, np.zeros(3), rng_key=KEY),
-    row("data must be an array of numbers of shape", of_data, "a"),
+    row(f"{MODELS}'a' of type str", infer.sample_posterior, KEY, "a"),
+    row(f"{MODELS}an object of type Nor", infer.sample_posterior, KEY, NORMAL),
+    row(f"{MODELS}None", kaem.simulation_based_calibration, KEY, None),
+    row(MODELS, infer.held_out_log_likelihood, KEY, NORMAL, np.zeros(3)),
+    row(f"data {NUMBERS}", of_data, "a"),
     row(PARAMS, of_data, [1.0], params=3),
     row("model must be a function with Nu", infer.ImportanceSampling, NORMAL),
     row("guide must be a function w", infer.ImportanceSampling, model, NORMAL),

@@ -9,116 +9,175 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.infer import init_to_sample
 from numpyro.infer.hmc_util import build_adaptation_schedule, dual_averaging
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem._checks import as_flag, as_number, check_function
-from numpyro_kaem.infer import langevin, target
-from numpyro_kaem.infer.kernel import Preconditioner
+from numpyro_kaem._checks import as_count, as_flag, as_name, as_positive
+from numpyro_kaem.infer import target
+from numpyro_kaem.infer.kernels import ModelKernel
 from numpyro_kaem.infer.ladder import (
-    Travels,
+    ReplicaTracker,
     check_ladder,
     equal_rejection_ladder,
+    even_odd_permutation,
     power_ladder,
+    swap_probabilities,
 )
-from numpyro_kaem.infer.langevin import MALA, PCNL
-from numpyro_kaem.infer.population import (
-    Means,
-    Rungs,
-    evaluate,
-    local_moves,
-    swap,
+from numpyro_kaem.infer.langevin import (
+    STEPS,
+    LangevinState,
+    as_target_accept_prob,
+    exp_step_size,
 )
 
-__all__ = ["AnnealedLangevin", "AnnealedState", "Rules", "Tuning"]
+__all__ = ["AnnealedLangevin", "AnnealedState"]
 
-_start_averaging, _update_averaging = dual_averaging()
+_NUM_TEMPERATURES = 16
 
 # Weight of what is known already, in iterations, beside a window's squared gradients.
 _PRIOR_WEIGHT = 5
 
+_start_averaging, _update_averaging = dual_averaging()
 
-class Tuning(NamedTuple):
-    """What is learned for each rung; constant after warm-up."""
+Split = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""Log prior and log likelihood of a flat position ``(dim,)``."""
+
+
+# --- the replicas --------------------------------------------------------------------
+
+
+class Replicas(NamedTuple):
+    """Replicas in the order of their temperatures, with all that a swap carries along.
+
+    Positions and gradients have shape ``(num_temperatures, dim)``.
+    """
+
+    position: jax.Array
+    log_prior: jax.Array
+    log_likelihood: jax.Array
+    prior_gradient: jax.Array
+    likelihood_gradient: jax.Array
+
+    @classmethod
+    def at(cls, split: Split, position: jax.Array) -> "Replicas":
+        """Evaluate the model; a likelihood that is NaN counts as zero, as in HMC."""
+
+        # Each by itself, so that the prior's gradient does not run back through the
+        # likelihood; compiled, the two share what they have in common.
+        def log_prior(flat: jax.Array) -> jax.Array:
+            return split(flat)[0]
+
+        def log_likelihood(flat: jax.Array) -> jax.Array:
+            return split(flat)[1]
+
+        def one(flat: jax.Array) -> Replicas:
+            prior, prior_gradient = jax.value_and_grad(log_prior)(flat)
+            likelihood, gradient = jax.value_and_grad(log_likelihood)(flat)
+            likelihood = jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood)
+            return cls(flat, prior, likelihood, prior_gradient, gradient)
+
+        return jax.vmap(one)(position)
+
+    def gradient(self, temperatures: jax.Array) -> jax.Array:
+        """Gradient of the tempered log density, shape ``(num_temperatures, dim)``."""
+        warm = temperatures[:, None] > 0
+        return self.prior_gradient + jnp.where(
+            warm, temperatures[:, None] * self.likelihood_gradient, 0.0
+        )
+
+
+class Means(NamedTuple):
+    """Running means over ``count`` iterations, of a warm-up window or of the draws."""
+
+    count: jax.Array
+    log_likelihood: jax.Array  # Shape (num_temperatures,).
+    swap_acceptance: jax.Array  # Shape (num_temperatures - 1,).
+    squared_gradient: jax.Array  # Shape (num_temperatures, dim).
+
+    @classmethod
+    def start(cls, position: jax.Array) -> "Means":
+        """No iteration yet."""
+        zeros = jnp.zeros_like(position)
+        return cls(jnp.array(0), zeros[:, 0], zeros[1:, 0], zeros)
+
+    def update(
+        self, replicas: Replicas, temperatures: jax.Array, swap_acceptance: jax.Array
+    ) -> "Means":
+        """Add an iteration."""
+        values = (
+            replicas.log_likelihood,
+            swap_acceptance,
+            replicas.gradient(temperatures) ** 2,
+        )
+        count = self.count + 1
+        share = 1 / count
+        # In this form minus infinity stays minus infinity.
+        means = [
+            jnp.where(count == 1, new, (1 - share) * old + share * new)
+            for old, new in zip(self[1:], values, strict=True)
+        ]
+        return Means(count, *means)
+
+
+# --- warm-up -------------------------------------------------------------------------
+
+
+class Adaptation(NamedTuple):
+    """What the warm-up has learned, for each temperature."""
 
     temperatures: jax.Array
-    """Ladder, shape ``(num_temperatures,)``."""
     step_size: jax.Array
-    """Shape ``(num_temperatures,)``."""
-    preconditioner: Preconditioner
-    """Its arrays have the shape ``(num_temperatures, dim)``."""
-    averaging: tuple
-    """State of NumPyro's dual averaging of the log step sizes."""
+    scale: jax.Array  # Shape (num_temperatures, dim).
+    averaging: tuple  # NumPyro's dual averaging of the log step sizes.
 
     @classmethod
     def start(
         cls, temperatures: jax.Array, step_size: float, position: jax.Array
-    ) -> "Tuning":
+    ) -> "Adaptation":
         """Nothing learned yet."""
         sizes = jnp.full_like(temperatures, step_size)
-        unit = Preconditioner(jnp.ones_like(position))
         averaging = jax.vmap(_start_averaging)(jnp.log(sizes))
-        return cls(temperatures, sizes, unit, averaging)
+        return cls(temperatures, sizes, jnp.ones_like(position), averaging)
 
 
-class Rules(NamedTuple):
-    """Rules of the warm-up, with NumPyro's schedule of windows.
+class Warmup(NamedTuple):
+    """Settings of the warm-up, with NumPyro's schedule of windows.
 
-    In every window the step size of each rung follows its acceptance. At the end of an
-    inner window the ladder is moved to equal rejection, and each rung's scales become
-    the inverse root of its mean squared gradient: the distance over which the density
-    varies, which, unlike a variance, does not count the distance between modes.
-
-    References
-    ----------
-    Titsias (2023), "Optimal preconditioning and Fisher adaptive Langevin sampling",
-    *Advances in Neural Information Processing Systems* 36.
+    In every window the step size at each temperature follows its acceptance. At the end
+    of an inner window the ladder is moved to equal rejection, and the scales become the
+    inverse root of the mean squared gradient: the distance over which the density
+    varies, which, unlike a variance, does not count the distance between modes (Titsias
+    2023, "Optimal preconditioning and Fisher adaptive Langevin sampling").
     """
 
     num_warmup: int
-    """Number of iterations of warm-up."""
-    target: float | None
-    """Acceptance at which the step sizes aim; ``None`` leaves them as they are."""
+    target_accept_prob: float | None  # None: the step sizes stay.
     adapt_ladder: bool
-    """Whether to move the ladder."""
-    has_exact_prior: bool
-    """Whether the first rung draws exactly, and takes no steps."""
+    has_exact_prior: bool  # Then t = 0 is drawn exactly, and takes no steps.
 
     def learn(
-        self, iteration: jax.Array, tuning: Tuning, means: Means, accept_prob: jax.Array
-    ) -> tuple[Tuning, Means]:
-        """Learn from one iteration of the warm-up.
-
-        Parameters
-        ----------
-        iteration
-            Its number, from 0 to ``num_warmup - 1``.
-        tuning
-            What is known before it.
-        means
-            Over the present window, this iteration included.
-        accept_prob
-            Acceptance of each rung's local moves, shape ``(num_temperatures,)``.
-
-        Returns
-        -------
-        Tuning, Means
-            What is known after it; the means restart after a window.
-        """
+        self,
+        iteration: jax.Array,
+        known: Adaptation,
+        means: Means,
+        accept_prob: jax.Array,
+    ) -> tuple[Adaptation, Means]:
+        """Learn from one iteration, the first being 0; means restart after a window."""
         windows = build_adaptation_schedule(self.num_warmup)
-        if self.target is not None:
-            missing = self.target - accept_prob
+        if self.target_accept_prob is not None:
+            missing = self.target_accept_prob - accept_prob
             if self.has_exact_prior:
                 missing = missing.at[0].set(0.0)
-            averaging = jax.vmap(_update_averaging)(missing, tuning.averaging)
+            averaging = jax.vmap(_update_averaging)(missing, known.averaging)
             # The average of the last window is what stays.
             last = iteration == self.num_warmup - 1
             log_size = jnp.where(last, averaging[1], averaging[0])
-            tuning = tuning._replace(averaging=averaging, step_size=_positive(log_size))
+            known = known._replace(
+                averaging=averaging, step_size=exp_step_size(log_size)
+            )
         # The first window leaves the start behind; the last settles the step sizes.
         inner_ends = jnp.array([window.end for window in windows[1:-1]], int)
-        tuning = jax.lax.cond(
-            jnp.any(iteration == inner_ends), self._renew, lambda t, _: t, tuning, means
+        known = jax.lax.cond(
+            jnp.any(iteration == inner_ends), self._renew, lambda k, _: k, known, means
         )
         ends = jnp.array([window.end for window in windows], int)
         means = jax.lax.cond(
@@ -127,11 +186,11 @@ class Rules(NamedTuple):
             lambda m: m,
             means,
         )
-        return tuning, means
+        return known, means
 
-    def _renew(self, tuning: Tuning, means: Means) -> Tuning:
+    def _renew(self, known: Adaptation, means: Means) -> Adaptation:
         """Ladder and scales from the means over a window."""
-        old = tuning.temperatures
+        old = known.temperatures
         new = old
         if self.adapt_ladder:
             new = equal_rejection_ladder(old, 1 - means.swap_acceptance)
@@ -139,31 +198,29 @@ class Rules(NamedTuple):
         def at_new(values: jax.Array) -> jax.Array:
             return jnp.interp(new, old, values)
 
-        known = tuning.preconditioner.scale**-2.0
+        precision = known.scale**-2.0
         count = means.count
-        learned = count * means.squared_gradient + _PRIOR_WEIGHT * known
-        precision = learned / (count + _PRIOR_WEIGHT)
-        precision = jnp.where(jnp.isfinite(precision), precision, known)
+        learned = count * means.squared_gradient + _PRIOR_WEIGHT * precision
+        learned = learned / (count + _PRIOR_WEIGHT)
+        precision = jnp.where(jnp.isfinite(learned), learned, precision)
         log_scale = -0.5 * jnp.log(precision)
         scale = jnp.exp(jax.vmap(at_new, 1, 1)(log_scale))
-        if self.target is None:
-            return tuning._replace(
-                temperatures=new, preconditioner=Preconditioner(scale)
-            )
+        known = known._replace(temperatures=new, scale=scale)
+        if self.target_accept_prob is None:
+            return known
         # From here again, a little above: too long a step is noticed sooner.
-        known_size = tuning.averaging[1]
+        known_size = known.averaging[1]
         if self.has_exact_prior:
-            # It takes no steps, but the rungs that come closer to it do.
+            # It takes no steps, but the temperatures that come closer to it do.
             known_size = known_size.at[0].set(known_size[1])
         log_size = at_new(known_size)
         averaging = jax.vmap(_start_averaging)(log_size + jnp.log(2.0))
-        return Tuning(new, _positive(averaging[4]), Preconditioner(scale), averaging)
+        return known._replace(
+            step_size=exp_step_size(averaging[4]), averaging=averaging
+        )
 
 
-def _positive(log_size: jax.Array) -> jax.Array:
-    """Step size that is a positive finite number, as NumPyro's HMC keeps it."""
-    limits = jnp.finfo(log_size.dtype)
-    return jnp.clip(jnp.exp(log_size), limits.tiny, limits.max)
+# --- the kernel ----------------------------------------------------------------------
 
 
 class AnnealedState(NamedTuple):
@@ -173,17 +230,17 @@ class AnnealedState(NamedTuple):
     """Number of iterations done, those of the warm-up included."""
     z: dict[str, jax.Array]
     """Unconstrained latent values at ``t = 1``."""
-    rungs: Rungs
-    """All replicas, in the order of their rungs."""
-    tuning: Tuning
+    replicas: Replicas
+    """All replicas, in the order of their temperatures."""
+    adaptation: Adaptation
     """Ladder, step sizes and scales."""
-    travels: Travels
+    tracker: ReplicaTracker
     """Which replica is where, and their round trips."""
     means: Means
     """Running means since the end of warm-up, in warm-up since the window's start."""
     accept_prob: jax.Array
-    """Acceptance of each rung's local moves, shape ``(num_temperatures,)``; 1 where the
-    prior is drawn exactly."""
+    """Acceptance of the local moves, shape ``(num_temperatures,)``; 1 where the prior
+    is drawn exactly."""
     swap_acceptance: jax.Array
     """Probability that each pair of neighbours would swap, whether or not it was their
     turn, shape ``(num_temperatures - 1,)``."""
@@ -193,21 +250,21 @@ class AnnealedState(NamedTuple):
     @property
     def temperatures(self) -> jax.Array:
         """Ladder, shape ``(num_temperatures,)``."""
-        return self.tuning.temperatures
+        return self.adaptation.temperatures
 
     @property
-    def rung_log_likelihood(self) -> jax.Array:
-        """Log likelihood at each rung, shape ``(num_temperatures,)``."""
-        return self.rungs.log_likelihood
+    def replica_log_likelihood(self) -> jax.Array:
+        """Log likelihood at each temperature, shape ``(num_temperatures,)``."""
+        return self.replicas.log_likelihood
 
     @property
     def potential_energy(self) -> jax.Array:
         """Potential energy at ``t = 1``, a scalar."""
-        return -self.rungs.log_prior[..., -1] - self.rungs.log_likelihood[..., -1]
+        return -self.replicas.log_prior[..., -1] - self.replicas.log_likelihood[..., -1]
 
     @property
     def mean_log_likelihood(self) -> jax.Array:
-        """Mean of the log likelihood at each rung, shape ``(num_temperatures,)``."""
+        """Mean log likelihood at each temperature, shape ``(num_temperatures,)``."""
         return self.means.log_likelihood
 
     @property
@@ -223,46 +280,27 @@ class AnnealedState(NamedTuple):
     @property
     def round_trips(self) -> jax.Array:
         """Round trips of all replicas since the end of warm-up, a scalar."""
-        return self.travels.round_trips
+        return self.tracker.round_trips
 
     @property
     def round_trip_rate(self) -> jax.Array:
-        """Round trips an iteration, a scalar."""
-        return self.travels.round_trips / jnp.maximum(self.means.count, 1)
+        """Round trips per iteration, a scalar."""
+        return self.tracker.round_trips / jnp.maximum(self.means.count, 1)
 
 
-_NUM_TEMPERATURES = 16
-
-
-class _Move(NamedTuple):
-    """A kernel's pure step, and the acceptance at which its step size aims."""
-
-    step: Callable
-    target_accept_prob: float | None
-
-
-_MOVES = {
-    "mala": _Move(langevin.mala_step, MALA.default_target_accept_prob),
-    "pcnl": _Move(langevin.pcnl_step, PCNL.default_target_accept_prob),
-    # It chooses its step size anew at every step.
-    "auto_mala": _Move(langevin.auto_mala_step, None),
-    # Its step size is a bias that the user answers for.
-    "ula": _Move(langevin.ula_step, None),
-}
-
-
-class AnnealedLangevin(MCMCKernel):
+class AnnealedLangevin(ModelKernel):
     r"""Annealed population of Langevin chains with replica exchange.
 
-    The replica at rung :math:`k` of a ladder
+    The replica at temperature :math:`t_k` of a ladder
     :math:`0 = t_0 < \dots < t_N = 1` follows
 
     .. math:: p_k(z) \propto \pi(z) \, p(x \mid z)^{t_k},
 
-    from the prior to the posterior. An iteration makes local moves within all rungs at
-    once, then swaps neighbours in a deterministic even-odd order, so that replicas
-    carry what they find at small :math:`t`, where modes are joined, to :math:`t = 1`,
-    which is the chain that is collected.
+    from the prior to the posterior (:math:`t` is an inverse temperature). An iteration
+    makes local moves at all temperatures at once, then swaps neighbours in a
+    deterministic even-odd order, so that replicas carry what they find at small
+    :math:`t`, where modes are joined, to :math:`t = 1`, which is the chain that is
+    collected.
 
     Parameters
     ----------
@@ -270,7 +308,7 @@ class AnnealedLangevin(MCMCKernel):
         A NumPyro model with continuous latent values. Its observed sites and factors
         are the likelihood, the rest is the prior.
     num_temperatures
-        Number of rungs :math:`N + 1`, at least 2; about twice the communication
+        Number of temperatures :math:`N + 1`, at least 2; about twice the communication
         barrier serves best.
     temperatures
         Ladder to start from in place of a power law, increasing from 0 to 1;
@@ -280,16 +318,16 @@ class AnnealedLangevin(MCMCKernel):
     adapt_ladder
         Whether the warm-up moves the ladder to equal rejection.
     local_move
-        Steps within a rung: those of :class:`~numpyro_kaem.infer.MALA` (``"mala"``),
-        :class:`~numpyro_kaem.infer.PCNL` (``"pcnl"``),
+        Steps at one temperature: those of :class:`~numpyro_kaem.infer.MALA`
+        (``"mala"``), :class:`~numpyro_kaem.infer.PCNL` (``"pcnl"``),
         :class:`~numpyro_kaem.infer.AutoMALA` (``"auto_mala"``) or
         :class:`~numpyro_kaem.infer.ULA` (``"ula"``, which is biased, and the evidence
         with it).
     num_local_steps
-        Number of Langevin steps for each swap.
+        Number of Langevin steps between swaps.
     step_size
-        Step size of every rung to start from, in units of its scales; with
-        ``"auto_mala"`` and ``"ula"`` it stays.
+        Step size to start from, in units of the scales; with ``"auto_mala"`` and
+        ``"ula"`` it stays.
     target_accept_prob
         Acceptance of the local moves at which the warm-up aims; ``None`` is the
         kernel's own.
@@ -299,24 +337,26 @@ class AnnealedLangevin(MCMCKernel):
     Raises
     ------
     TypeError
-        If ``model`` is not callable.
+        If ``model`` is not callable, or a number is not one.
     ValueError
-        If the ladder does not increase from 0 to 1, has one rung only, or is not of the
-        length ``num_temperatures``; if another number is out of its range; when run, if
-        the model has discrete latent sites, no latent or no observed site or a
+        If the ladder does not increase from 0 to 1, has one temperature only, or is not
+        of the length ``num_temperatures``; if another number is out of its range; when
+        run, if the model has discrete latent sites, no latent or no observed site or a
         subsampled plate, or if the density is not finite at the start.
 
     Notes
     -----
-    - **Invariant law**: exact, with any number of rungs; the chain at ``t = 1`` has the
-      posterior's. At ``t = 0`` the prior is drawn exactly where the model allows it.
-    - **Adapts** in warm-up: ladder, step size and diagonal scale of each rung.
+    - **Invariant distribution**: exact, with any number of temperatures; that of the
+      chain at ``t = 1`` is the posterior. At ``t = 0`` the prior is drawn exactly where
+      the model allows it.
+    - **Adapts** in warm-up: ladder, and step size and diagonal scale at each
+      temperature.
     - **Chains**: ``sequential``, ``parallel`` and ``vectorized``; each chain is a
       population of its own, with its own ladder.
     - **Collect**, as ``extra_fields``: ``swap_acceptance``, ``round_trips``,
       ``round_trip_rate``, ``communication_barrier``, ``mean_log_likelihood``,
-      ``accept_prob``, ``temperatures``, ``potential_energy``. The log likelihood of
-      every rung, ``rung_log_likelihood``, is always collected, for
+      ``accept_prob``, ``temperatures``, ``potential_energy``. The log likelihood at
+      every temperature, ``replica_log_likelihood``, is always collected, for
       :func:`~numpyro_kaem.infer.log_evidence`.
     - **Cost** of an iteration: ``num_temperatures * (num_local_steps + 1)`` densities
       with gradients, in one vectorised pass.
@@ -361,7 +401,7 @@ class AnnealedLangevin(MCMCKernel):
         target_accept_prob: float | None = None,
         init_strategy: Callable = init_to_sample,
     ) -> None:
-        check_function("model", model, "a NumPyro model, a callable")
+        super().__init__(model, init_strategy)
         if temperatures is None:
             ladder = power_ladder(num_temperatures, power)
         else:
@@ -371,65 +411,23 @@ class AnnealedLangevin(MCMCKernel):
                     f"num_temperatures must be the length of temperatures, "
                     f"{len(ladder)}, got {num_temperatures}."
                 )
-        if not isinstance(local_move, str) or local_move not in _MOVES:
-            raise ValueError(
-                f"local_move must be one of {', '.join(map(repr, _MOVES))}, got "
-                f"{local_move!r}."
-            )
-        if isinstance(num_local_steps, bool) or not isinstance(num_local_steps, int):
-            raise ValueError(
-                f"num_local_steps must be an integer >= 1, got {num_local_steps!r}."
-            )
-        if num_local_steps < 1:
-            raise ValueError(f"num_local_steps must be >= 1, got {num_local_steps}.")
-        step_size = as_number(
-            "step_size", step_size, "a finite number > 0", lambda x: x > 0
+        kind = STEPS[as_name("local_move", local_move, STEPS)]
+        self._step = kind.step
+        self._target_accept_prob = as_target_accept_prob(
+            target_accept_prob, kind.target_accept_prob, f"local_move={local_move!r}"
         )
-        move = _MOVES[local_move]
-        if target_accept_prob is None:
-            target_accept_prob = move.target_accept_prob
-        elif move.target_accept_prob is None:
-            raise ValueError(
-                f"target_accept_prob must be left out with {local_move!r}, whose step "
-                f"size does not follow the acceptance, got {target_accept_prob!r}."
-            )
-        if target_accept_prob is not None:
-            target_accept_prob = as_number(
-                "target_accept_prob",
-                target_accept_prob,
-                "within (0, 1)",
-                lambda x: 0 < x < 1,
-            )
-        check_function("init_strategy", init_strategy, "such as init_to_sample")
-        self._model = model
         self._ladder = tuple(ladder.tolist())
         self._adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
-        self._num_local_steps = num_local_steps
-        self._local_move = local_move
-        self._step_size = step_size
-        self._target_accept_prob = target_accept_prob
-        self._init_strategy = init_strategy
+        self._num_local_steps = as_count("num_local_steps", num_local_steps)
+        self._step_size = as_positive("step_size", step_size)
         # What `init` finds out.
-        self._rules = Rules(0, None, False, False)
-        self._postprocess = None
+        self._warmup = Warmup(0, None, False, False)
         self._prior_is_proper = True
-        # NumPyro's MCMC initialises a kernel that has not been, even when it resumes.
-        self._sample_fn = None
-
-    @property
-    def model(self) -> Callable:
-        """The model."""
-        return self._model
-
-    @property
-    def sample_field(self) -> str:
-        """Name of the field of the state that is collected."""
-        return "z"
 
     @property
     def default_fields(self) -> tuple[str, ...]:
         """Names of the fields that are collected without being asked for."""
-        return ("z", "rung_log_likelihood")
+        return ("z", "replica_log_likelihood")
 
     def get_diagnostics_str(self, state: AnnealedState) -> str:
         """Text beside the progress bar."""
@@ -439,12 +437,6 @@ class AnnealedLangevin(MCMCKernel):
             f"least swap acceptance {state.mean_swap_acceptance.min():.2f}"
         )
 
-    def postprocess_fn(
-        self, model_args: tuple, model_kwargs: dict[str, Any] | None
-    ) -> Callable:
-        """Map of unconstrained values to those of the sites, deterministic ones too."""
-        return self._postprocess(*model_args, **(model_kwargs or {}))
-
     def init(
         self,
         rng_key: jax.Array,
@@ -453,24 +445,9 @@ class AnnealedLangevin(MCMCKernel):
         model_args: tuple,
         model_kwargs: dict[str, Any] | None,
     ) -> AnnealedState:
-        """State before the first iteration.
+        """State of one population, or of several if there are several keys.
 
-        Parameters
-        ----------
-        rng_key
-            One random key, or one for each population.
-        num_warmup
-            Number of iterations of warm-up.
-        init_params
-            Unconstrained values at which all replicas of a population start, with a
-            leading axis where there are several keys; ``None`` follows the strategy.
-        model_args, model_kwargs
-            Arguments of the model.
-
-        Returns
-        -------
-        AnnealedState
-            With a leading axis where there are several keys.
+        All replicas of a population start at ``init_params``, if they are given.
         """
         model_kwargs = model_kwargs or {}
         num_temperatures = len(self._ladder)
@@ -503,27 +480,27 @@ class AnnealedLangevin(MCMCKernel):
         )
         self._postprocess = start.postprocess
         self._prior_is_proper = target.prior_is_proper(start.trace)
-        self._rules = Rules(
+        self._warmup = Warmup(
             num_warmup,
             self._target_accept_prob,
             self._adapt_ladder,
             target.prior_is_exact(start.trace),
         )
-        self._sample_fn = _MOVES[self._local_move].step
+        self._sample_fn = self._step
 
         def begin(
             rng_key: jax.Array, position: jax.Array, values: dict[str, jax.Array]
         ) -> AnnealedState:
             z = jax.tree.map(lambda x: x[-1], values)
-            density = _split(self._model, model_args, model_kwargs, z)
+            split, _ = self._split(z, model_args, model_kwargs)
             temperatures = jnp.array(self._ladder, position.dtype)
             means = Means.start(position)
             return AnnealedState(
                 i=jnp.array(0),
                 z=z,
-                rungs=evaluate(density, position),
-                tuning=Tuning.start(temperatures, self._step_size, position),
-                travels=Travels.start(num_temperatures),
+                replicas=Replicas.at(split, position),
+                adaptation=Adaptation.start(temperatures, self._step_size, position),
+                tracker=ReplicaTracker.start(num_temperatures),
                 means=means,
                 accept_prob=means.log_likelihood,
                 swap_acceptance=means.swap_acceptance,
@@ -537,13 +514,30 @@ class AnnealedLangevin(MCMCKernel):
         begin = jax.jit(begin if single else jax.vmap(begin))
         return begin(rng_key, position, values)
 
+    def _split(
+        self, like: target.Sites, model_args: tuple, model_kwargs: dict[str, Any]
+    ) -> tuple[Split, Callable]:
+        """Log prior and log likelihood of a flat position, and its unraveling.
+
+        Made from the arguments at hand in every iteration: what a compiled sampler
+        closes over would keep the first data for ever.
+        """
+        _, unravel = ravel_pytree(like)
+
+        def split(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return target.log_prior_and_likelihood(
+                self._model, model_args, model_kwargs, unravel(flat)
+            )
+
+        return split, unravel
+
     def sample(
         self,
         state: AnnealedState,
         model_args: tuple,
         model_kwargs: dict[str, Any] | None,
     ) -> AnnealedState:
-        """Local moves and swaps; in warm-up, what they teach."""
+        """Local moves and swaps; in warm-up, what is learned from them."""
         advance, learn, iteration = self._advance, self._learn, state.i
         if not is_prng_key(state.rng_key):
             # All populations are in the same iteration: outside vmap, a branch that is
@@ -552,75 +546,119 @@ class AnnealedLangevin(MCMCKernel):
             advance = jax.vmap(advance, (0, None, None))
             learn = jax.vmap(learn, (0, None))
         state = advance(state, model_args, model_kwargs or {})
-        in_warmup = iteration < self._rules.num_warmup
+        in_warmup = iteration < self._warmup.num_warmup
         return jax.lax.cond(in_warmup, learn, lambda s, _: s, state, iteration)
 
     def _advance(
         self, state: AnnealedState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> AnnealedState:
         """One iteration of one population."""
-        split = _split(self._model, model_args, model_kwargs, state.z)
-        tuning = state.tuning
+        split, unravel = self._split(state.z, model_args, model_kwargs)
+        temperatures = state.adaptation.temperatures
 
         def draw_prior(rng_key: jax.Array) -> jax.Array:
             values = target.draw_prior(rng_key, self._model, model_args, model_kwargs)
             return ravel_pytree(values)[0]
 
         rng_key, key_move, key_swap = jax.random.split(state.rng_key, 3)
-        position, accept_prob = local_moves(
-            key_move,
-            split,
-            _MOVES[self._local_move].step,
-            self._num_local_steps,
-            state.rungs,
-            tuning.temperatures,
-            tuning.step_size,
-            tuning.preconditioner,
-            draw_prior if self._rules.has_exact_prior else None,
-        )
-        rungs, swap_acceptance, travels = swap(
-            key_swap,
-            state.i,
-            evaluate(split, position),
-            tuning.temperatures,
-            state.travels,
-        )
-        _, unravel = ravel_pytree(state.z)
+        exact = draw_prior if self._warmup.has_exact_prior else None
+        position, accept_prob = self._local_moves(key_move, split, state, exact)
+        replicas = Replicas.at(split, position)
+        probabilities = swap_probabilities(temperatures, replicas.log_likelihood)
+        permutation = even_odd_permutation(key_swap, state.i, probabilities)
+        replicas = jax.tree.map(lambda x: x[permutation], replicas)
         return AnnealedState(
             i=state.i + 1,
-            z=unravel(rungs.position[-1]),
-            rungs=rungs,
-            tuning=tuning,
-            travels=travels,
-            means=state.means.update(rungs, tuning.temperatures, swap_acceptance),
+            z=unravel(replicas.position[-1]),
+            replicas=replicas,
+            adaptation=state.adaptation,
+            tracker=state.tracker.follow(permutation),
+            means=state.means.update(replicas, temperatures, probabilities),
             accept_prob=accept_prob,
-            swap_acceptance=swap_acceptance,
+            swap_acceptance=probabilities,
             rng_key=rng_key,
+        )
+
+    def _local_moves(
+        self,
+        rng_key: jax.Array,
+        split: Split,
+        state: AnnealedState,
+        draw_prior: Callable[[jax.Array], jax.Array] | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions and mean acceptances after the moves at every temperature.
+
+        An exact draw of the prior, where there is one, replaces the steps at ``t = 0``.
+        """
+        known, replicas = state.adaptation, state.replicas
+        temperatures = known.temperatures
+        gradient = replicas.gradient(temperatures)
+        tempered = jnp.where(
+            temperatures > 0, temperatures * replicas.log_likelihood, 0.0
+        )
+        log_density = replicas.log_prior + tempered
+        keys = jax.random.split(rng_key, len(temperatures))
+
+        def move(
+            key: jax.Array,
+            density: Callable,
+            start: LangevinState,
+            size: jax.Array,
+            scale: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:
+            def body(
+                state: LangevinState, key: jax.Array
+            ) -> tuple[LangevinState, jax.Array]:
+                state, info = self._step(key, density, state, size, scale)
+                return state, info.acceptance
+
+            keys = jax.random.split(key, self._num_local_steps)
+            end, acceptance = jax.lax.scan(body, start, keys)
+            return end.position, acceptance.mean()
+
+        def warm(key: jax.Array, temperature: jax.Array, *rest: Any) -> tuple:
+            def density(flat: jax.Array) -> jax.Array:
+                prior, likelihood = split(flat)
+                return prior + temperature * likelihood
+
+            return move(key, density, *rest)
+
+        starts = LangevinState(replicas.position, log_density, gradient)
+        all_of = (keys, temperatures, starts, known.step_size, known.scale)
+        first = jax.tree.map(lambda x: x[0], all_of)
+        position, accept_prob = jax.vmap(warm)(*jax.tree.map(lambda x: x[1:], all_of))
+        if draw_prior is None:
+            # By itself, and without the likelihood: zero times minus infinity is NaN.
+            key, _, *rest = first
+            drawn, accepted = move(key, lambda flat: split(flat)[0], *rest)
+        else:
+            drawn, accepted = draw_prior(first[0]), jnp.ones_like(accept_prob[0])
+            # Rounding may put a draw on the end of its support, at infinity: stay then,
+            # which leaves the prior on the points within as it is.
+            finite = jnp.all(jnp.isfinite(drawn))
+            drawn = jnp.where(finite, drawn, replicas.position[0])
+        return (
+            jnp.concatenate([drawn[None], position]),
+            jnp.concatenate([accepted[None], accept_prob]),
         )
 
     def _learn(self, state: AnnealedState, iteration: jax.Array) -> AnnealedState:
         """Learn from one iteration of the warm-up, one population."""
-        tuning, means = self._rules.learn(
-            iteration, state.tuning, state.means, state.accept_prob
+        adaptation, means = self._warmup.learn(
+            iteration, state.adaptation, state.means, state.accept_prob
         )
         # Round trips are counted from the end of warm-up.
-        last = iteration == self._rules.num_warmup - 1
-        travels = jax.tree.map(
+        last = iteration == self._warmup.num_warmup - 1
+        tracker = jax.tree.map(
             lambda new, old: jnp.where(last, new, old),
-            state.travels.restart(),
-            state.travels,
+            state.tracker.restart(),
+            state.tracker,
         )
-        return state._replace(tuning=tuning, means=means, travels=travels)
+        return state._replace(adaptation=adaptation, means=means, tracker=tracker)
 
     def check_evidence(self) -> None:
-        """Check that the prior is a density, so that the evidence is defined.
-
-        Raises
-        ------
-        ValueError
-            If it is improper, scaled or masked.
-        """
-        if self._rules.has_exact_prior:
+        """Raise ``ValueError`` unless the prior is a density."""
+        if self._warmup.has_exact_prior:
             return
         what = (
             "is scaled or masked, so that its integral is not known"
@@ -632,24 +670,3 @@ class AnnealedLangevin(MCMCKernel):
             "Give every latent site a distribution, outside of handlers.scale and "
             "handlers.mask."
         )
-
-
-def _split(
-    model: Callable,
-    model_args: tuple,
-    model_kwargs: dict[str, Any],
-    like: dict[str, jax.Array],
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Log prior and log likelihood of a flat position.
-
-    Made from the arguments at hand in every iteration: what a compiled sampler closes
-    over would keep the first data for ever.
-    """
-    _, unravel = ravel_pytree(like)
-
-    def split(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return target.log_prior_and_likelihood(
-            model, model_args, model_kwargs, unravel(flat)
-        )
-
-    return split

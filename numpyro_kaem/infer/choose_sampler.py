@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,13 +10,13 @@ import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
 
-from numpyro_kaem._checks import check_function, check_key
+from numpyro_kaem._checks import as_count, check_function, check_key
 from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.importance import ImportanceSampling
-from numpyro_kaem.infer.importance_result import MAX_PARETO_K, ImportanceResult
+from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
-from numpyro_kaem.infer.resampling import check_count
 from numpyro_kaem.infer.target import check_model, prior_is_exact
+from numpyro_kaem.infer.weights import MAX_PARETO_K
 
 __all__ = ["PosteriorSample", "sample_posterior"]
 
@@ -39,7 +39,7 @@ class PosteriorSample:
     >>> def model(y):
     ...     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-    >>> result = sample_posterior(model, jax.random.key(0), 1.1, progress_bar=False)
+    >>> result = sample_posterior(jax.random.key(0), model, 1.1, progress_bar=False)
     >>> result.sampler, result.reliable, result.samples["mean"].shape
     ('importance', True, (1000,))
     >>> result.report[0]
@@ -49,8 +49,7 @@ class PosteriorSample:
     samples: dict[str, jax.Array]
     """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
     sampler: str
-    """Which made them: ``"importance"``, the name of the kernel, or
-    ``"AnnealedLangevin"``."""
+    """``"importance"``, the name of the kernel, or ``"AnnealedLangevin"``."""
     reliable: bool
     """Whether the diagnostics of that sampler hold."""
     report: tuple[str, ...]
@@ -67,33 +66,20 @@ class PosteriorSample:
         return "\n".join(self.report)
 
 
-@dataclass
-class _Journal:
-    """What happened, told as it happens."""
-
-    aloud: bool
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, line: str) -> None:
-        self.lines.append(line)
-        if self.aloud:
-            print(line)
-
-
 def sample_posterior(
-    model: Callable,
     rng_key: jax.Array,
+    model: Callable,
     *model_args: Any,
     num_samples: int = 1000,
     num_warmup: int = 1000,
-    num_proposals: int = 4096,
+    num_particles: int = 4096,
     num_temperatures: int = 16,
     kernel: Callable = NUTS,
     check_modes: bool = False,
     progress_bar: bool = True,
     **model_kwargs: Any,
 ) -> PosteriorSample:
-    r"""Sample the posterior of a model with the cheapest sampler that is fit for it.
+    r"""Sample the posterior of a model with the cheapest adequate sampler.
 
     1. Importance sampling from the prior. It is kept if the Pareto :math:`\hat k` is at
        most 0.7 and the effective sample size at least 400.
@@ -105,23 +91,23 @@ def sample_posterior(
 
     Parameters
     ----------
-    model
-        A NumPyro model with continuous latent sites and observed ones.
     rng_key
         Random key.
+    model
+        A NumPyro model with continuous latent sites and observed ones.
     *model_args, **model_kwargs
         Arguments of the model.
     num_samples
-        Number of draws that are wanted.
+        Number of draws to return.
     num_warmup
         Number of iterations of warm-up of a chain.
-    num_proposals
+    num_particles
         Number of particles of importance sampling.
     num_temperatures
-        Number of rungs of an annealed population.
+        Number of temperatures of an annealed population.
     kernel
         Makes the kernel of the second step from ``model`` and ``init_strategy``:
-        :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are dear.
+        :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are expensive.
     check_modes
         Whether to run the annealed population in any case where the chains are used,
         and compare: chains that have all missed the same mode agree with each other.
@@ -136,7 +122,8 @@ def sample_posterior(
     Raises
     ------
     TypeError
-        If ``kernel`` is not callable.
+        If ``model`` or ``kernel`` is not callable, the key is none, or a number is not
+        an integer.
     ValueError
         If a number is not positive; if the model has discrete latent sites, no latent
         or no observed site, or a subsampled plate.
@@ -165,40 +152,57 @@ def sample_posterior(
     ...     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
     >>> data = jnp.array([0.8, 1.4])
-    >>> result = sample_posterior(model, jax.random.key(0), data, progress_bar=False)
+    >>> result = sample_posterior(jax.random.key(0), model, data, progress_bar=False)
     >>> result.sampler, result.samples["mean"].shape
     ('importance', (1000,))
     """
-    num_samples = check_count("num_samples", num_samples)
-    num_warmup = check_count("num_warmup", num_warmup)
-    num_proposals = check_count("num_proposals", num_proposals)
+    num_samples = as_count("num_samples", num_samples)
+    num_warmup = as_count("num_warmup", num_warmup)
+    num_particles = as_count("num_particles", num_particles)
     what = "what makes an MCMCKernel of a model, as numpyro.infer.NUTS does"
     check_function("kernel", kernel, what)
     check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
     keys = jax.random.split(rng_key, 4)
-    trace = check_model(model, keys[0], model_args, model_kwargs)
-    journal = _Journal(progress_bar)
-    importance = None
-    exact = prior_is_exact(trace)
+    exact = prior_is_exact(check_model(model, keys[0], model_args, model_kwargs))
+    report: list[str] = []
+    importance = missed = None
+
+    def tell(line: str) -> None:
+        report.append(line)
+        if progress_bar:
+            print(line)
+
+    def taken(mcmc: MCMC, name: str, reliable: bool) -> PosteriorSample:
+        """Take the wanted number of draws, evenly spaced over all chains."""
+        samples = mcmc.get_samples()
+        total = len(next(iter(samples.values())))
+        rows = np.linspace(0, total - 1, num_samples).round().astype(int)
+        samples = {site: draws[rows] for site, draws in samples.items()}
+        return PosteriorSample(
+            samples, name, reliable, tuple(report), importance, mcmc, missed
+        )
+
     if exact:
-        sampler = ImportanceSampling(model, num_samples=num_proposals)
+        sampler = ImportanceSampling(model, num_samples=num_particles)
         importance = sampler.run(keys[0], *model_args, **model_kwargs)
         size, tail = float(importance.ess), float(importance.pareto_k)
         told = (
-            f"Importance sampling with {num_proposals} draws of the prior: Pareto k "
+            f"Importance sampling with {num_particles} draws of the prior: Pareto k "
             f"{tail:.2f}, effective sample size {size:.0f}."
         )
         if tail <= MAX_PARETO_K and size >= _MIN_ESS:
-            journal.add(f"{told} Kept.")
+            tell(f"{told} Kept.")
             samples = importance.resample(keys[1], num_samples)
             return PosteriorSample(
-                samples, "importance", True, tuple(journal.lines), importance
+                samples, "importance", True, tuple(report), importance
             )
-        short = f"at most {MAX_PARETO_K} and at least {_MIN_ESS} are needed"
-        journal.add(f"{told} Not enough: {short}.")
+        tell(
+            f"{told} Not enough: at most {MAX_PARETO_K} and at least {_MIN_ESS} are "
+            "needed."
+        )
     else:
-        journal.add(
+        tell(
             "The prior cannot be drawn from exactly, so that importance sampling has "
             "no proposals."
         )
@@ -220,52 +224,41 @@ def sample_posterior(
     name = getattr(kernel, "__name__", "the kernel")
     mcmc = run(keys[2], kernel(model, init_strategy=start), _MIN_ESS)
     holds, told = _diagnose(mcmc, name)
-    journal.add(told)
-    missed = None
+    tell(told)
     if holds and not check_modes:
-        journal.add(
+        tell(
             "Kept. Chains that all miss the same mode look the same: check_modes=True "
             "compares them with an annealed population."
         )
-        return _from_mcmc(mcmc, name, True, journal, importance, None, num_samples)
+        return taken(mcmc, name, True)
     # Replicas take many iterations to cross the ladder.
     population = AnnealedLangevin(model, num_temperatures, init_strategy=start)
     annealed = run(keys[3], population, 10 * _MIN_ESS)
     annealed_holds, told = _diagnose(annealed, "AnnealedLangevin")
-    journal.add(told)
+    tell(told)
     if holds:
         missed = check_missed_modes(mcmc, annealed)
-        journal.add(str(missed))
+        tell(str(missed))
         if not missed.found:
-            journal.add(f"The draws of {name} are kept.")
-            return _from_mcmc(
-                mcmc, name, True, journal, importance, missed, num_samples
-            )
-    journal.add("The draws of the annealed population are taken.")
+            tell(f"The draws of {name} are kept.")
+            return taken(mcmc, name, True)
+    tell("The draws of the annealed population are taken.")
     if not annealed_holds:
-        journal.add(
+        tell(
             "They are not reliable either: use a longer warm-up or more temperatures, "
             "or look for parameters that the data do not tell apart."
         )
-        warnings.warn("\n".join(journal.lines), UserWarning, stacklevel=2)
-    return _from_mcmc(
-        annealed,
-        "AnnealedLangevin",
-        annealed_holds,
-        journal,
-        importance,
-        missed,
-        num_samples,
-    )
+        warnings.warn("\n".join(report), UserWarning, stacklevel=2)
+    return taken(annealed, "AnnealedLangevin", annealed_holds)
 
 
 def _diagnose(mcmc: MCMC, name: str) -> tuple[bool, str]:
-    """Whether the chains agree and are long enough, and the numbers in words."""
+    """Whether the chains agree and are long enough, and a line that says so."""
     worst_r_hat, least_size = 1.0, np.inf
     for draws in mcmc.get_samples(group_by_chain=True).values():
         draws = np.asarray(draws, np.float64)
         draws = draws.reshape(*draws.shape[:2], -1)
-        # A deterministic site may be constant: it has no law to agree upon.
+        # A deterministic site may be constant: it has no distribution to agree upon.
         draws = draws[..., np.ptp(draws, axis=(0, 1)) > 0]
         if draws.shape[-1] == 0:
             continue
@@ -285,22 +278,3 @@ def _diagnose(mcmc: MCMC, name: str) -> tuple[bool, str]:
     if not holds:
         told += f" (at most {_MAX_R_HAT} and at least {_MIN_ESS} are needed)"
     return bool(holds), told + "."
-
-
-def _from_mcmc(
-    mcmc: MCMC,
-    name: str,
-    reliable: bool,
-    journal: _Journal,
-    importance: ImportanceResult | None,
-    missed: MissedModes | None,
-    num_samples: int,
-) -> PosteriorSample:
-    """Take the wanted number of draws, evenly spaced over all chains."""
-    samples = mcmc.get_samples()
-    total = len(next(iter(samples.values())))
-    rows = np.linspace(0, total - 1, num_samples).round().astype(int)
-    samples = {site: draws[rows] for site, draws in samples.items()}
-    return PosteriorSample(
-        samples, name, reliable, tuple(journal.lines), importance, mcmc, missed
-    )

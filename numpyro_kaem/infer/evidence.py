@@ -9,48 +9,17 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
-from numpyro_kaem.infer.importance_result import pareto_smooth
+from numpyro_kaem.infer.weights import MAX_PARETO_K, Estimate, pareto_smooth
 
-__all__ = ["Evidence", "EvidenceEstimate", "log_evidence"]
+__all__ = ["Evidence", "log_evidence"]
 
 # Below this a series has no autocorrelation to speak of.
 _FEWEST_DRAWS = 8
-# Above this the mean of a heavy tail is not known from its draws.
-_MAX_PARETO_K = 0.7
-
-
-class EvidenceEstimate(NamedTuple):
-    """One estimate of the log evidence; a part of :class:`Evidence`.
-
-    Examples
-    --------
-    The log Bayes factor of two models, and its error:
-
-    >>> import math
-    >>> from numpyro_kaem.infer import EvidenceEstimate
-    >>> first = EvidenceEstimate(-31.4, 0.03, 0.0)
-    >>> second = EvidenceEstimate(-29.1, 0.04, 0.0)
-    >>> error = math.hypot(first.standard_error, second.standard_error)
-    >>> print(f"{second.value - first.value:.1f} ± {error:.2f}")
-    2.3 ± 0.05
-    """
-
-    value: float
-    """The estimate, in natural logarithms."""
-    standard_error: float
-    """Monte Carlo standard error, the autocorrelation of the chains included."""
-    discretisation_error: float
-    """Size of the error that the finite number of rungs leaves; 0 for steppingstone."""
 
 
 @dataclass(frozen=True, repr=False)
 class Evidence:
     """Log evidence of a model, twice; made by :func:`log_evidence`.
-
-    References
-    ----------
-    Friel, Hurn and Wyse (2014) and Xie, Lewis, Fan, Kuo and Chen (2011), as for
-    :func:`log_evidence`.
 
     Examples
     --------
@@ -72,10 +41,12 @@ class Evidence:
     True
     """
 
-    thermodynamic: EvidenceEstimate
+    thermodynamic: Estimate
     """Thermodynamic integral by the corrected trapezoid."""
-    steppingstone: EvidenceEstimate
-    """Sum of the logarithms of ratios of neighbouring rungs' normalisers."""
+    steppingstone: Estimate
+    """Sum of the log ratios of neighbouring temperatures' normalizing constants."""
+    discretisation_error: float
+    """Size of the error that finitely many temperatures leave in the integral."""
     temperatures: np.ndarray
     """Ladder of each chain, shape ``(num_chains, num_temperatures)``."""
     mean_log_likelihood: np.ndarray
@@ -93,22 +64,23 @@ class Evidence:
 
 
 class _Series(NamedTuple):
-    """An estimate from one chain, and what each iteration adds to its error."""
+    """An estimate from one chain, and what each draw adds to its error, of mean zero.
+
+    ``discretisation`` is a signed estimate of the discretisation error.
+    """
 
     value: float
     influence: np.ndarray
-    """Shape ``(num_draws,)``, of mean zero."""
     discretisation: float
-    """Signed estimate of the discretisation error."""
 
 
 def thermodynamic_integral(
     temperatures: np.ndarray, log_likelihood: np.ndarray
 ) -> _Series:
-    r"""Corrected trapezoid of one chain.
+    r"""Corrected trapezoid of one chain, from ``(num_draws, num_temperatures)``.
 
     With :math:`m_k` and :math:`v_k` the mean and the variance of the log likelihood at
-    rung :math:`k`, and :math:`\Delta_k = t_{k+1} - t_k`,
+    :math:`t_k`, and :math:`\Delta_k = t_{k+1} - t_k`,
 
     .. math::
 
@@ -116,20 +88,8 @@ def thermodynamic_integral(
         - \frac{\Delta_k^2}{12} (v_{k+1} - v_k):
 
     the variance is the derivative of the mean in :math:`t`, so this is Hermite's rule,
-    of fourth order. On every second rung its error is about 16 times as large, from
-    which the discretisation error is estimated.
-
-    Parameters
-    ----------
-    temperatures
-        Ladder, shape ``(num_temperatures,)``.
-    log_likelihood
-        Shape ``(num_draws, num_temperatures)``.
-
-    Returns
-    -------
-    _Series
-        The estimate.
+    of fourth order. On every second temperature its error is about 16 times as large,
+    from which the discretisation error is estimated.
     """
     centred = log_likelihood - log_likelihood.mean(0)
     mean, variance = log_likelihood.mean(0), (centred**2).mean(0)
@@ -158,24 +118,12 @@ def thermodynamic_integral(
 
 
 def steppingstone(temperatures: np.ndarray, log_likelihood: np.ndarray) -> _Series:
-    r"""Steppingstone estimate of one chain.
+    r"""Steppingstone estimate of one chain, from ``(num_draws, num_temperatures)``.
 
     .. math:: \sum_k \log \frac{1}{S} \sum_s e^{(t_{k+1} - t_k) \ell_{s,k}}
 
-    with :math:`\ell_{s,k}` the log likelihood of draw :math:`s` at rung :math:`k`. The
-    product of the means is free of discretisation error.
-
-    Parameters
-    ----------
-    temperatures
-        Ladder, shape ``(num_temperatures,)``.
-    log_likelihood
-        Shape ``(num_draws, num_temperatures)``; minus infinity is allowed.
-
-    Returns
-    -------
-    _Series
-        The estimate.
+    with :math:`\ell_{s,k}` the log likelihood of draw :math:`s` at :math:`t_k`, which
+    may be minus infinity. The product of the means has no discretisation error.
     """
     log_weights = np.diff(temperatures) * log_likelihood[:, :-1]
     largest = log_weights.max(0)
@@ -187,12 +135,16 @@ def steppingstone(temperatures: np.ndarray, log_likelihood: np.ndarray) -> _Seri
     return _Series(float(value), influence, 0.0)
 
 
-def combine(chains: list[_Series]) -> EvidenceEstimate:
-    """Mean of the chains' estimates; their spread adds to the error."""
+def combine(chains: list[_Series]) -> tuple[Estimate, float]:
+    """Mean of the chains' estimates, and their discretisation error.
+
+    The spread of the chains adds to the standard error.
+    """
     values = np.array([chain.value for chain in chains])
-    discretisation = abs(np.mean([chain.discretisation for chain in chains]))
+    value = float(values.mean())
+    discretisation = float(abs(np.mean([chain.discretisation for chain in chains])))
     if not np.all(np.isfinite(values)):
-        return EvidenceEstimate(float(values.mean()), np.nan, float(discretisation))
+        return Estimate(value, np.nan), discretisation
     series = values[:, None] + np.stack([chain.influence for chain in chains])
     variance = series.var(ddof=1)
     scale = np.finfo(np.float64).eps * max(1.0, np.abs(values).max())
@@ -200,18 +152,18 @@ def combine(chains: list[_Series]) -> EvidenceEstimate:
         # A constant likelihood: the draws know it exactly.
         error = 0.0
     else:
-        error = np.sqrt(variance / effective_sample_size(series))
-    return EvidenceEstimate(float(values.mean()), float(error), float(discretisation))
+        error = float(np.sqrt(variance / effective_sample_size(series)))
+    return Estimate(value, error), discretisation
 
 
 def log_evidence(mcmc: MCMC) -> Evidence:
     r"""Log evidence :math:`\log p(x)` of the model that a population was run on.
 
-    Two estimators read the log likelihoods :math:`\ell` of all rungs: the thermodynamic
-    integral :math:`\int_0^1 \mathrm{E}_t[\ell]\,dt` and the steppingstone sum
-    :math:`\sum_k \log \mathrm{E}_{t_k}[e^{(t_{k+1} - t_k) \ell}]`. They share the draws
-    but not their weaknesses: few rungs bias the first, few draws with most of the
-    weight make the second too small. A warning tells when they disagree.
+    Two estimators use the log likelihoods :math:`\ell` at all temperatures: the
+    thermodynamic integral :math:`\int_0^1 \mathrm{E}_t[\ell]\,dt` and the steppingstone
+    sum :math:`\sum_k \log \mathrm{E}_{t_k}[e^{(t_{k+1} - t_k) \ell}]`. They share the
+    draws but not their weaknesses: few temperatures bias the first, few draws with most
+    of the weight make the second too small. A warning tells when they disagree.
 
     Parameters
     ----------
@@ -222,8 +174,8 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     Returns
     -------
     Evidence
-        ``.thermodynamic`` and ``.steppingstone``, each with ``.value``,
-        ``.standard_error`` and ``.discretisation_error``.
+        ``.thermodynamic`` and ``.steppingstone``, each with ``.value`` and
+        ``.standard_error``, and the ``.discretisation_error`` of the first.
 
     Raises
     ------
@@ -244,14 +196,13 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     Notes
     -----
     The standard errors are those of the estimators linearised in the draws, a series
-    over iterations in which the correlations between rungs are contained; its effective
-    sample size counts the autocorrelation and the differences between chains. The
-    discretisation error is that of the integral only. A population that misses a mode
-    at every rung is not noticed.
+    over iterations that includes the correlations between temperatures; its effective
+    sample size counts the autocorrelation and the differences between chains. A
+    population that misses a mode at every temperature is not noticed.
 
-    Under the prior, the first rung, the mean log likelihood need not exist: with a
-    scale whose prior has mass near zero, as HalfNormal has, it is minus infinity. The
-    ratio of normalisers that the steppingstone takes from that rung always exists.
+    Under the prior, at ``t = 0``, the mean log likelihood need not exist: with a scale
+    whose prior has mass near zero, as HalfNormal has, it is minus infinity. The ratio
+    of normalizing constants that the steppingstone takes from there always exists.
 
     References
     ----------
@@ -285,32 +236,24 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     """
     temperatures, log_likelihood = _read(mcmc)
     both = list(zip(temperatures, log_likelihood, strict=True))
-    by_steps = combine([steppingstone(*chain) for chain in both])
+    by_steps, _ = combine([steppingstone(*chain) for chain in both])
     with np.errstate(invalid="ignore"):
-        integral = combine([thermodynamic_integral(*chain) for chain in both])
+        integral, error = combine([thermodynamic_integral(*chain) for chain in both])
     reason = _why_no_mean(log_likelihood)
     if reason:
-        integral = EvidenceEstimate(np.nan, np.nan, np.nan)
+        integral, error = Estimate(np.nan, np.nan), np.nan
         warnings.warn(
             f"{reason}, and the thermodynamic integral is not estimated; the "
             "steppingstone is.",
             stacklevel=2,
         )
     else:
-        _compare(integral, by_steps, np.abs(log_likelihood[..., -1]).max())
-    return Evidence(integral, by_steps, temperatures, log_likelihood.mean(1))
+        _compare(integral, error, by_steps, np.abs(log_likelihood[..., -1]).max())
+    return Evidence(integral, by_steps, error, temperatures, log_likelihood.mean(1))
 
 
 def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
-    """Ladders and log likelihoods, with leading axes for chains and draws.
-
-    Raises
-    ------
-    TypeError
-        As :func:`log_evidence`.
-    ValueError
-        As :func:`log_evidence`.
-    """
+    """Ladders and log likelihoods, with leading axes for chains and draws."""
     if not isinstance(mcmc, MCMC):
         raise TypeError(
             "mcmc must be a numpyro.infer.MCMC that ran an AnnealedLangevin kernel, "
@@ -318,14 +261,14 @@ def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
         )
     if not isinstance(mcmc.sampler, AnnealedLangevin):
         raise TypeError(
-            "mcmc must have run an AnnealedLangevin kernel, whose rungs the evidence "
-            f"is made of, got {type(mcmc.sampler).__name__}."
+            "mcmc must have run an AnnealedLangevin kernel, whose temperatures the "
+            f"evidence is made of, got {type(mcmc.sampler).__name__}."
         )
     if mcmc.last_state is None:
         raise ValueError("mcmc must have been run: call mcmc.run(rng_key, ...) first.")
     mcmc.sampler.check_evidence()
     fields = mcmc.get_extra_fields(group_by_chain=True)
-    log_likelihood = np.asarray(fields["rung_log_likelihood"], dtype=np.float64)
+    log_likelihood = np.asarray(fields["replica_log_likelihood"], dtype=np.float64)
     if log_likelihood.shape[1] < _FEWEST_DRAWS:
         raise ValueError(
             f"mcmc must hold at least {_FEWEST_DRAWS} draws of each chain, got "
@@ -336,38 +279,38 @@ def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _why_no_mean(log_likelihood: np.ndarray) -> str:
-    """Why the mean log likelihood of some rung is not estimated; empty if all are."""
+    """Why some mean log likelihood is not estimated; empty if all are."""
     if not np.all(np.isfinite(log_likelihood)):
         return (
-            "Some draws have likelihood zero, so the mean log likelihood at their rung "
-            "is minus infinity"
+            "Some draws have likelihood zero, so the mean log likelihood at their "
+            "temperature is minus infinity"
         )
     # Only the prior's can be infinite: elsewhere exp(-t * log_likelihood) has a mean.
     of_prior = log_likelihood[..., 0].reshape(-1)
     with np.errstate(divide="ignore"):
         pareto_k = pareto_smooth(np.log(of_prior.max() - of_prior)).pareto_k
-    if pareto_k > _MAX_PARETO_K:
+    if pareto_k > MAX_PARETO_K:
         return (
             "The log likelihood of draws of the prior has too heavy a tail to know its "
-            f"mean (Pareto k = {pareto_k:.2f} > {_MAX_PARETO_K}), as where a scale may "
+            f"mean (Pareto k = {pareto_k:.2f} > {MAX_PARETO_K}), as where a scale may "
             "be near zero"
         )
     return ""
 
 
 def _compare(
-    integral: EvidenceEstimate, by_steps: EvidenceEstimate, size: float
+    integral: Estimate, discretisation: float, by_steps: Estimate, size: float
 ) -> None:
     """Warn if the two differ by more than their errors explain."""
     noise = 3 * np.hypot(integral.standard_error, by_steps.standard_error)
     # A log likelihood far from 0 is itself rounded, in float32 most likely.
     rounding = 16 * np.finfo(np.float32).eps * size
     difference = integral.value - by_steps.value
-    if not abs(difference) <= noise + integral.discretisation_error + rounding:
+    if not abs(difference) <= noise + discretisation + rounding:
         warnings.warn(
             "The two estimates of the log evidence disagree: thermodynamic "
             f"{integral.value:.3f} ± {integral.standard_error:.3f} (discretisation "
-            f"{integral.discretisation_error:.3f}), steppingstone "
+            f"{discretisation:.3f}), steppingstone "
             f"{by_steps.value:.3f} ± {by_steps.standard_error:.3f}. Take more "
             "temperatures, or a longer warm-up for the ladder, and more draws.",
             stacklevel=3,

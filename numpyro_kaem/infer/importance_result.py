@@ -1,56 +1,27 @@
-"""Results of importance sampling: Pareto-smoothed weights, evidence, resampling."""
+"""The result of importance sampling: weighted draws, and what they are worth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from math import ceil, floor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from numpyro_kaem.infer.resampling import check_count, resample_below, resample_indices
+from numpyro_kaem._checks import as_count
+from numpyro_kaem.infer.weights import (
+    GOOD_PARETO_K,
+    MAX_PARETO_K,
+    Estimate,
+    SmoothedWeights,
+    normalize,
+    pareto_smooth,
+    resample_below,
+    resample_indices,
+)
 
-__all__ = [
-    "MAX_PARETO_K",
-    "MIN_DRAWS",
-    "ImportanceResult",
-    "LogEvidence",
-    "ResampledDraws",
-    "SmoothedWeights",
-    "pareto_smooth",
-]
-
-
-class LogEvidence(NamedTuple):
-    """Log marginal likelihood of the data, as estimated from importance weights.
-
-    Examples
-    --------
-    Its two fields unpack:
-
-    >>> import jax
-    >>> import numpyro
-    >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.infer import ImportanceSampling
-    >>> def model(y):
-    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
-    >>> result = ImportanceSampling(model).run(jax.random.key(0), 1.5)
-    >>> value, standard_error = result.log_evidence
-    >>> print(f"{value:.1f}", standard_error < 0.02)
-    -1.8 True
-    """
-
-    value: float | np.ndarray
-    """Log of the mean weight, a number, or shape ``(num_units,)``. The mean weight is
-    unbiased; its log is lower on average."""
-    standard_error: float | np.ndarray
-    """Monte Carlo standard error of the log, by the delta method: the standard
-    deviation of the weights over their mean and the root of their number. Not to be
-    trusted where the Pareto k is above 0.7; inf where no particle carries weight."""
+__all__ = ["ImportanceResult", "ResampledDraws"]
 
 
 class ResampledDraws(NamedTuple):
@@ -74,166 +45,14 @@ class ResampledDraws(NamedTuple):
     """
 
     samples: dict[str, jax.Array]
-    """Latent values, one for each particle (and unit)."""
+    """Latent values, one per particle (and unit)."""
     log_weights: jax.Array
     """Their normalised log weights, equal where resampled."""
     resampled: jax.Array
     """Whether they were resampled, shape () or ``(num_units,)``."""
 
 
-MIN_DRAWS = 25
-"""Fewest draws for which a tail is fitted: five of them are then in the tail."""
-
-LOG_TINY = np.log(np.finfo(np.float64).tiny)
-
-
-class SmoothedWeights(NamedTuple):
-    """Smoothed log weights; made by :func:`pareto_smooth`.
-
-    Examples
-    --------
-    Too few weights to fit their tail:
-
-    >>> import numpy as np
-    >>> from numpyro_kaem.infer import pareto_smooth
-    >>> smoothed = pareto_smooth(np.zeros(10))
-    >>> np.exp(smoothed.log_weights).sum().round(3), np.isnan(smoothed.pareto_k).item()
-    (np.float64(1.0), True)
-    >>> len(smoothed.notes)
-    1
-    """
-
-    log_weights: np.ndarray
-    """Normalised log weights, float64, the shape of those given."""
-    pareto_k: np.ndarray
-    r"""Shape :math:`\hat k` of the tail, shape () or (num_units,): -inf where the
-    largest weights are all equal, inf where too few carry weight to fit a tail, NaN
-    where it was not or could not be estimated."""
-    notes: tuple[str, ...]
-    """What was not estimated and why, one for each unit; empty where it was."""
-
-
-def pareto_smooth(log_weights: ArrayLike) -> SmoothedWeights:
-    r"""Pareto-smoothed log weights and the shape of their tail.
-
-    Replaces the largest :math:`\min(S/5, 3\sqrt S)` of :math:`S` weights by quantiles
-    of a generalised Pareto law fitted to them. Above :math:`\hat k = 0.7` averages
-    under the weights are not reliable.
-
-    Parameters
-    ----------
-    log_weights
-        Log weights, normalised or not, shape ``(num_samples,)``, or
-        ``(num_samples, num_units)`` to treat each column alone. -inf is a weight of
-        zero, and counts as a draw.
-
-    Returns
-    -------
-    SmoothedWeights
-        Normalised log weights and :math:`\hat k`, those of the installed ArviZ with a
-        relative efficiency of one, but where there is no tail to fit:
-
-        - none finite: nothing to normalise, all stay -inf, :math:`\hat k` is NaN;
-        - fewer than 25 draws: not smoothed, :math:`\hat k` is NaN;
-        - fewer that are above zero (in float64, beside the largest) than a tail and one
-          more: not smoothed, :math:`\hat k` is inf;
-        - the whole tail equal, so that the weights are bounded: not smoothed,
-          :math:`\hat k` is -inf.
-
-    Raises
-    ------
-    ValueError
-        If the shape is another, or a log weight is NaN or inf.
-
-    References
-    ----------
-    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
-    sampling", *Journal of Machine Learning Research* 25(72).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.infer import pareto_smooth
-    >>> log_weights = np.random.default_rng(0).exponential(0.3, size=1000)
-    >>> smoothed = pareto_smooth(log_weights)
-    >>> print(f"{np.exp(smoothed.log_weights).sum():.3f}")
-    1.000
-    >>> bool(smoothed.pareto_k < 0.7)
-    True
-    """
-    value = np.array(log_weights, np.float64)
-    if value.ndim not in (1, 2) or value.shape[0] == 0:
-        raise ValueError(
-            "log_weights must have shape (num_samples,) or (num_samples, num_units), "
-            f"got {value.shape}."
-        )
-    if np.any(np.isnan(value) | (value == np.inf)):
-        raise ValueError("log_weights must be finite or -inf, got NaN or inf.")
-    columns = value.reshape(value.shape[0], -1).T
-    smoothed, shapes, notes = zip(*map(_smooth, columns), strict=True)
-    return SmoothedWeights(
-        np.stack(smoothed, axis=-1).reshape(value.shape),
-        np.array(shapes).reshape(value.shape[1:]),
-        notes,
-    )
-
-
-def normalize(log_weights: np.ndarray) -> np.ndarray:
-    """Log weights that sum to one over the first axis; all -inf stays as it is."""
-    top = np.max(log_weights, axis=0)
-    shifted = log_weights - np.where(np.isfinite(top), top, 0.0)
-    total = np.exp(shifted).sum(axis=0)
-    return shifted - np.log(np.where(total > 0, total, 1.0))
-
-
-def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float, str]:
-    """Smooth the weights of one unit, where they have a tail."""
-    num_draws = log_weights.size
-    raw = normalize(log_weights)
-    # Weights too small beside the largest to be numbers are zero to every average.
-    num_positive = int(np.sum(raw - max(np.max(raw), -1e300) > LOG_TINY))
-    tail = min(num_draws / 5, 3 * num_draws**0.5)
-    if num_positive == 0:
-        return raw, np.nan, "no particle carries weight"
-    if num_draws < MIN_DRAWS:
-        note = f"{num_draws} draws are too few for a Pareto k, which needs {MIN_DRAWS}"
-        return raw, np.nan, note
-    if num_positive <= ceil(tail):
-        note = (
-            f"only {num_positive} of {num_draws} draws carry weight, too few to fit a "
-            "tail"
-        )
-        return raw, np.inf, note
-    # No law can be fitted to equal values, and none is needed: weights whose maximum is
-    # reached this often have no tail beyond it.
-    if np.ptp(np.sort(raw)[-floor(tail) :]) == 0:
-        return raw, -np.inf, "the largest weights are all equal: they have no tail"
-    # Zero weights give log(0), which is meant.
-    with np.errstate(all="ignore"):
-        smoothed, shape = _arviz_psislw(raw.copy())
-    if np.any(np.isnan(smoothed)):
-        return raw, np.inf, "the weights differ too much to fit a tail"
-    note = "ArviZ could not fit a tail to the weights" if np.isnan(shape) else ""
-    return np.asarray(smoothed), float(shape), note
-
-
-def _arviz_psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Smoothed log weights and tail shape, by whichever line of ArviZ is installed."""
-    if int(version("arviz").split(".")[0]) < 1:
-        from arviz import psislw
-
-        return psislw(log_weights, reff=1.0)
-    from arviz_stats.base import array_stats
-
-    # It takes log likelihoods that are left out, so the negative of log weights.
-    return array_stats.psislw(-log_weights, r_eff=1)
-
-
-MAX_PARETO_K = 0.7
-"""Tail shape above which averages under the weights are not reliable."""
-GOOD_PARETO_K = 0.5
-
-INSTEAD = (
+_INSTEAD = (
     "Instead, sample with numpyro.infer.NUTS or numpyro_kaem.infer.MALA, or, where "
     "the posterior may have several modes, with numpyro_kaem.infer.AnnealedLangevin; "
     "or give a guide closer to the posterior."
@@ -244,7 +63,7 @@ INSTEAD = (
 class ImportanceResult:
     """Weighted draws; made by :meth:`ImportanceSampling.run`.
 
-    What is estimated is one number for one weight per particle, and an array of shape
+    What is estimated is a number for one weight per particle, and an array of shape
     ``(num_units,)`` for one weight per unit. Printing it shows all, with a verdict.
 
     References
@@ -309,7 +128,7 @@ class ImportanceResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why weights were not smoothed, for each unit; empty where they were."""
+        """Why weights were not smoothed, one per unit; empty where they were."""
         return self._smoothed.notes
 
     @cached_property
@@ -319,8 +138,13 @@ class ImportanceResult:
         return _number(1 / np.where(squares > 0, squares, np.inf))
 
     @cached_property
-    def log_evidence(self) -> LogEvidence:
-        """Log evidence of the data, or of each unit's, and its standard error."""
+    def log_evidence(self) -> Estimate:
+        r"""Log evidence of the data, or of each unit's, and its standard error.
+
+        The mean weight is unbiased; its log is lower on average. The error is by the
+        delta method, not to be trusted where :math:`\hat k` is above 0.7, and inf
+        where no particle carries weight.
+        """
         top = self._weights.max(axis=0)
         carried = np.isfinite(top)
         shift = np.where(carried, top, 0.0)
@@ -332,7 +156,7 @@ class ImportanceResult:
             error = np.where(carried, spread / np.where(carried, mean, 1.0), np.inf)
         with np.errstate(divide="ignore"):
             value = shift + np.log(mean)
-        return LogEvidence(_number(value), _number(error))
+        return Estimate(_number(value), _number(error))
 
     # --- what it is worth ------------------------------------------------------------
 
@@ -359,7 +183,7 @@ class ImportanceResult:
             return (
                 f"No particle carries weight: all {self.num_samples} log weights are "
                 "-inf. The proposals miss the posterior, or the data have density zero "
-                f"under the model. {INSTEAD}"
+                f"under the model. {_INSTEAD}"
             )
         if np.isnan(k):
             return f"Not known whether the weights are reliable: {note}."
@@ -367,7 +191,7 @@ class ImportanceResult:
             why = f" ({note})" if note else ""
             return (
                 f"Not reliable: Pareto k = {k:.2f} is above {MAX_PARETO_K}{why}, so a "
-                f"few of the {self.num_samples} particles decide. {INSTEAD}"
+                f"few of the {self.num_samples} particles decide. {_INSTEAD}"
             )
         if k == -np.inf:
             return f"Reliable: {note or 'the weights have no tail'}."
@@ -402,7 +226,7 @@ class ImportanceResult:
                 f"{num_units} units: {note}."
             )
         if np.any(empty | bad):
-            parts.append(INSTEAD)
+            parts.append(_INSTEAD)
         if not parts:
             grade = "Reliable" if k.max() <= GOOD_PARETO_K else "Usable"
             parts.append(
@@ -426,7 +250,7 @@ class ImportanceResult:
     def __str__(self) -> str:
         value, error = self.log_evidence
         # Units are independent, so that their log evidences add up; with proposals
-        # that they share their errors are not, and only the largest is told.
+        # that they share their errors are not, and only the largest is given.
         per_unit = self.unit_plate is not None
         label = "log evidence of all units" if per_unit else "log evidence"
         spread = "largest error of a unit" if per_unit else "standard error"
@@ -478,7 +302,7 @@ class ImportanceResult:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If no particle carries weight, or an argument is not as above.
         """
         return self._take(self._indices(rng_key, num_samples, method, smoothed))
@@ -491,7 +315,7 @@ class ImportanceResult:
         smoothed: bool = True,
     ) -> jax.Array:
         """Particles of the draws of :meth:`resample`, ``(num_samples, *num_units)``."""
-        num_samples = check_count(
+        num_samples = as_count(
             "num_samples", self.num_samples if num_samples is None else num_samples
         )
         choose_key, order_key = jax.random.split(rng_key)
@@ -526,7 +350,7 @@ class ImportanceResult:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             As :meth:`resample`, or if the threshold is not within [0, 1].
         """
         result = resample_below(
@@ -565,6 +389,6 @@ def _number(value: np.ndarray) -> float | bool | np.ndarray:
     return value.item() if np.ndim(value) == 0 else value
 
 
-def _worst(extreme, value, digits: int = 2) -> str:
+def _worst(extreme: Callable, value: float | np.ndarray, digits: int = 2) -> str:
     """Write the worst of one or several numbers."""
     return f"{extreme(value):.{digits}f}"

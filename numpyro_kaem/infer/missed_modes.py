@@ -27,7 +27,7 @@ class MissedModes(NamedTuple):
     """
 
     found: bool
-    """Whether they sampled different laws."""
+    """Whether they sampled different distributions."""
     mass: float
     """Largest difference between the distribution functions of any direction, from 0 to
     1: at least this share of the posterior is misplaced by one of the runs."""
@@ -35,8 +35,8 @@ class MissedModes(NamedTuple):
     """The direction in which it is: a component of a site, or a principal component of
     all."""
     probability: float
-    """Probability of a difference as large between two runs of the same law, for the
-    most different of all directions."""
+    """Probability of a difference as large between two runs of the same
+    distribution, for the most different of all directions."""
 
     def __str__(self) -> str:
         size = (
@@ -45,9 +45,9 @@ class MissedModes(NamedTuple):
         )
         if self.found:
             return (
-                f"The runs sampled different laws: {size}. At least {self.mass:.0%} of "
-                "the posterior is misplaced by one of them; the run that exchanges "
-                "replicas is the one that can cross between modes."
+                f"The runs sampled different distributions: {size}. At least "
+                f"{self.mass:.0%} of the posterior is misplaced by one of them; the "
+                "run that exchanges replicas is the one that can cross between modes."
             )
         return f"No sign of a missed mode: {size}."
 
@@ -125,15 +125,7 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
 
 
 def _components(mcmc: MCMC, name: str) -> dict[str, np.ndarray]:
-    """Scalar components of all sites, each ``(num_chains, num_draws)``.
-
-    Raises
-    ------
-    TypeError
-        If it is no MCMC.
-    ValueError
-        If it is not finished.
-    """
+    """Scalar components of all sites, each ``(num_chains, num_draws)``."""
     if not isinstance(mcmc, MCMC):
         raise TypeError(
             f"{name} must be a numpyro.infer.MCMC, got {type(mcmc).__name__}."
@@ -178,7 +170,7 @@ def _sizes(draws: np.ndarray) -> np.ndarray:
     sizes = np.empty(num_directions)
     for j in range(num_directions):
         values = draws[..., j]
-        # A chain that stands still has told one value.
+        # A chain that stands still has one value only.
         constant = np.ptp(values, axis=1).min() == 0
         sizes[j] = num_chains if constant else effective_sample_size(values)
     return np.clip(sizes, 1, num_chains * num_draws)

@@ -19,44 +19,39 @@ from numpyro.infer.util import (
 )
 from numpyro.util import is_prng_key, not_jax_tracer
 
-from numpyro_kaem.distributions.deep import DeepEnergyPrior
-
 __all__ = [
+    "Sites",
     "Start",
     "check_model",
+    "check_sites",
     "draw_prior",
+    "first_trace",
     "initialize",
     "inside",
     "latent_sites",
     "log_prior_and_likelihood",
+    "observed_sites",
     "prior_is_exact",
     "prior_is_proper",
+    "sample_sites",
+    "unnormalised_part",
 ]
 
 Sites = dict[str, jax.Array]
-"""Values of the latent sites in unconstrained space, by name."""
+"""Values of sites by name."""
+
+Trace = dict[str, dict]
+"""What NumPyro records of one run of a model: its sites by name."""
 
 
 def log_prior_and_likelihood(
     model: Callable, model_args: tuple, model_kwargs: dict[str, Any], values: Sites
 ) -> tuple[jax.Array, jax.Array]:
-    """Log prior and log likelihood of a point in unconstrained space.
+    """Log prior and log likelihood of a point in unconstrained space, two scalars.
 
-    The sum of both is minus NumPyro's potential energy. The prior's part are the latent
-    sites and the changes of variables that constrain them; the likelihood's are the
-    observed sites and the factors.
-
-    Parameters
-    ----------
-    model, model_args, model_kwargs
-        A NumPyro model and its arguments.
-    values
-        Unconstrained values of all latent sites.
-
-    Returns
-    -------
-    tuple
-        Two scalars.
+    Their sum is minus NumPyro's potential energy. The prior's part are the latent sites
+    and the changes of variables that constrain them; the likelihood's are the observed
+    sites and the factors.
     """
     substituted = handlers.substitute(
         model, substitute_fn=partial(_unconstrain_reparam, values)
@@ -75,13 +70,57 @@ def log_prior_and_likelihood(
 # --- what a model may hold -----------------------------------------------------------
 
 
-def latent_sites(trace: dict[str, dict]) -> dict[str, dict]:
-    """Latent sites of a trace, by name."""
-    return {
-        name: site
-        for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
+def sample_sites(trace: Trace) -> Trace:
+    """Latent and observed sites of a trace, factors among these."""
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
+def latent_sites(trace: Trace) -> Trace:
+    """Latent sites of a trace."""
+    sites = sample_sites(trace).items()
+    return {name: site for name, site in sites if not site["is_observed"]}
+
+
+def observed_sites(trace: Trace) -> Trace:
+    """Observed sites and factors of a trace."""
+    sites = sample_sites(trace).items()
+    return {name: site for name, site in sites if site["is_observed"]}
+
+
+def first_trace(
+    model: Callable, rng_key: jax.Array, model_args: tuple, model_kwargs: dict[str, Any]
+) -> Trace:
+    """Trace of a run that is started as NumPyro starts its chains.
+
+    Its latent values are not draws: an improper prior cannot be drawn from.
+    """
+    started = handlers.substitute(
+        handlers.seed(model, rng_key), substitute_fn=init_to_uniform()
+    )
+    return handlers.trace(started).get_trace(*model_args, **model_kwargs)
+
+
+def check_sites(trace: Trace, needs_observed: bool = True) -> None:
+    """Check that there are latent sites, all continuous, and observed ones."""
+    latent, observed = latent_sites(trace), observed_sites(trace)
+    if not latent:
+        raise ValueError(
+            "model must have a latent site to sample, got none: its sample sites are "
+            f"{_names(observed)}."
+        )
+    for name, site in latent.items():
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"model must have continuous latent sites, got the discrete {name!r} "
+                f"({type(site['fn']).__name__}): sum over it in the model, for "
+                "instance with numpyro.distributions.MixtureSameFamily."
+            )
+    if needs_observed and not observed:
+        raise ValueError(
+            "model must have an observed site (obs=...) or a numpyro.factor, which "
+            f"are its likelihood, got none: its latent sites are {_names(latent)}. "
+            "Were the data passed to the model?"
+        )
 
 
 def check_model(
@@ -91,47 +130,11 @@ def check_model(
     model_kwargs: dict[str, Any],
     *,
     needs_observed: bool = True,
-) -> dict[str, dict]:
-    """Trace of a model that the samplers can run.
-
-    Parameters
-    ----------
-    model, model_args, model_kwargs
-        A NumPyro model and its arguments.
-    rng_key
-        Random key of the draw that is traced.
-    needs_observed
-        Whether a model without a likelihood is refused.
-
-    Returns
-    -------
-    dict
-        NumPyro's trace of one run of the model.
-
-    Raises
-    ------
-    ValueError
-        If the model has a discrete or deterministic (``Delta``) latent site, no latent
-        site at all, a subsampled plate or, where it is needed, no observed site.
-    """
-    # Started as NumPyro starts its chains: an improper prior cannot be drawn from.
-    started = handlers.substitute(
-        handlers.seed(model, rng_key), substitute_fn=init_to_uniform()
-    )
-    trace = handlers.trace(started).get_trace(*model_args, **model_kwargs)
-    latent = latent_sites(trace)
-    if not latent:
-        raise ValueError(
-            "model must have at least one latent site to sample, got none: its sample "
-            f"sites are {_names(trace, 'sample')}."
-        )
-    for name, site in latent.items():
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"model must have continuous latent sites, got the discrete {name!r} "
-                f"({type(site['fn']).__name__}): sum over it in the model, for "
-                "instance with numpyro.distributions.MixtureSameFamily."
-            )
+) -> Trace:
+    """Trace of a model, checked to be one that the samplers can run."""
+    trace = first_trace(model, rng_key, model_args, model_kwargs)
+    check_sites(trace, needs_observed)
+    for name, site in latent_sites(trace).items():
         if isinstance(site["fn"], dist.Delta):
             raise ValueError(
                 "model must have latent sites with a density, got a Delta at "
@@ -147,23 +150,11 @@ def check_model(
                 f"subsample_size={subsample_size} of {size}: each run would see other "
                 "data. Use a plate without subsample_size."
             )
-    observed = [
-        name
-        for name, site in trace.items()
-        if site["type"] == "sample" and site["is_observed"]
-    ]
-    if needs_observed and not observed:
-        raise ValueError(
-            "model must have an observed site (obs=...) or a numpyro.factor, which "
-            "are its likelihood, got none: its latent sites are "
-            f"{_names(latent, 'sample')}. Were the data passed to the model?"
-        )
     return trace
 
 
-def _names(sites: dict[str, dict], kind: str) -> str:
-    names = [repr(name) for name, site in sites.items() if site["type"] == kind]
-    return ", ".join(names) or "none"
+def _names(sites: Trace) -> str:
+    return ", ".join(map(repr, sites)) or "none"
 
 
 def _parts(fn: Any) -> list[Any]:
@@ -174,7 +165,16 @@ def _parts(fn: Any) -> list[Any]:
     return parts
 
 
-def prior_is_proper(trace: dict[str, dict]) -> bool:
+def unnormalised_part(fn: Any) -> Any | None:
+    """Return the distribution within ``fn`` that lacks its normalizing constant.
+
+    Such a one (``DeepEnergyPrior``) has a method ``contrast``, the gradient of the
+    constant; its draws are approximate.
+    """
+    return next((part for part in _parts(fn) if hasattr(part, "contrast")), None)
+
+
+def prior_is_proper(trace: Trace) -> bool:
     """Whether no latent site has a density that cannot be normalised."""
     return not any(
         isinstance(part, dist.ImproperUniform)
@@ -183,30 +183,27 @@ def prior_is_proper(trace: dict[str, dict]) -> bool:
     )
 
 
-def prior_is_exact(trace: dict[str, dict]) -> bool:
+def prior_is_exact(trace: Trace) -> bool:
     """Whether a run of the model draws its latent sites from the prior's density.
 
     It does not if a site's density is scaled or masked, or cannot be normalised, or if
-    its draws are approximate, as those of a :class:`DeepEnergyPrior`. A
-    latent site that depends on an observed one is drawn given the observed value, as
-    its density is.
+    its draws are approximate. A latent site that depends on an observed one is drawn
+    given the observed value, as its density is.
     """
     if not prior_is_proper(trace):
         return False
     for site in latent_sites(trace).values():
         scale = site["scale"]
-        if scale is not None and not _is_one(scale):
+        # A traced scale is not known to be one.
+        if scale is not None and not (
+            not_jax_tracer(scale) and bool(np.all(np.asarray(scale) == 1))
+        ):
             return False
-        if any(
-            isinstance(part, dist.MaskedDistribution | DeepEnergyPrior)
-            for part in _parts(site["fn"])
+        if unnormalised_part(site["fn"]) is not None or any(
+            isinstance(part, dist.MaskedDistribution) for part in _parts(site["fn"])
         ):
             return False
     return True
-
-
-def _is_one(scale: Any) -> bool:
-    return not_jax_tracer(scale) and bool(np.all(np.asarray(scale) == 1))
 
 
 # --- points --------------------------------------------------------------------------
@@ -215,11 +212,7 @@ def _is_one(scale: Any) -> bool:
 def draw_prior(
     rng_key: jax.Array, model: Callable, model_args: tuple, model_kwargs: dict[str, Any]
 ) -> Sites:
-    """Exact draw from the prior, in unconstrained space.
-
-    A draw that rounding has put on an end of its support is moved to the next number
-    within.
-    """
+    """Exact draw from the prior, in unconstrained space, within the support."""
     trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(
         *model_args, **model_kwargs
     )
@@ -232,7 +225,7 @@ def draw_prior(
 
 
 def inside(support: constraints.Constraint, value: jax.Array) -> jax.Array:
-    """Values, those on an end of the support moved to the next number within."""
+    """Move draws that rounding has put on an end of the support to the next number."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     low = getattr(support, "lower_bound", None)
@@ -265,7 +258,7 @@ class Start(NamedTuple):
     """Points in unconstrained space, shape ``(*chains, dim)``."""
     values: Sites
     """The same by site, each ``(*chains, *shape of the site)``."""
-    trace: dict[str, dict]
+    trace: Trace
     """NumPyro's trace of one run of the model."""
     postprocess: Callable
     """From model arguments to the function from unconstrained values to sites."""
@@ -281,31 +274,15 @@ def initialize(
     init_params: Sites | None = None,
     needs_observed: bool = False,
 ) -> Start:
-    """Check a model and find points with a finite density to start from.
+    """Check a model and find points with a finite density, one per key.
 
-    Parameters
-    ----------
-    rng_key
-        One random key, or one for each chain.
-    model, model_args, model_kwargs
-        A NumPyro model and its arguments.
-    init_strategy
-        NumPyro's strategy, which is tried up to a hundred times.
-    init_params
-        Unconstrained values to start from in place of it, for each chain.
-    needs_observed
-        Whether a model without a likelihood is refused.
-
-    Returns
-    -------
-    Start
-        The points, and what is known of the model.
+    The strategy is tried up to a hundred times; ``init_params``, unconstrained values
+    of each chain, takes its place.
 
     Raises
     ------
     ValueError
-        As :func:`check_model`; if no point with a finite density is found, or the one
-        given has none, or its sites are not those of the model.
+        If there is no such point, or the model is not one that samplers can run.
     """
     single = is_prng_key(rng_key)
     trace = check_model(
@@ -325,10 +302,11 @@ def initialize(
             model_kwargs=model_kwargs,
         )
     except RuntimeError as error:
+        strategy = getattr(init_strategy, "func", init_strategy)
         raise ValueError(
             "model must have a finite log density where the chains start, got none in "
-            f"a hundred draws of {_describe(init_strategy)}: are the data within the "
-            "support of the likelihood?"
+            f"a hundred draws of {getattr(strategy, '__name__', repr(strategy))}: are "
+            "the data within the support of the likelihood?"
         ) from error
     values = info.param_info.z
     if init_params is not None:
@@ -356,8 +334,3 @@ def initialize(
             f"{np.asarray(start)} at init_params."
         )
     return Start(position, values, trace, info.postprocess_fn)
-
-
-def _describe(init_strategy: Callable) -> str:
-    function = getattr(init_strategy, "func", init_strategy)
-    return getattr(function, "__name__", repr(function))

@@ -12,8 +12,7 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import biject_to
 
-from numpyro_kaem._checks import as_number, check_function
-from numpyro_kaem.infer.resampling import check_count
+from numpyro_kaem._checks import as_count, as_positive, check_function, check_name
 from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
 
@@ -44,7 +43,7 @@ class AmortisedELBO(MaximumLikelihood):
         Weight :math:`\beta \ge 0`, or a function from the number of the step to it,
         such as :func:`~numpyro_kaem.objectives.cyclical_schedule`.
     num_particles
-        Draws of :math:`q` for each unit.
+        Draws of :math:`q` per unit.
     unit_plate
         Name of the plate that makes units independent; it may subsample.
 
@@ -60,7 +59,8 @@ class AmortisedELBO(MaximumLikelihood):
     - Here the draws of :math:`q` are followed by the gradient: they are reparameterised
       and the bound is an expectation over :math:`q`.
     - With :math:`\beta = 1` the value is minus the evidence lower bound.
-    - With a :class:`~numpyro_kaem.DeepEnergyPrior` the value lacks its normaliser.
+    - With a :class:`~numpyro_kaem.DeepEnergyPrior` the value lacks its normalizing
+      constant.
 
     References
     ----------
@@ -110,23 +110,22 @@ class AmortisedELBO(MaximumLikelihood):
         super().__init__(unit_plate)
         what = "an Equinox module, called with a batch of data"
         check_function("encoder", encoder, what)
-        if not isinstance(observed, str):
-            raise TypeError(f"observed must be the name of a site, got {observed!r}.")
+        check_name("observed", observed)
         if callable(kl_weight):
             check_function("kl_weight", kl_weight, "a number or a schedule")
         else:
-            kl_weight = as_number("kl_weight", kl_weight, ">= 0", lambda x: x >= 0)
+            kl_weight = as_positive("kl_weight", kl_weight, or_zero=True)
         self.encoder = encoder
         self.observed = observed
         self.kl_weight = kl_weight
-        self.num_particles = check_count("num_particles", num_particles)
+        self.num_particles = as_count("num_particles", num_particles)
 
     def start(self, rng_key: jax.Array, unit_model: UnitModel) -> Memory:
         """Count the steps, for a schedule."""
         return {"step": jnp.array(0)}
 
     def guide(self, model: Callable) -> Callable:
-        """Guide that draws the latent sites of a model from the encoder's Normal law.
+        """Guide that draws the latent sites of a model from the encoder's Normal.
 
         Parameters
         ----------
@@ -173,14 +172,7 @@ class AmortisedELBO(MaximumLikelihood):
     def _encode(
         self, encoder: Callable, unit_model: UnitModel
     ) -> tuple[jax.Array, jax.Array]:
-        """Mean and log scale of the unconstrained latent values, ``(num_units, dim)``.
-
-        Raises
-        ------
-        ValueError
-            If the encoder's output has another shape, or there is no such observed
-            site.
-        """
+        """Mean and log scale of unconstrained latent values, ``(num_units, dim)``."""
         if self.observed not in unit_model.observed:
             raise ValueError(
                 "observed must name an observed site of the model, which are "
@@ -208,13 +200,7 @@ class AmortisedELBO(MaximumLikelihood):
         params: dict[str, Any],
         memory: Memory | None,
     ) -> tuple[jax.Array, jax.Array, Memory | None]:
-        """Bound at draws of the encoder's law.
-
-        Raises
-        ------
-        ValueError
-            If the guide is not that of :meth:`guide`.
-        """
+        """Bound at draws of the encoder's distribution."""
         weight = self.kl_weight
         if callable(weight):
             if memory is None:

@@ -10,11 +10,16 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 from numpyro.primitives import mutable
 
-from numpyro_kaem.infer.units import Sites, UnitModel, without_normalizer
+from numpyro_kaem._checks import as_flag, as_name, as_positive, check_name
+from numpyro_kaem.infer.langevin import STEPS, Chains
+from numpyro_kaem.infer.target import unnormalised_part
+from numpyro_kaem.infer.units import UnitModel
 
-__all__ = ["MaximumLikelihood"]
+__all__ = ["ChainsObjective", "MaximumLikelihood", "Memory"]
 
 Memory = dict[str, jax.Array]
+
+_LOCAL_MOVES = {name: STEPS[name] for name in ("mala", "ula")}
 
 
 class MaximumLikelihood(ELBO):
@@ -31,20 +36,12 @@ class MaximumLikelihood(ELBO):
     :meth:`estimate`, and, if it keeps something from step to step, :meth:`start`.
     Draws and weights are held fixed when the gradient is taken: draws of a KAEM prior
     are reparameterised, and following them would be silently wrong.
-
-    Parameters
-    ----------
-    unit_plate
-        Name of the plate that makes units independent; it may subsample.
     """
 
     memory_name = "objective$memory"
 
     def __init__(self, unit_plate: str = "data") -> None:
-        if not isinstance(unit_plate, str):
-            raise TypeError(
-                f"unit_plate must be the name of a plate, got {unit_plate!r}."
-            )
+        check_name("unit_plate", unit_plate, "the name of a plate")
         super().__init__()
         self.unit_plate = unit_plate
 
@@ -61,25 +58,9 @@ class MaximumLikelihood(ELBO):
     ) -> tuple[jax.Array, jax.Array, Memory | None]:
         """Estimate the mean log likelihood of a unit.
 
-        Parameters
-        ----------
-        rng_key
-            Random key.
-        unit_model
-            The batch, with parameters that carry no gradient.
-        params
-            The same parameters, with their gradient.
-        memory
-            What :meth:`start` made, or None.
-
-        Returns
-        -------
-        value
-            What is reported, a scalar.
-        surrogate
-            Scalar whose gradient in ``params`` is the estimate's.
-        memory
-            For the next step.
+        The parameters in ``unit_model`` carry no gradient, ``params`` do. Returns the
+        value that is reported, a scalar whose gradient in ``params`` is the estimate's,
+        and the memory for the next step.
         """
         raise NotImplementedError
 
@@ -141,7 +122,14 @@ class MaximumLikelihood(ELBO):
         fixed = jax.lax.stop_gradient(params)
         unit_model = UnitModel(key_model, fixed, model, args, kwargs, self.unit_plate)
         value, surrogate, memory = self.estimate(key_draws, unit_model, params, memory)
-        surrogate = surrogate - _contrast(key_contrast, unit_model, params)
+        if unit_model.unnormalised:
+            # The gradient of log normalizing constants that the priors do not know.
+            trace = unit_model.trace_at({}, params)
+            contrast = jnp.zeros(())
+            for name in unit_model.unnormalised:
+                prior = unnormalised_part(trace[name]["fn"])
+                contrast = contrast + prior.contrast(key_contrast, unit_model.num_units)
+            surrogate = surrogate - contrast
         # The value of one, the gradient of the other.
         stop = jax.lax.stop_gradient
         loss = -unit_model.num_data * (stop(value) + surrogate - stop(surrogate))
@@ -149,22 +137,69 @@ class MaximumLikelihood(ELBO):
         return {"loss": loss, "mutable_state": kept}
 
 
-def _contrast(
-    rng_key: jax.Array, unit_model: UnitModel, params: dict[str, Any]
-) -> jax.Array:
-    """Scalar with the gradient of the log normalisers that priors do not know."""
-    total = jnp.zeros(())
-    if not unit_model.without_normalizer:
-        return total
-    trace = unit_model.trace_at({}, params)
-    for name in unit_model.without_normalizer:
-        law = without_normalizer(trace[name]["fn"])
-        total = total + law.contrast(rng_key, unit_model.num_units)
-    return total
+class ChainsObjective(MaximumLikelihood):
+    """Base of the objectives with Langevin chains, of which each unit has several.
+
+    Chains persist in the memory, or start at draws of the prior in every step.
+    """
+
+    def __init__(
+        self, unit_plate: str, persistent: bool, local_move: str, step_size: float
+    ) -> None:
+        super().__init__(unit_plate)
+        self.persistent = as_flag("persistent", persistent)
+        self.local_move = as_name("local_move", local_move, _LOCAL_MOVES)
+        self.step_size = as_positive("step_size", step_size)
+
+    def _new_chains(
+        self, rng_key: jax.Array, unit_model: UnitModel, shape: tuple[int, int]
+    ) -> Chains:
+        """Chains of units, ``(num_units, num_chains, dim)``, at draws of the prior."""
+        position = unit_model.prior_positions(rng_key, shape)
+        return Chains.start(position, self.step_size)
+
+    def _chains(
+        self,
+        rng_key: jax.Array,
+        unit_model: UnitModel,
+        memory: Memory | None,
+        num_chains: int,
+    ) -> Chains:
+        """Chains of the batch to go on with."""
+        if not self.persistent:
+            shape = (unit_model.num_units, num_chains)
+            return self._new_chains(rng_key, unit_model, shape)
+        self._check_memory(memory)
+        return Chains(*(memory[name][unit_model.index] for name in Chains._fields))
+
+    def _keep(self, memory: Memory, unit_model: UnitModel, chains: Chains) -> Memory:
+        """Memory with the chains of the batch, if they persist."""
+        if not self.persistent:
+            return memory
+        kept = {
+            name: memory[name].at[unit_model.index].set(values)
+            for name, values in chains._asdict().items()
+        }
+        return {**memory, **kept}
+
+    def _check_memory(self, memory: Memory | None) -> None:
+        if memory is None:
+            raise ValueError(
+                f"guide must be that of {type(self).__name__}.guide(model), which "
+                "keeps the chains from step to step; for chains that start anew use "
+                "persistent=False."
+            )
 
 
-def complete_data(
-    unit_model: UnitModel, values: Sites, params: dict[str, Any]
+def mean_score(
+    unit_model: UnitModel, position: jax.Array, params: dict[str, Any], axis: int
 ) -> jax.Array:
-    """Log prior plus log likelihood of each unit, shape ``(num_units,)``."""
-    return sum(unit_model.log_densities_of(values, params))
+    """Mean log prior plus log likelihood at positions held fixed, over an axis too."""
+    position = jax.lax.stop_gradient(position)
+
+    def score(position: jax.Array) -> jax.Array:
+        values, _ = unit_model.constrain(position)
+        fixed = jax.lax.stop_gradient(values)
+        return sum(unit_model.log_densities_of(fixed, params))
+
+    return jnp.mean(jax.vmap(score, axis)(position))

@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from numpyro_kaem._checks import as_flag, as_number
-from numpyro_kaem.infer.importance_result import pareto_smooth
-from numpyro_kaem.infer.resampling import (
-    check_count,
+from numpyro_kaem._checks import as_count, as_flag, as_name, as_number
+from numpyro_kaem.infer.units import UnitModel
+from numpyro_kaem.infer.weights import (
+    MAX_PARETO_K,
+    METHODS,
     effective_sample_size,
+    pareto_smooth,
     resample_below,
 )
-from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
 
 __all__ = ["Degeneracy", "ImportanceMLE"]
-
-_MAX_PARETO_K = 0.7
 
 # Observed numbers of all particles of a chunk: a likelihood of every particle and unit
 # that leaves the caches takes twice as long, though it is computed again in each chunk.
@@ -76,19 +75,18 @@ class ImportanceMLE(MaximumLikelihood):
         Name of the plate that makes units independent; it may subsample.
     share_proposals
         Whether all units take the same proposals, so that a batch costs :math:`S` runs
-        of the decoder and not :math:`S` for each unit. The model must broadcast a value
+        of the decoder and not :math:`S` per unit. The model must broadcast a value
         over the plate.
     resampling
         ``"multinomial"``, ``"residual"``, ``"systematic"`` or ``"stratified"``: a
-        unit's weights are replaced by the counts of so many draws where its effective
-        sample size is below the threshold. None keeps the weights, whose gradient is
-        less noisy.
+        unit's particles are resampled where its effective sample size is below the
+        threshold. None keeps the weights, whose gradient is less noisy.
     ess_threshold
         Share of ``num_particles``.
     chunk_size
         How many particles run through the model at once. Memory grows with it, and
         results do not change. None is as many as keep what is computed of the observed
-        numbers of a batch within the caches of a processor.
+        numbers of a batch within the caches of a CPU.
 
     Raises
     ------
@@ -103,8 +101,8 @@ class ImportanceMLE(MaximumLikelihood):
     - **Degenerates** within a few effective latents: with twenty, one proposal of
       thousands has all the weight. :meth:`diagnose` tells; with the memory of
       :meth:`guide`, the mean effective sample size of each step is kept, as ``"ess"``.
-    - A prior without normaliser (:class:`~numpyro_kaem.DeepEnergyPrior`) is drawn from
-      approximately, and so are the weights.
+    - A prior without a normalizing constant (:class:`~numpyro_kaem.DeepEnergyPrior`) is
+      drawn from approximately, so that the weights are approximate too.
 
     References
     ----------
@@ -144,20 +142,14 @@ class ImportanceMLE(MaximumLikelihood):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(unit_plate)
-        self.num_particles = check_count("num_particles", num_particles)
-        methods = ("multinomial", "residual", "systematic", "stratified")
-        if resampling not in (None, *methods):
-            raise ValueError(
-                f"resampling must be None or one of {', '.join(methods)}, got "
-                f"{resampling!r}."
-            )
+        self.num_particles = as_count("num_particles", num_particles)
         ess_threshold = as_number(
             "ess_threshold", ess_threshold, "in (0, 1]", lambda x: 0 < x <= 1
         )
         if chunk_size is not None:
-            chunk_size = min(check_count("chunk_size", chunk_size), num_particles)
+            chunk_size = min(as_count("chunk_size", chunk_size), num_particles)
         self.share_proposals = as_flag("share_proposals", share_proposals)
-        self.resampling = resampling
+        self.resampling = as_name("resampling", resampling, {None: None, **METHODS})
         self.ess_threshold = ess_threshold
         self.chunk_size = chunk_size
 
@@ -189,7 +181,7 @@ class ImportanceMLE(MaximumLikelihood):
         most = max(1, _CHUNK // max(size, 1))
         if most >= self.num_particles:
             return self.num_particles
-        # A chunk that remains would be compiled for itself.
+        # A smaller last chunk would be compiled by itself.
         whole = (n for n in range(most, most // 2, -1) if self.num_particles % n == 0)
         return next(whole, most)
 
@@ -218,7 +210,7 @@ class ImportanceMLE(MaximumLikelihood):
         return jnp.mean(value), surrogate, memory
 
     def _resample(self, rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
-        """Shares of the particles after resampling where it is due."""
+        """Weights after resampling below the threshold."""
         drawn = resample_below(
             rng_key, log_weights, self.ess_threshold, method=self.resampling
         )
@@ -251,10 +243,10 @@ class ImportanceMLE(MaximumLikelihood):
         pareto_k = pareto_smooth(log_weights).pareto_k
         ess = np.asarray(effective_sample_size(log_weights))
         # Too few particles for a tail shape are no help either.
-        bad = ~(pareto_k <= _MAX_PARETO_K)
+        bad = ~(pareto_k <= MAX_PARETO_K)
         degenerate = bool(bad.mean() > 0.5)
         verdict = (
-            f"{bad.mean():.0%} of the units have a Pareto k above {_MAX_PARETO_K}; the "
+            f"{bad.mean():.0%} of the units have a Pareto k above {MAX_PARETO_K}; the "
             f"median effective sample size is {np.median(ess):.1f} of "
             f"{self.num_particles}. "
         )

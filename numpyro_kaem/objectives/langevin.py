@@ -5,18 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_kaem._checks import as_flag, as_number
-from numpyro_kaem.infer.langevin import Chains, advance, check_move
-from numpyro_kaem.infer.resampling import check_count
-from numpyro_kaem.infer.units import UnitModel, prior_positions
-from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
+from numpyro_kaem._checks import as_count
+from numpyro_kaem.infer.langevin import advance
+from numpyro_kaem.infer.units import UnitModel
+from numpyro_kaem.objectives.base import ChainsObjective, Memory, mean_score
 
-__all__ = [
-    "LangevinMLE",
-]
+__all__ = ["LangevinMLE"]
 
 
-class LangevinMLE(MaximumLikelihood):
+class LangevinMLE(ChainsObjective):
     r"""Maximum likelihood with draws of each unit's posterior by Langevin chains.
 
     .. math::
@@ -30,16 +27,16 @@ class LangevinMLE(MaximumLikelihood):
     Parameters
     ----------
     num_steps
-        Langevin steps of each chain in a step of training.
+        Langevin steps of each chain per step of training.
     unit_plate
         Name of the plate that makes units independent; it may subsample.
     persistent
         Whether each unit keeps its chains from one step of training to the next. They
-        are then near its posterior, which changes slowly, and few steps do; memory is
-        ``num_data * num_chains * (dim + 2)`` numbers. If not, chains start at draws of
-        the prior every time, and need many steps.
+        are then near its posterior, which changes slowly, and few steps are enough;
+        memory is ``num_data * num_chains * (dim + 2)`` numbers. If not, chains start at
+        draws of the prior every time, and need many steps.
     num_chains
-        Chains of each unit.
+        Number of chains per unit.
     local_move
         ``"mala"``, whose step size follows each chain's acceptance (0.6), or ``"ula"``,
         uncorrected and with a fixed step size, as in published work: biased.
@@ -49,15 +46,15 @@ class LangevinMLE(MaximumLikelihood):
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range or ``local_move`` is neither; in use, if the
-        model has latent or observed sites outside the plate, or none, or if chains are
-        to persist and the guide is not that of :meth:`guide`.
+        If a number is out of its range or ``local_move`` is neither of these; in use,
+        if the model has latent or observed sites outside the plate, or none, or if
+        chains are to persist and the guide is not that of :meth:`guide`.
 
     Notes
     -----
     - **Value** of the loss: minus the mean of :math:`\log \pi(z) + \log p(x \mid z)`
-      over the chains, all units counted. It falls in training but is not the
-      likelihood; that is what an annealed run or importance sampling with a guide say.
+      over the chains, for all units. It falls in training but is not the likelihood,
+      which :func:`~numpyro_kaem.infer.held_out_log_likelihood` estimates.
     - **Bias**: that of chains that have not converged.
     - **Memory** of :meth:`guide`: ``"position"``, ``"log_step_size"`` and
       ``"num_steps"`` of the chains, and the mean ``"acceptance"`` of the last step.
@@ -101,20 +98,16 @@ class LangevinMLE(MaximumLikelihood):
         local_move: str = "mala",
         step_size: float = 0.1,
     ) -> None:
-        super().__init__(unit_plate)
-        self.num_steps = check_count("num_steps", num_steps)
-        self.num_chains = check_count("num_chains", num_chains)
-        self.persistent = as_flag("persistent", persistent)
-        self.local_move = check_move(local_move)
-        self.step_size = check_step_size(step_size)
+        super().__init__(unit_plate, persistent, local_move, step_size)
+        self.num_steps = as_count("num_steps", num_steps)
+        self.num_chains = as_count("num_chains", num_chains)
 
     def start(self, rng_key: jax.Array, unit_model: UnitModel) -> Memory:
         """Start every unit's chains at draws of the prior."""
         memory = {"acceptance": jnp.zeros(())}
         if self.persistent:
             shape = (unit_model.num_data, self.num_chains)
-            position = prior_positions(rng_key, unit_model, shape)
-            memory.update(Chains.start(position, self.step_size)._asdict())
+            memory.update(self._new_chains(rng_key, unit_model, shape)._asdict())
         return memory
 
     def estimate(
@@ -126,13 +119,7 @@ class LangevinMLE(MaximumLikelihood):
     ) -> tuple[jax.Array, jax.Array, Memory | None]:
         """Advance the chains of the batch, and take the score where they end."""
         key_start, key_steps = jax.random.split(rng_key)
-        if self.persistent:
-            check_memory(memory, type(self).__name__)
-            chains = Chains(*(memory[n][unit_model.index] for n in Chains._fields))
-        else:
-            shape = (unit_model.num_units, self.num_chains)
-            position = prior_positions(key_start, unit_model, shape)
-            chains = Chains.start(position, self.step_size)
+        chains = self._chains(key_start, unit_model, memory, self.num_chains)
 
         def log_density(position: jax.Array) -> jax.Array:
             return sum(jax.vmap(unit_model.log_densities, 1, 1)(position))
@@ -141,41 +128,7 @@ class LangevinMLE(MaximumLikelihood):
             key_steps, log_density, chains, self.num_steps, self.local_move
         )
         if memory is not None:
+            memory = self._keep(memory, unit_model, chains)
             memory = {**memory, "acceptance": acceptance.mean()}
-            for name, values in chains._asdict().items() if self.persistent else ():
-                memory[name] = memory[name].at[unit_model.index].set(values)
-
-        position = jax.lax.stop_gradient(chains.position)
-
-        def score(position: jax.Array) -> jax.Array:
-            values, _ = unit_model.constrain(position)
-            return complete_data(unit_model, jax.lax.stop_gradient(values), params)
-
-        surrogate = jnp.mean(jax.vmap(score, 1)(position))
+        surrogate = mean_score(unit_model, chains.position, params, axis=1)
         return surrogate, surrogate, memory
-
-
-def check_memory(memory: Memory | None, name: str) -> None:
-    """Check that the objective has its memory.
-
-    Raises
-    ------
-    ValueError
-        If not.
-    """
-    if memory is None:
-        raise ValueError(
-            f"guide must be that of {name}.guide(model), which keeps the chains from "
-            "step to step; for chains that start anew use persistent=False."
-        )
-
-
-def check_step_size(step_size: float) -> float:
-    """Step size, a positive finite number.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    return as_number("step_size", step_size, "a finite number > 0", lambda x: x > 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_flag, check_function
+from numpyro_kaem._checks import as_count, as_flag, as_name, check_function
 from numpyro_kaem.infer.ladder import (
     check_ladder,
     equal_rejection_ladder,
@@ -16,11 +16,9 @@ from numpyro_kaem.infer.ladder import (
     power_ladder,
     swap_probabilities,
 )
-from numpyro_kaem.infer.langevin import Chains, advance, check_move
-from numpyro_kaem.infer.resampling import check_count
-from numpyro_kaem.infer.units import UnitModel, prior_positions
-from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, complete_data
-from numpyro_kaem.objectives.langevin import check_memory, check_step_size
+from numpyro_kaem.infer.langevin import Chains, advance
+from numpyro_kaem.infer.units import UnitModel
+from numpyro_kaem.objectives.base import ChainsObjective, Memory, mean_score
 
 __all__ = ["ThermodynamicMLE"]
 
@@ -30,28 +28,27 @@ _ADAPT_EVERY = 50
 
 
 class _Sweeps(NamedTuple):
-    """What the sweeps of a step leave behind."""
+    """Result of the sweeps of a step.
 
-    chains: Chains
-    """Population, shape ``(num_temperatures, num_units, dim)``."""
+    ``at_posterior`` are positions at ``t = 1``, ``(num_sweeps, num_units, dim)``;
+    ``rejection`` is that of the swaps of each pair, ``acceptance`` of the local moves.
+    """
+
+    chains: Chains  # Shape (num_temperatures, num_units, dim).
     at_posterior: jax.Array
-    """Positions at ``t = 1``, shape ``(num_sweeps, num_units, dim)``."""
-    log_likelihood: jax.Array
-    """Shape ``(num_sweeps, num_temperatures, num_units)``."""
+    log_likelihood: jax.Array  # Shape (num_sweeps, num_temperatures, num_units).
     rejection: jax.Array
-    """Mean rejection of each pair, shape ``(num_temperatures - 1,)``."""
     acceptance: jax.Array
-    """Mean acceptance of the local moves, a scalar."""
 
 
-class ThermodynamicMLE(MaximumLikelihood):
+class ThermodynamicMLE(ChainsObjective):
     r"""Maximum likelihood with a population between prior and posterior for each unit.
 
-    The replica of a unit at rung :math:`k` of a ladder
+    The replica of a unit at temperature :math:`t_k` of a ladder
     :math:`0 = t_0 < \dots < t_N = 1` follows
     :math:`p_k(z) \propto \pi(z)\,p(x \mid z)^{t_k}`. A sweep draws the prior anew at
-    :math:`t_0`, makes Langevin steps at the other rungs, and swaps neighbours, in each
-    unit by its own decision. The value is an estimate of the log likelihood,
+    :math:`t_0`, makes Langevin steps at the other temperatures, and swaps neighbours,
+    in each unit by its own decision. The value is an estimate of the log likelihood,
 
     .. math::
 
@@ -66,11 +63,11 @@ class ThermodynamicMLE(MaximumLikelihood):
     Parameters
     ----------
     num_temperatures
-        Number of rungs :math:`N + 1`, at least 2.
+        Number of temperatures :math:`N + 1`, at least 2.
     num_sweeps
-        Sweeps in a step of training; the gradient is the mean over their draws.
+        Sweeps per step of training; the gradient is the mean over their draws.
     num_local_steps
-        Langevin steps of a sweep at each rung.
+        Langevin steps per sweep at each temperature.
     unit_plate
         Name of the plate that makes units independent; it may subsample.
     persistent
@@ -91,7 +88,7 @@ class ThermodynamicMLE(MaximumLikelihood):
         Value of the loss: ``"steppingstone"`` or ``"thermodynamic"``, the trapezoid
         with the correction of second order where there is more than one sweep.
     local_move, step_size
-        As for :class:`LangevinMLE`, for each rung of each unit.
+        As for :class:`LangevinMLE`, at each temperature of each unit.
 
     Raises
     ------
@@ -103,7 +100,7 @@ class ThermodynamicMLE(MaximumLikelihood):
     -----
     - **Value**: with one sweep the steppingstone is a left Riemann sum, below the log
       likelihood in the mean; it is exact in the limit of many sweeps, the integral in
-      the limit of many rungs.
+      the limit of many temperatures.
     - **Cost** of a step:
       ``num_units * num_temperatures * num_sweeps * (num_local_steps + 2)`` densities
       with gradients.
@@ -157,12 +154,12 @@ class ThermodynamicMLE(MaximumLikelihood):
         local_move: str = "mala",
         step_size: float = 0.1,
     ) -> None:
-        super().__init__(unit_plate)
+        super().__init__(unit_plate, persistent, local_move, step_size)
         if temperatures is not None:
             self._ladder = tuple(check_ladder(temperatures).tolist())
         elif callable(power):
             check_function("power", power, "a number or a schedule")
-            # Only to check the number of rungs.
+            # Only to check the number of temperatures.
             self._ladder = tuple(power_ladder(num_temperatures, 1.0).tolist())
         else:
             self._ladder = tuple(power_ladder(num_temperatures, power).tolist())
@@ -171,20 +168,12 @@ class ThermodynamicMLE(MaximumLikelihood):
                 "power must be a number where adapt_ladder moves the ladder, got a "
                 "schedule."
             )
-        if estimator not in ("steppingstone", "thermodynamic"):
-            raise ValueError(
-                "estimator must be 'steppingstone' or 'thermodynamic', got "
-                f"{estimator!r}."
-            )
         self.num_temperatures = len(self._ladder)
-        self.num_sweeps = check_count("num_sweeps", num_sweeps)
-        self.num_local_steps = check_count("num_local_steps", num_local_steps)
-        self.persistent = as_flag("persistent", persistent)
+        self.num_sweeps = as_count("num_sweeps", num_sweeps)
+        self.num_local_steps = as_count("num_local_steps", num_local_steps)
         self.adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
         self.power = power if callable(power) and temperatures is None else None
-        self.estimator = estimator
-        self.local_move = check_move(local_move)
-        self.step_size = check_step_size(step_size)
+        self.estimator = as_name("estimator", estimator, _VALUES)
 
     def start(self, rng_key: jax.Array, unit_model: UnitModel) -> Memory:
         """Start every unit's population at draws of the prior."""
@@ -196,21 +185,14 @@ class ThermodynamicMLE(MaximumLikelihood):
         }
         if self.persistent:
             shape = (unit_model.num_data, self.num_temperatures)
-            position = prior_positions(rng_key, unit_model, shape)
-            memory.update(Chains.start(position, self.step_size)._asdict())
+            memory.update(self._new_chains(rng_key, unit_model, shape)._asdict())
         return memory
 
     def _temperatures(self, memory: Memory | None) -> jax.Array:
-        """Ladder of this step.
-
-        Raises
-        ------
-        ValueError
-            If it is to change from step to step, and there is no memory.
-        """
+        """Ladder of this step."""
         if self.power is None and not self.adapt_ladder:
             return jnp.array(self._ladder)
-        check_memory(memory, type(self).__name__)
+        self._check_memory(memory)
         if self.power is None:
             return memory["temperatures"]
         return jnp.linspace(0.0, 1.0, self.num_temperatures) ** self.power(
@@ -227,25 +209,12 @@ class ThermodynamicMLE(MaximumLikelihood):
         """Sweep the populations of the batch; the score is that at ``t = 1``."""
         key_start, key_sweeps = jax.random.split(rng_key)
         temperatures = self._temperatures(memory)
-        if self.persistent:
-            check_memory(memory, type(self).__name__)
-            chains = Chains(*(memory[n][unit_model.index] for n in Chains._fields))
-        else:
-            shape = (unit_model.num_units, self.num_temperatures)
-            position = prior_positions(key_start, unit_model, shape)
-            chains = Chains.start(position, self.step_size)
+        chains = self._chains(key_start, unit_model, memory, self.num_temperatures)
         chains = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), chains)
         done = self._sweep(key_sweeps, unit_model, temperatures, chains)
         if memory is not None:
             memory = self._remember(memory, unit_model, temperatures, done)
-
-        at_posterior = jax.lax.stop_gradient(done.at_posterior)
-
-        def score(position: jax.Array) -> jax.Array:
-            values, _ = unit_model.constrain(position)
-            return complete_data(unit_model, jax.lax.stop_gradient(values), params)
-
-        surrogate = jnp.mean(jax.vmap(score)(at_posterior))
+        surrogate = mean_score(unit_model, done.at_posterior, params, axis=0)
         value = _VALUES[self.estimator](temperatures, done.log_likelihood)
         return jnp.mean(value), surrogate, memory
 
@@ -269,10 +238,8 @@ class ThermodynamicMLE(MaximumLikelihood):
                 temperatures,
                 rejection,
             )
-        for name, values in done.chains._asdict().items() if self.persistent else ():
-            values = jnp.moveaxis(values, 0, 1)
-            memory[name] = memory[name].at[unit_model.index].set(values)
-        return memory
+        chains = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), done.chains)
+        return self._keep(memory, unit_model, chains)
 
     def _sweep(
         self,
@@ -312,7 +279,7 @@ class ThermodynamicMLE(MaximumLikelihood):
             )
             position = jnp.take_along_axis(position, permutation[..., None], axis=0)
             log_likelihood = jnp.take_along_axis(log_likelihood, permutation, axis=0)
-            # Step sizes belong to the rungs, and stay.
+            # Step sizes belong to the temperatures, and stay.
             first = jax.tree.map(lambda x: x[:1], chains)
             moved = jax.tree.map(lambda *x: jnp.concatenate(x), first, others)
             found = (
@@ -324,7 +291,7 @@ class ThermodynamicMLE(MaximumLikelihood):
             return (moved._replace(position=position), parity + 1), found
 
         key_parity, key_sweeps = jax.random.split(rng_key)
-        # Odd or even first, so that both kinds of pairs are asked over the steps.
+        # Odd or even first, so that both kinds of pairs get their turn over the steps.
         parity = jax.random.randint(key_parity, (), 0, 2)
         keys = jax.random.split(key_sweeps, self.num_sweeps)
         (chains, _), found = jax.lax.scan(sweep, (chains, parity), keys)
@@ -338,7 +305,7 @@ class ThermodynamicMLE(MaximumLikelihood):
 
 
 def _steppingstone(temperatures: jax.Array, log_likelihood: jax.Array) -> jax.Array:
-    """Log likelihood of each unit, from one of each sweep, rung and unit."""
+    """Log likelihood of each unit; that of ``(num_sweeps, ...)`` along the ladder."""
     num_sweeps = log_likelihood.shape[0]
     weights = jnp.diff(temperatures)[:, None] * log_likelihood[:, :-1]
     return jnp.sum(jax.nn.logsumexp(weights, axis=0) - np.log(num_sweeps), axis=0)

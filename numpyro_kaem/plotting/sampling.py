@@ -9,7 +9,7 @@ from numpyro.infer import MCMC
 from numpyro_kaem._checks import as_count, as_number
 from numpyro_kaem.diagnostics import CalibrationResult
 from numpyro_kaem.infer import ImportanceResult, log_evidence
-from numpyro_kaem.infer.importance_result import GOOD_PARETO_K, MAX_PARETO_K
+from numpyro_kaem.infer.weights import GOOD_PARETO_K, MAX_PARETO_K
 from numpyro_kaem.plotting.style import COLORS, LEARNED, TRUTH, make_axes
 from numpyro_kaem.training import FitResult
 
@@ -326,7 +326,7 @@ def plot_calibration(
             f"result must be a CalibrationResult, got {type(result).__name__}."
         )
     level = as_number("level", level, "between 0 and 1", lambda value: 0 < value < 1)
-    points = np.arange(1, result.num_draws + 1) / (result.num_draws + 1)
+    points = np.arange(1, result.num_samples + 1) / (result.num_samples + 1)
     lower, upper = _envelope(result.num_simulations, points, level)
     ax = make_axes(ax, (), (5.6, 3.6))[()]
     ax.fill_between(
@@ -344,7 +344,7 @@ def plot_calibration(
     for name, ranks in result.ranks.items():
         columns = ranks.reshape(len(ranks), -1)
         for column in range(columns.shape[1]):
-            below = columns[:, column, None] < points * (result.num_draws + 1) - 0.5
+            below = columns[:, column, None] < points * (result.num_samples + 1) - 0.5
             own = name if columns.shape[1] == 1 else f"{name}[{column}]"
             ax.plot(
                 points,

@@ -14,6 +14,7 @@ from scipy import stats
 
 from numpyro_kaem.infer import AnnealedLangevin, ladder
 from tests.helpers import assert_close, assert_within_mcse
+from tests.infer.test_swaps import ideal_round_trip_rate
 
 OF_MCMC = ("chain_method", "thinning", "jit_model_args")
 
@@ -65,7 +66,7 @@ def test_gaussian_law_at_every_rung(model, local_move):
     y = np.array([0.5, 3.0])
     options = {"num_temperatures": 5, "local_move": local_move}
     mcmc = runner(model, num_chains=4, num_samples=2000, **options)
-    fields = ("rungs.position", "temperatures", "rung_log_likelihood")
+    fields = ("replicas.position", "temperatures", "replica_log_likelihood")
     mcmc.run(jax.random.key(0), y, extra_fields=fields)
     extra = mcmc.get_extra_fields(group_by_chain=True)
     for chain in range(4):
@@ -73,7 +74,7 @@ def test_gaussian_law_at_every_rung(model, local_move):
         assert np.all(ladder == ladder[0])
         for k, t in enumerate(ladder[0]):
             mean, covariance = gaussian_at(t, y)
-            draws = np.asarray(extra["rungs.position"][chain, :, k], dtype=float)
+            draws = np.asarray(extra["replicas.position"][chain, :, k], dtype=float)
             centred = draws - mean
             products = np.stack(
                 [centred[:, 0] ** 2, centred[:, 1] ** 2, centred[:, 0] * centred[:, 1]]
@@ -97,8 +98,8 @@ def test_bounded_law_at_every_rung():
 
     y = 10
     mcmc = runner(binomial, num_chains=4, num_samples=2000, num_temperatures=5)
-    mcmc.run(jax.random.key(0), y, extra_fields=("rungs.position",))
-    position = mcmc.get_extra_fields(group_by_chain=True)["rungs.position"][..., 0]
+    mcmc.run(jax.random.key(0), y, extra_fields=("replicas.position",))
+    position = mcmc.get_extra_fields(group_by_chain=True)["replicas.position"][..., 0]
     p = np.asarray(jax.nn.sigmoid(position), dtype=float)
     for chain, rungs in enumerate(np.asarray(mcmc.last_state.temperatures)):
         for k, t in enumerate(rungs):
@@ -140,7 +141,7 @@ def faults_at_two_modes(num_samples):
     centre = np.where(in_small[..., None], CENTRES[0], CENTRES[1])
     spread = ((z - centre) ** 2).mean()
     rejection = 1 - np.asarray(state.mean_swap_acceptance, dtype=float)
-    ideal = ladder.ideal_round_trip_rate(jnp.asarray(rejection))
+    ideal = ideal_round_trip_rate(jnp.asarray(rejection))
     ideal = np.asarray(ideal).reshape(5, 4).mean(-1)
     rate = np.asarray(state.round_trip_rate).reshape(5, 4).mean(-1)
     agrees = {
@@ -178,7 +179,7 @@ WRONG_SWAPS = {
 @pytest.mark.parametrize("fault", WRONG_SWAPS)
 def test_wrong_swaps_are_found(fault, monkeypatch):
     wrong = WRONG_SWAPS[fault]
-    monkeypatch.setattr("numpyro_kaem.infer.population.swap_probabilities", wrong)
+    monkeypatch.setattr("numpyro_kaem.infer.annealed.swap_probabilities", wrong)
     assert fault in faults_at_two_modes(1000)
 
 
@@ -216,7 +217,7 @@ def test_shapes_and_meaning_of_what_is_collected(vectorized):
     assert samples["shift"].shape == samples["mean"].shape == (2, 20, 2)
     assert np.all(samples["rate"] > 0)
     extra = vectorized.get_extra_fields(group_by_chain=True)
-    assert extra["rung_log_likelihood"].shape == (2, 20, 4)
+    assert extra["replica_log_likelihood"].shape == (2, 20, 4)
     assert extra["mean_log_likelihood"].shape == (2, 20, 4)
     assert extra["temperatures"].shape == extra["accept_prob"].shape == (2, 20, 4)
     assert extra["swap_acceptance"].shape == (2, 20, 3)
@@ -224,9 +225,9 @@ def test_shapes_and_meaning_of_what_is_collected(vectorized):
         assert extra[name].shape == (2, 20)
     # The chain at t = 1 is what is collected.
     expected = stats.norm.logpdf(Y, samples["mean"], 0.5).sum(-1)
-    assert_close(extra["rung_log_likelihood"][..., -1], expected, rtol=(1e-4, 1e-9))
+    assert_close(extra["replica_log_likelihood"][..., -1], expected, rtol=(1e-4, 1e-9))
     # Means begin when warm-up ends.
-    running = np.cumsum(extra["rung_log_likelihood"], 1) / np.arange(1, 21)[:, None]
+    running = np.cumsum(extra["replica_log_likelihood"], 1) / np.arange(1, 21)[:, None]
     assert_close(extra["mean_log_likelihood"], running, rtol=(1e-4, 1e-9))
     running = np.cumsum(extra["swap_acceptance"], 1) / np.arange(1, 21)[:, None]
     assert_close(extra["mean_swap_acceptance"], running, rtol=(1e-4, 1e-9))
@@ -236,9 +237,9 @@ def test_shapes_and_meaning_of_what_is_collected(vectorized):
     assert_close(extra["round_trip_rate"], rate)
     state = vectorized.last_state
     assert state.i.tolist() == [80, 80]
-    assert np.all(np.sort(state.travels.replica, -1) == np.arange(4))
+    assert np.all(np.sort(state.tracker.replica, -1) == np.arange(4))
     dtype = jnp.zeros(()).dtype
-    assert all(x.dtype == dtype for x in (*state.z.values(), *state.rungs))
+    assert all(x.dtype == dtype for x in (*state.z.values(), *state.replicas))
     # The potential energy is NumPyro's.
     one = jax.tree.map(lambda x: x[1], state)
     expected = numpyro.infer.util.potential_energy(ratio, (Y,), {}, one.z)
@@ -261,7 +262,7 @@ def test_other_ways_to_run_give_the_same_draws(vectorized):
     for chain_method in ("vectorized", "sequential", "parallel"):
         mcmc = runner(ratio, 2, 0, 4, chain_method=chain_method)
         mcmc.run(jax.random.key(3), Y, extra_fields=("swap_acceptance",))
-        assert mcmc.last_state.rungs.position.shape == (2, 4, 3)
+        assert mcmc.last_state.replicas.position.shape == (2, 4, 3)
         extra = mcmc.get_extra_fields(group_by_chain=True)
         runs.append({**mcmc.get_samples(group_by_chain=True), **extra})
     for other in runs[1:]:
@@ -280,7 +281,7 @@ def test_other_ways_to_run_give_the_same_draws(vectorized):
     mcmc = runner(ratio, 1, 60, 5)
     mcmc.run(jax.random.PRNGKey(3), y=Y)
     state = mcmc.last_state
-    assert state.rungs.position.shape == (4, 3)
+    assert state.replicas.position.shape == (4, 3)
     assert "round trips" in mcmc.sampler.get_diagnostics_str(state)
     mcmc.post_warmup_state = state
     mcmc.run(state.rng_key, y=Y)
@@ -323,7 +324,7 @@ def test_new_data_are_used_by_the_compiled_sampler():
         mcmc.run(jax.random.key(0), jnp.array(y))
         assert np.all(np.abs(mcmc.get_samples()["z"] - y) < 1.0)
         expected = stats.norm.logpdf(y, mcmc.get_samples()["z"], 0.1)
-        value = mcmc.get_extra_fields()["rung_log_likelihood"][:, -1]
+        value = mcmc.get_extra_fields()["replica_log_likelihood"][:, -1]
         assert_close(value, expected, rtol=(1e-3, 1e-9), atol=(1e-3, 1e-9))
     # New data in the middle of a run: only the likelihoods that are cached lag.
     mcmc.post_warmup_state = mcmc.last_state
@@ -336,20 +337,22 @@ def test_what_is_given_is_kept():
     start = {"rate": jnp.array([0.1, 0.2]), "shift": jnp.ones((2, 2))}
     kernel = AnnealedLangevin(ratio, num_temperatures=4)
     state = kernel.init(jax.random.split(jax.random.key(0)), 0, start, (Y,), {})
-    assert_close(state.rungs.position[:, 2], np.array([[0.1, 1.0, 1.0], [0.2, 1, 1]]))
+    assert_close(
+        state.replicas.position[:, 2], np.array([[0.1, 1.0, 1.0], [0.2, 1, 1]])
+    )
     given = init_to_value(values={"rate": 2.0, "shift": jnp.array([0.5, -0.5])})
     kernel = AnnealedLangevin(ratio, num_temperatures=3, init_strategy=given)
     state = kernel.init(jax.random.key(0), 0, None, (Y,), {})
     expected = np.tile([np.log(2.0), 0.5, -0.5], (3, 1))
-    assert_close(state.rungs.position, expected, rtol=(1e-5, 1e-7))
+    assert_close(state.replicas.position, expected, rtol=(1e-5, 1e-7))
     ladder = [0.0, 0.1, 1.0]
     options = {"num_temperatures": 3, "temperatures": ladder, "adapt_ladder": False}
     mcmc = runner(ratio, **SHORT, **options, local_move="ula", step_size=0.125)
     mcmc.run(jax.random.key(0), Y)
     state = mcmc.last_state
     assert_close(state.temperatures, np.tile(ladder, (2, 1)))
-    assert np.all(state.tuning.step_size == 0.125)
-    assert not np.any(state.tuning.preconditioner.scale[:, 1:] == 1.0)
+    assert np.all(state.adaptation.step_size == 0.125)
+    assert not np.any(state.adaptation.scale[:, 1:] == 1.0)
 
 
 # --- errors ---------------------------------------------------------------------------
@@ -357,7 +360,7 @@ def test_what_is_given_is_kept():
 
 def test_bad_arguments():
     for arguments, message in (
-        ({"num_temperatures": 1}, "num_temperatures must be at least 2"),
+        ({"num_temperatures": 1}, "num_temperatures must be an integer >= 2, got 1"),
         ({"temperatures": [0.0, 0.5, 0.9]}, "temperatures must begin with 0"),
         (
             {"temperatures": [0.0, 1.0], "num_temperatures": 3},
@@ -365,17 +368,18 @@ def test_bad_arguments():
         ),
         ({"power": -1.0}, "power must be a finite number > 0"),
         ({"num_local_steps": 0}, "num_local_steps must be"),
-        ({"num_local_steps": 1.5}, "num_local_steps must be an integer"),
         ({"step_size": 0.0}, "step_size must be"),
         ({"target_accept_prob": 1.5}, "target_accept_prob must be"),
         ({"local_move": "gibbs"}, "local_move must be one of 'mala', 'pcnl'"),
         (
             {"local_move": "ula", "target_accept_prob": 0.5},
-            "target_accept_prob must be left out with 'ula'",
+            "target_accept_prob must be left out with local_move='ula'",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             AnnealedLangevin(ratio, **arguments)
+    with pytest.raises(TypeError, match="num_local_steps must be a positive integer"):
+        AnnealedLangevin(ratio, num_local_steps=1.5)
     with pytest.raises(TypeError, match="model must be a NumPyro model"):
         AnnealedLangevin(None)
 

@@ -44,7 +44,7 @@ def improper(y):
 @pytest.mark.arviz
 def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     y = jnp.array([1.0, 2.0])
-    result = sample_posterior(conjugate, jax.random.key(0), y, num_samples=4000)
+    result = sample_posterior(jax.random.key(0), conjugate, y, num_samples=4000)
     assert result.sampler == "importance"
     assert result.reliable
     assert result.importance.pareto_k <= 0.7
@@ -64,7 +64,7 @@ def test_importance_sampling_is_kept_where_it_is_fit(capsys):
 def test_chains_are_taken_where_the_weights_fail(capsys):
     y = jnp.linspace(-1.0, 1.0, 15)
     options = {"num_samples": 1000, "num_warmup": 300, "progress_bar": False}
-    result = sample_posterior(many, jax.random.key(0), y, **options)
+    result = sample_posterior(jax.random.key(0), many, y, **options)
     assert result.sampler == "NUTS"
     assert result.reliable
     assert result.samples["mean"].shape == (1000, 15)
@@ -76,7 +76,7 @@ def test_chains_are_taken_where_the_weights_fail(capsys):
     assert "check_modes=True" in result.report[2]
     assert capsys.readouterr().out == ""
     options |= {"num_samples": 8000, "num_warmup": 500, "kernel": MALA}
-    result = sample_posterior(many, jax.random.key(0), y, **options)
+    result = sample_posterior(jax.random.key(0), many, y, **options)
     assert result.sampler == "MALA"
     assert result.samples["mean"].shape == (8000, 15)
 
@@ -84,7 +84,7 @@ def test_chains_are_taken_where_the_weights_fail(capsys):
 @pytest.mark.long
 def test_the_annealed_population_is_taken_where_chains_disagree():
     y = jnp.full(2, 4.0)
-    result = sample_posterior(two_modes, jax.random.key(0), y, progress_bar=False)
+    result = sample_posterior(jax.random.key(0), two_modes, y, progress_bar=False)
     assert result.sampler == "AnnealedLangevin"
     assert result.reliable
     assert result.missed_modes is None
@@ -111,7 +111,7 @@ def test_chains_that_agree_are_checked_for_a_missed_mode():
         with warnings.catch_warnings():
             # The population may be told to need more warm-up, which is not tested here.
             warnings.filterwarnings("ignore", message=".*draws of the prior")
-            result = sample_posterior(narrow, jax.random.key(key), 4.5, **options)
+            result = sample_posterior(jax.random.key(key), narrow, 4.5, **options)
         if result.missed_modes is not None:
             break  # All four chains have started, and stayed, beside the nearer mode.
     assert "4 chains of NUTS: largest R-hat 1.0" in result.report[1]
@@ -119,7 +119,7 @@ def test_chains_that_agree_are_checked_for_a_missed_mode():
     assert result.missed_modes.found
     assert abs(np.mean(np.asarray(result.samples["z"]) < 0) - 0.5) < 0.1
     y = jnp.linspace(-1.0, 1.0, 15)
-    result = sample_posterior(many, jax.random.key(0), y, **options)
+    result = sample_posterior(jax.random.key(0), many, y, **options)
     assert result.sampler == "NUTS"
     assert not result.missed_modes.found
     assert result.report[-1] == "The draws of NUTS are kept."
@@ -128,7 +128,7 @@ def test_chains_that_agree_are_checked_for_a_missed_mode():
 @pytest.mark.long
 def test_without_draws_of_the_prior_and_without_a_reliable_sampler():
     y = jnp.array([1.0, 2.0])
-    result = sample_posterior(improper, jax.random.key(0), y, progress_bar=False)
+    result = sample_posterior(jax.random.key(0), improper, y, progress_bar=False)
     assert result.sampler == "NUTS"
     assert result.importance is None
     assert "no proposals" in result.report[0]
@@ -140,7 +140,7 @@ def test_without_draws_of_the_prior_and_without_a_reliable_sampler():
 
     options = {"num_warmup": 20, "progress_bar": False}
     with pytest.warns(UserWarning, match="not reliable either"):
-        result = sample_posterior(flat, jax.random.key(0), 0.5, **options)
+        result = sample_posterior(jax.random.key(0), flat, 0.5, **options)
     assert not result.reliable
 
 
@@ -193,7 +193,7 @@ def test_runs_agree_unless_one_has_missed_a_mode():
     # The other mode of a component has the mass 1 / (1 + exp(1.2)).
     assert abs(comparison.mass - 0.23) < 0.15 or "principal" in comparison.where
     assert comparison.probability < 1e-3
-    assert "different laws" in str(comparison)
+    assert "different distributions" in str(comparison)
     assert comparison.where in str(comparison)
 
 
@@ -232,7 +232,8 @@ def test_bad_input(finished):
     for model, options, error, message in (
         (conjugate, {"kernel": "nuts"}, TypeError, "kernel must be what makes an MCMC"),
         (conjugate, {"num_samples": 0}, ValueError, "num_samples"),
+        (conjugate, {"num_particles": 2.5}, TypeError, "num_particles"),
         (discrete, {}, ValueError, "discrete 'k'"),
     ):
         with pytest.raises(error, match=message):
-            sample_posterior(model, jax.random.key(0), y, **options)
+            sample_posterior(jax.random.key(0), model, y, **options)

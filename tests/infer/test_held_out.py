@@ -14,7 +14,8 @@ from numpyro_kaem.infer import held_out_log_likelihood
 from numpyro_kaem.objectives import LangevinMLE
 from tests.objectives import closed_model
 
-OPTIONS = {"rng_key": jax.random.key(3), "progress_bar": False}
+KEY = jax.random.key(3)
+OPTIONS = {"progress_bar": False}
 WEIGHT = np.array([[1.0, 0.5, 0.0, -0.3], [0.2, 0.5, 1.0, 0.8]])
 
 
@@ -37,7 +38,7 @@ def test_linear_model_in_closed_form():
     model = linear_model()
     x = model.sample(jax.random.key(0), 10)
     # The last chunk is not full.
-    result = held_out_log_likelihood(model, x, chunk_size=4, **OPTIONS)
+    result = held_out_log_likelihood(KEY, model, x, chunk_size=4, **OPTIONS)
     error = result.values - linear_log_prob(x)
     np.testing.assert_array_less(np.abs(error), 4 * result.standard_errors)
     assert abs(error.mean()) < 4 * result.standard_error
@@ -54,6 +55,7 @@ def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
     x = jnp.array([[0.5, 0.3, -0.2, 0.1], [2.0, -1.0, 0.5, 0.5]])
     num_copies = 20_000
     result = held_out_log_likelihood(
+        KEY,
         model,
         jnp.repeat(x, num_copies, axis=0),
         num_temperatures=8,
@@ -122,7 +124,7 @@ def test_energy_priors_by_quadrature(form):
         joint="kart" if form == "kart" else None,
     )
     x = model.sample(jax.random.key(1), 6)
-    result = held_out_log_likelihood(model, x, **OPTIONS)
+    result = held_out_log_likelihood(KEY, model, x, **OPTIONS)
     error = np.abs(result.values - by_quadrature(model, x))
     np.testing.assert_array_less(error, 4 * result.standard_errors + 1e-3)
     assert np.all(result.standard_errors < 0.3)
@@ -132,7 +134,7 @@ def test_energy_priors_by_quadrature(form):
 def test_a_model_of_numpyro_with_its_parameters():
     params = closed_model.initial_params()
     result = held_out_log_likelihood(
-        closed_model.model, closed_model.X, params=params, **OPTIONS
+        KEY, closed_model.model, closed_model.X, params=params, **OPTIONS
     )
     error = np.abs(result.values - closed_model.log_likelihood(params))
     np.testing.assert_array_less(error, 4 * result.standard_errors)
@@ -148,11 +150,11 @@ def test_it_rises_in_training():
     )
     x = linear_model().sample(jax.random.key(5), 220)
     train, held_out = x[:200], x[200:]
-    before = held_out_log_likelihood(model, held_out, **OPTIONS)
+    before = held_out_log_likelihood(KEY, model, held_out, **OPTIONS)
     params = kaem.fit(
         model, train, LangevinMLE(3), optax.adam(0.05), 200, progress_bar=False
     ).params
-    after = held_out_log_likelihood(model, held_out, params=params, **OPTIONS)
+    after = held_out_log_likelihood(KEY, model, held_out, params=params, **OPTIONS)
     assert after.mean > before.mean + 1
     # No model is better in the mean than the one that made the data, but by chance.
     exact = linear_log_prob(held_out)
@@ -164,9 +166,11 @@ def test_it_rises_in_training():
 def test_data_that_cannot_be():
     prior = kaem.KAEMPrior(energies(2))
     model = kaem.KAEM(prior, lambda z: dist.Uniform(z[..., 0], z[..., 0] + 1.0))
-    with pytest.warns(UserWarning, match="1 of 2 data have less than 5%"):
+    with pytest.warns(
+        UserWarning, match="1 of 2 data have an effective sample size below 5%"
+    ):
         result = held_out_log_likelihood(
-            model, jnp.array([0.3, 50.0]), num_temperatures=4, **OPTIONS
+            KEY, model, jnp.array([0.3, 50.0]), num_temperatures=4, **OPTIONS
         )
     assert np.isfinite(result.values[0])
     assert result.values[1] == -np.inf
@@ -202,10 +206,11 @@ def test_wrong_arguments():
         (
             {"model": deep, "data": np.zeros((5, 3))},
             ValueError,
-            r"priors with a normaliser.*at 'z'",
+            r"priors with a normalizing constant.*at 'z'",
         ),
     ]
     given = {"model": linear_model(), "data": np.zeros((5, 4)), **OPTIONS}
+    given["rng_key"] = KEY
     for options, error, message in cases:
         with pytest.raises(error, match=message):
             held_out_log_likelihood(**{**given, **options})

@@ -17,7 +17,8 @@ from scipy import integrate, stats
 
 import numpyro_kaem as kaem
 from numpyro_kaem.infer import ImportanceSampling
-from numpyro_kaem.infer.importance_proposals import Options, propose
+from numpyro_kaem.infer.importance import Proposals, draw_and_weigh
+from numpyro_kaem.infer.units import ModelRun
 from tests.helpers import assert_close, with_long
 
 X = np.array([0.4, 1.9, -0.3])
@@ -373,8 +374,9 @@ def test_size_of_what_the_model_computes(key):
 
     def largest(share, chunk_size):
         """Number of hidden values in the largest array that holds them."""
-        options = Options("units", share, chunk_size)
-        lowered = propose.lower(model, None, {}, options, 64, key, arguments, {})
+        run = ModelRun(model, {}, arguments, {}, "units")
+        proposals = Proposals(run, None, share)
+        lowered = draw_and_weigh.lower(proposals, 64, chunk_size, key)
         shapes = re.findall(rf"tensor<([\dx]*)x{hidden}xf", lowered.as_text())
         return max(np.prod([int(size) for size in s.split("x")]) for s in shapes)
 

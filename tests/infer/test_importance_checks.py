@@ -134,7 +134,7 @@ def test_bad_input(key):
             ImportanceSampling(**options).run(key, *(args or [X]))
     for options, error, message in (
         ({"num_samples": 0}, ValueError, "num_samples must be a positive"),
-        ({"num_samples": 10.0}, ValueError, "num_samples must be a positive"),
+        ({"num_samples": 10.0}, TypeError, "num_samples must be a positive"),
         ({"chunk_size": -1}, ValueError, "chunk_size must be a positive"),
         ({"share_proposals": True}, ValueError, "share_proposals=True needs"),
         ({"unit_plate": 3}, TypeError, "unit_plate must be the name"),

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
-from numpyro_kaem.infer.annealed import Rules, Tuning
+from numpyro_kaem.infer.annealed import Adaptation, Means, Warmup
 from numpyro_kaem.infer.ladder import (
+    _monotone_interpolation,
     check_ladder,
     equal_rejection_ladder,
-    monotone_interpolation,
     power_ladder,
 )
-from numpyro_kaem.infer.population import Means
 from tests.helpers import assert_close
 
 
@@ -28,14 +27,12 @@ def test_power_law_and_given_ladder():
 
 def test_errors():
     for function, arguments, message in (
-        (power_ladder, (1,), "num_temperatures must be at least 2"),
-        (power_ladder, (2.5,), "num_temperatures must be an integer"),
-        (power_ladder, (True,), "num_temperatures must be an integer"),
+        (power_ladder, (1,), "num_temperatures must be an integer >= 2, got 1"),
         (power_ladder, (4, 0.0), "power must be a finite number > 0"),
         (power_ladder, (4, np.inf), "power must be a finite number > 0"),
-        (power_ladder, (40, 30.0), "power must leave 40 rungs apart"),
-        (check_ladder, ([1.0],), "at least 2 rungs"),
-        (check_ladder, ([],), "at least 2 rungs"),
+        (power_ladder, (40, 30.0), "power must leave 40 temperatures distinct"),
+        (check_ladder, ([1.0],), "at least 2 values"),
+        (check_ladder, ([],), "at least 2 values"),
         (check_ladder, ([[0.0, 1.0]],), r"one-dimensional, got .* shape \(1, 2\)"),
         (check_ladder, ([0.1, 0.5, 1.0],), "begin with 0 .* got 0.1 to 1"),
         (check_ladder, ([0.0, 0.5, 0.9],), "end with 1 .* got 0 to 0.9"),
@@ -46,10 +43,13 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=message):
             function(*arguments)
+    for number in (2.5, True):
+        with pytest.raises(TypeError, match="num_temperatures must be an integer"):
+            power_ladder(number)
 
 
 def test_interpolation_is_that_of_scipy():
-    interpolate = jax.jit(monotone_interpolation)
+    interpolate = jax.jit(_monotone_interpolation)
     for size in (2, 3, 4, 12):
         rng = np.random.default_rng(size)
         x = np.cumsum(rng.uniform(0.05, 1.0, size)).astype(np.float32)
@@ -96,7 +96,7 @@ def test_warmup_moves_rungs_to_where_swaps_are_rejected():
     ladder, position = jnp.array([0.0, 0.5, 1.0]), jnp.zeros((3, 1))
     acceptance = jnp.array([0.2, 0.9])
     means = Means.start(position)._replace(swap_acceptance=acceptance)
-    tuning = Tuning.start(ladder, 1.0, position)
-    new = Rules(100, None, True, True)._renew(tuning, means).temperatures
+    known = Adaptation.start(ladder, 1.0, position)
+    new = Warmup(100, None, True, True)._renew(known, means).temperatures
     assert_close(new, equal_rejection_ladder(ladder, jnp.array([0.8, 0.1])))
     assert new[1] < 0.4

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from numpyro_kaem.infer import langevin
-from numpyro_kaem.infer.kernel import Preconditioner, evaluate
+from numpyro_kaem.infer.langevin import evaluate
 from tests.helpers import assert_close
 
 STEPS = [langevin.mala_step, langevin.auto_mala_step, langevin.pcnl_step]
@@ -20,11 +20,11 @@ def log_gamma(z):
 
 
 def advance(step, position, step_size, keys, log_density=log_gamma):
-    preconditioner = Preconditioner(jnp.asarray(SCALE))
+    scale = jnp.asarray(SCALE)
     state = jax.vmap(lambda z: evaluate(log_density, z))(position)
 
     def one(key, state, step_size):
-        return step(key, log_density, state, step_size, preconditioner)
+        return step(key, log_density, state, step_size, scale)
 
     many = jax.jit(jax.vmap(one))
     step_size = np.broadcast_to(step_size, len(position))

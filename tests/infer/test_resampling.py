@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from numpyro_kaem.infer import resample_below, resample_indices
-from numpyro_kaem.infer.resampling import METHODS, effective_sample_size
+from numpyro_kaem.infer.weights import METHODS, effective_sample_size
 from tests.helpers import assert_close
 
 WEIGHTS = np.array([0.0, 0.31, 0.02, 0.0, 0.27, 0.0, 0.4, 0.0])
@@ -110,8 +110,7 @@ def test_only_units_below_the_threshold(key):
 def test_bad_input(key):
     for log_weights, options, message in (
         (np.zeros(4), {"method": "best"}, "method must be one of 'multinomial'"),
-        (np.zeros(4), {"num_samples": 0}, "num_samples must be a positive whole"),
-        (np.zeros(4), {"num_samples": 2.5}, "num_samples must be a positive whole"),
+        (np.zeros(4), {"num_samples": 0}, "num_samples must be a positive integer"),
         (np.zeros((2, 2, 2)), {}, "log_weights must have shape"),
         (np.zeros(0), {}, "log_weights must have shape"),
         (np.array([0.0, np.nan]), {}, "got NaN or inf"),
@@ -121,5 +120,7 @@ def test_bad_input(key):
     ):
         with pytest.raises(ValueError, match=message):
             resample_indices(key, log_weights, **options)
+    with pytest.raises(TypeError, match="num_samples must be a positive integer"):
+        resample_indices(key, np.zeros(4), 2.5)
     with pytest.raises(ValueError, match="threshold must be within"):
         resample_below(key, np.zeros(3), 1.5)

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from numpyro_kaem.infer.ladder import (
-    Travels,
+    ReplicaTracker,
     even_odd_permutation,
-    ideal_round_trip_rate,
     swap_probabilities,
 )
 from tests.helpers import assert_close
 
 LADDER = np.array([0.0, 0.2, 0.5, 1.0])
+
+
+def ideal_round_trip_rate(rejection):
+    """Round trips per iteration if local moves were perfect (Syed et al. 2022)."""
+    return 1 / (2 + 2 * jnp.sum(rejection / (1 - rejection), -1))
 
 
 def test_probability_is_the_ratio_of_the_joint_densities():
@@ -88,7 +92,7 @@ def test_round_trips_of_all_replicas_are_counted(num_rungs, key):
         permutations = swap(keys, jnp.arange(400), jnp.full(num_rungs - 1, 0.7))
         travels, _ = jax.lax.scan(
             lambda travels, permutation: (travels.follow(permutation), None),
-            Travels.start(num_rungs),
+            ReplicaTracker.start(num_rungs),
             permutations,
         )
         return permutations, travels, travels.restart()
@@ -118,7 +122,7 @@ def test_ideal_rate_is_that_of_independent_decisions(acceptance, key):
         return travels.follow(permutation), None
 
     inputs = jax.random.split(key, num_iterations), jnp.arange(num_iterations)
-    travels, _ = jax.lax.scan(body, Travels.start(num_rungs), inputs)
+    travels, _ = jax.lax.scan(body, ReplicaTracker.start(num_rungs), inputs)
     rate = float(travels.round_trips) / num_iterations
     np.testing.assert_allclose(
         rate, ideal_round_trip_rate(1 - probabilities), rtol=0.05

@@ -189,7 +189,7 @@ def impossible(y):
 def test_models_and_starts_that_are_refused():
     far = float(jnp.finfo(jnp.zeros(()).dtype).max) ** 0.75
     for model, init_params, message in (
-        (no_latent, None, r"at least one latent site.*sites are 'y'"),
+        (no_latent, None, r"a latent site to sample.*sites are 'y'"),
         (discrete, None, r"continuous latent sites, got the discrete 'k' \(Poisson"),
         (delta, None, r"got a Delta at 'z'"),
         (unobserved, None, r"an observed site .* latent sites are 'z'"),

@@ -65,7 +65,7 @@ def test_ladder_shows_the_integral_swaps_and_trips(population):
 def test_ladder_of_a_run_that_kept_less(population, monkeypatch):
     """A mean that the prior has not is left out, and trips are those at the end."""
     evidence = kaem.infer.log_evidence(population)
-    none = kaem.infer.EvidenceEstimate(np.nan, np.nan, np.nan)
+    none = kaem.infer.Estimate(np.nan, np.nan)
     monkeypatch.setattr(
         "numpyro_kaem.plotting.sampling.log_evidence",
         lambda mcmc: dataclasses.replace(evidence, thermodynamic=none),
