@@ -35,10 +35,10 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference law of NumPyro, the same law of SciPy, and a grid away from 0."""
+    """A reference of NumPyro, the same distribution of SciPy, and a grid not at 0."""
 
     make: Callable[[], Any]
-    law: Any
+    distribution: Any
     grid: tuple[float, float]
     breaks: tuple[float, ...] = field(default=())
     """Points inside the grid where a derivative of the density jumps."""
@@ -130,7 +130,7 @@ class Oracle:
     energy
         Energies of all columns at points of the grid, in float64: ``(..., 1)`` or
         ``(..., columns)`` to ``(..., columns)``.
-    law
+    distribution
         Frozen distribution of SciPy.
     low, high
         Ends of the grid.
@@ -138,10 +138,10 @@ class Oracle:
         More points where the density is not smooth.
     """
 
-    def __init__(self, energy, law, low, high, breaks=(), num_panels=240):
+    def __init__(self, energy, distribution, low, high, breaks=(), num_panels=240):
         self.energy = lambda z: energy(np.clip(z, low, high))
-        self.law = law
-        ends = law.support()
+        self.distribution = distribution
+        ends = distribution.support()
         start, stop = max(low, ends[0]), min(high, ends[1])
         halves = 2.0 ** -np.arange(0.0, 45.0)
         edges = [
@@ -161,13 +161,16 @@ class Oracle:
         self.nodes = edges[:-1, None] + width * (nodes + 1) / 2
         values = self.energy(self.nodes[..., None])
         self.shift = values.max((0, 1))
-        log_law = law.logpdf(self.nodes)[..., None]
-        mass = np.exp(values - self.shift + log_law) * (width * weights / 2)[..., None]
+        log_distribution = distribution.logpdf(self.nodes)[..., None]
+        mass = (
+            np.exp(values - self.shift + log_distribution)
+            * (width * weights / 2)[..., None]
+        )
         mass = mass.sum(1)
         ends = [self.energy(np.array([e])) for e in (start, stop)]
         self.tail_scales = [np.exp(e - self.shift) for e in ends]
-        below = self.tail_scales[0] * law.cdf(start)
-        above = self.tail_scales[1] * law.sf(stop)
+        below = self.tail_scales[0] * distribution.cdf(start)
+        above = self.tail_scales[1] * distribution.sf(stop)
         self.total = below + mass.sum(0) + above
         self.log_normalizer = np.log(self.total) + self.shift
         self.below = np.cumsum(np.concatenate([below[None], mass]), 0) / self.total
@@ -177,7 +180,7 @@ class Oracle:
     def log_prob(self, z):
         """Log densities at ``z``, shape (..., columns)."""
         z = np.asarray(z, float)
-        return self.energy(z) + self.law.logpdf(z) - self.log_normalizer
+        return self.energy(z) + self.distribution.logpdf(z) - self.log_normalizer
 
     def cdf_pair(self, z):
         """Masses below and above ``z``, shape (points, columns)."""
@@ -199,9 +202,9 @@ class Oracle:
                 )
         low, high = self.edges[0], self.edges[-1]
         scales = [s / self.total for s in self.tail_scales]
-        tail = scales[0] * self.law.cdf(np.minimum(z, low))
+        tail = scales[0] * self.distribution.cdf(np.minimum(z, low))
         below, above = np.where(z < low, [tail, 1 - tail], [below, above])
-        tail = scales[1] * self.law.sf(np.maximum(z, high))
+        tail = scales[1] * self.distribution.sf(np.maximum(z, high))
         below, above = np.where(z > high, [1 - tail, tail], [below, above])
         return below, above
 
@@ -218,8 +221,10 @@ class Oracle:
             for i in range(z.shape[1])
         ]
         low, high = (s / self.total for s in self.tail_scales)
-        below = np.where(z < edges[0], low * self.law.cdf(z), np.stack(columns, -1))
-        return np.where(z > edges[-1], 1 - high * self.law.sf(z), below)
+        below = np.where(
+            z < edges[0], low * self.distribution.cdf(z), np.stack(columns, -1)
+        )
+        return np.where(z > edges[-1], 1 - high * self.distribution.sf(z), below)
 
 
 def unit_energy(basis, coefficients, low, high, base=None, base_weight=0.0):
@@ -258,13 +263,15 @@ class Built:
 
         The mass of a panel is off by the second, relative.
         """
-        law, reference = self.reference.law, self.prior.reference
+        distribution, reference = self.reference.distribution, self.prior.reference
         edges = self.oracle.edges
         z = np.concatenate([self.oracle.nodes[::2, ::4].ravel(), edges])
         z = np.unique(z.astype(self.dtype))
         z = z[(z > edges[0]) & (z < edges[-1])]
-        log_error = np.abs(np.asarray(reference.log_prob(z), float) - law.logpdf(z))
-        cdf_error = np.abs(np.asarray(reference.cdf(z), float) - law.cdf(z))
+        log_error = np.abs(
+            np.asarray(reference.log_prob(z), float) - distribution.logpdf(z)
+        )
+        cdf_error = np.abs(np.asarray(reference.cdf(z), float) - distribution.cdf(z))
         return max(cdf_error.max(), np.quantile(log_error, 0.99))
 
     @functools.cached_property
@@ -280,19 +287,23 @@ class Built:
 @functools.cache
 def build(basis, reference, num_energies=NUM_ENERGIES, size=10.0, seed=0):
     """Batch of random densities whose energies are at most ``size``; made once."""
-    case, law = BASES[basis], REFERENCES[reference]
-    low, high = law.grid
+    case, distribution = BASES[basis], REFERENCES[reference]
+    low, high = distribution.grid
     rng = np.random.default_rng([seed, *basis.encode(), *reference.encode()])
     coefficients = rng.normal(size=(num_energies, case.num_features))
     on_grid = case.features(np.linspace(0.0, 1.0, 2001)) @ coefficients.T
     coefficients *= size / np.abs(on_grid).max(0)[:, None]
     coefficients = jnp.asarray(coefficients)
     energy = Energy(case.make(low, high), coefficients)
-    prior = KAEMPrior(energy, law.make())
+    prior = KAEMPrior(energy, distribution.make())
     oracle = Oracle(
-        unit_energy(case, coefficients, low, high), law.law, low, high, law.breaks
+        unit_energy(case, coefficients, low, high),
+        distribution.distribution,
+        low,
+        high,
+        distribution.breaks,
     )
-    return Built(prior, oracle, law)
+    return Built(prior, oracle, distribution)
 
 
 def ulp(z):

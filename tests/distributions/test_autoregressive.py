@@ -1,4 +1,4 @@
-"""Chains of conditional densities: one law in density, draws and transport."""
+"""Chains of conditional densities: one distribution in density, draws and transport."""
 
 import functools
 
@@ -34,7 +34,7 @@ def network(dim=2, num_features=6, seed=0, dtype=None):
     return eqx.tree_at(last, conditioner, tuple(filled))
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "uniform": lambda: None,
     "normals": lambda: dist.Normal(jnp.array([0.5, 3.0]), jnp.array([1.5, 0.5])),
 }
@@ -45,9 +45,11 @@ LAWS = {
 NUM_POINTS = 200
 
 
-@pytest.fixture(scope="module", params=with_long(LAWS, "uniform"))
+@pytest.fixture(scope="module", params=with_long(DISTRIBUTIONS, "uniform"))
 def prior(request):
-    return kaem.AutoregressiveKAEMPrior(BASIS, network(), LAWS[request.param]())
+    return kaem.AutoregressiveKAEMPrior(
+        BASIS, network(), DISTRIBUTIONS[request.param]()
+    )
 
 
 def ends_of(prior):
@@ -92,7 +94,7 @@ def test_coefficients_depend_on_the_dimensions_before():
     assert shapes == [*weights, (7,), (7,), (7,), (3, 5)]
 
 
-# --- one law -------------------------------------------------------------------------
+# --- one distribution ----------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -229,11 +231,11 @@ def test_pytree_jit_and_vmap(prior, key):
     copy = jax.tree_util.tree_unflatten(treedef, leaves)
     assert (copy.batch_shape, copy.event_shape) == ((), (2,))
     assert_close(copy.log_prob(z), expected, rtol=1e-4, atol=1e-5)
-    jitted = jax.jit(lambda law, z: law.log_prob(z))(prior, z)
+    jitted = jax.jit(lambda distribution, z: distribution.log_prob(z))(prior, z)
     assert_close(jitted, expected, rtol=1e-4, atol=1e-5)
     assert_close(jax.vmap(prior.log_prob)(z), expected, rtol=1e-4, atol=1e-5)
     stacked = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf, leaf]), prior)
-    values = jax.vmap(lambda law: law.log_prob(z))(stacked)
+    values = jax.vmap(lambda distribution: distribution.log_prob(z))(stacked)
     assert_close(values[1], expected, rtol=1e-4, atol=1e-5)
     draws = jax.vmap(lambda k: prior.sample(k))(jax.random.split(key, 3))
     assert draws.shape == (3, 2)

@@ -349,7 +349,7 @@ def test_in_a_plate_and_as_a_component(key):
     joint, _ = log_density(model, (x,), {}, {"z": z})
     expected = prior.log_prob(z).sum() + stats.norm(np.asarray(z), 0.5).logpdf(x).sum()
     assert_close(joint, expected, rtol=(1e-4, 1e-8))
-    # Mixtures of products, which keep dependence, form a joint law.
+    # Mixtures of products, which keep dependence, form a joint distribution.
     prior = KAEMPrior(Energy(RBF(-0.75, 2.5, 5), random(3, 2, 5)))
     logits = jnp.asarray([0.5, -0.5, 0.0])
     joint = dist.MixtureSameFamily(dist.Categorical(logits=logits), prior.to_event(1))
@@ -389,11 +389,13 @@ def test_supports_and_validation():
 @pytest.mark.parametrize("base", ["uniform", "normal"])
 def test_transformed(base, key):
     prior = KAEMPrior(Energy(RBF(-0.75, 2.5, 5), random(2, 5)), dist.Normal(1.25, 0.75))
-    law = prior.as_transformed(base)
-    assert (law.batch_shape, law.event_shape) == ((2,), ())
+    distribution = prior.as_transformed(base)
+    assert (distribution.batch_shape, distribution.event_shape) == ((2,), ())
     z = jnp.asarray([[-0.4, 0.9], [1.1, 2.4], [3.5, -1.5]])
-    assert_close(law.log_prob(z), prior.log_prob(z), rtol=1e-4, atol=(2e-3, 1e-8))
-    transform = law.transforms[0]
+    assert_close(
+        distribution.log_prob(z), prior.log_prob(z), rtol=1e-4, atol=(2e-3, 1e-8)
+    )
+    transform = distribution.transforms[0]
     assert transform.sign == 1
     assert transform.domain is (
         constraints.unit_interval if base == "uniform" else constraints.real
@@ -405,7 +407,7 @@ def test_transformed(base, key):
     assert_allclose(masses, prior.cdf(z), rtol=1e-3, atol=1e-6)
     back = transform(transform.inv(z))
     assert_close(back, z, rtol=(2e-3, 1e-8))
-    draws = law.sample(key, (20_000,))
+    draws = distribution.sample(key, (20_000,))
     for i in range(2):
         # Against the prior's own distribution function, itself tested elsewhere.
         u = np.asarray(prior.cdf(draws))[:, i]
@@ -455,8 +457,10 @@ def test_nuts():
     # A bounded support: the mirror image of an exponential that falls from its end.
     rate = 1.5
     prior = KAEMPrior(Energy(RBF(-0.75, 2.5, 3), jnp.zeros(3), rate, "identity"))
-    law = stats.truncexpon(b=3.25 * rate, scale=1 / rate)
-    assert_within_mcse(draws(lambda: numpyro.sample("z", prior), 6), 2.5 - law.mean())
+    distribution = stats.truncexpon(b=3.25 * rate, scale=1 / rate)
+    assert_within_mcse(
+        draws(lambda: numpyro.sample("z", prior), 6), 2.5 - distribution.mean()
+    )
 
 
 def test_errors():

@@ -13,7 +13,7 @@ from tests.helpers import assert_close, random_leaves
 
 
 class Quadratic(eqx.Module):
-    """Energy ``slope * z - z**2 / 2``, summed: a Normal law tilted to a Normal law."""
+    """Energy ``slope * z - z**2 / 2``, summed: a Normal tilted to a Normal."""
 
     slope: jax.Array
 
@@ -54,7 +54,7 @@ def test_draws_are_near_the_density(key):
     z = jnp.array([[0.3, -1.0, 4.0]])
     assert_close(prior.log_prob(z), stats.norm.logpdf(z, 0.0, 2.0).sum(-1), rtol=1e-5)
     draws = np.asarray(prior.sample(key, (4000,)), float)
-    # Unadjusted Langevin steps of size 0.4 widen a Normal law by 1 / (1 - 0.04).
+    # Unadjusted Langevin steps of size 0.4 widen a Normal by 1 / (1 - 0.04).
     expected = 2.0 / np.sqrt(1 - 0.2**2)
     assert_close(draws.std(0), np.full(3, expected), rtol=0.04)
     # No derivative goes through draws.
@@ -99,11 +99,13 @@ def test_shapes_jit_and_pytree(key):
         lambda key: eqx.nn.MLP(3, "scalar", 8, 2, jax.nn.silu, key=key), scale=0.4
     )
     prior = DeepEnergyPrior(network, 3)
-    law = prior.expand((4,)).to_event(1)
-    assert (law.batch_shape, law.event_shape) == ((), (4, 3))
-    z = jax.jit(lambda law, key: law.sample(key, (5,)))(law, key)
+    distribution = prior.expand((4,)).to_event(1)
+    assert (distribution.batch_shape, distribution.event_shape) == ((), (4, 3))
+    z = jax.jit(lambda distribution, key: distribution.sample(key, (5,)))(
+        distribution, key
+    )
     assert z.shape == (5, 4, 3)
-    assert jax.eval_shape(law.log_prob, z).shape == (5,)
+    assert jax.eval_shape(distribution.log_prob, z).shape == (5,)
     log_prob = jax.jit(lambda p, z: p.log_prob(z))
     expected = log_prob(prior, z)
     assert_close(expected, prior.log_prob(z), rtol=1e-5)

@@ -195,7 +195,11 @@ QUANTILES = {
     "BSpline": BSpline(-2.0, 2.0, 6, degree=1),
     "Chebyshev": Chebyshev(-2.0, 2.0, 8),
 }
-PAIRS = [(basis, law) for basis in QUANTILES for law in ("Normal", "Uniform")]
+PAIRS = [
+    (basis, distribution)
+    for basis in QUANTILES
+    for distribution in ("Normal", "Uniform")
+]
 
 
 @pytest.mark.parametrize(

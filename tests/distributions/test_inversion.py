@@ -45,7 +45,7 @@ def tolerance(built, z, smallest):
 
 
 def test_quantiles_and_masses(inverted, x64):
-    """Of the law by SciPy, of each other, in order, and at the ends."""
+    """Of the distribution by SciPy, of each other, in order, and at the ends."""
     built, u, quantiles = inverted
     z = np.asarray(quantiles)
     eps = np.finfo(built.dtype).eps
@@ -79,7 +79,7 @@ def test_quantiles_and_masses(inverted, x64):
     # The ends, in the shape of the fixture, which is compiled.
     q = np.resize(np.array([0.0, 1.0, np.nan, -0.5, 1.5], u.dtype), u.shape)
     z = np.asarray(built.prior.icdf(q[:, None]))[:5]
-    low, high = built.reference.law.support()
+    low, high = built.reference.distribution.support()
     assert_array_equal(z[0], np.full(z.shape[1], low, z.dtype))
     assert_array_equal(z[1], np.full(z.shape[1], high, z.dtype))
     assert np.all(np.isnan(z[2:]))
@@ -108,33 +108,38 @@ def test_draws_reach_far_and_are_no_ends(x64):
         )
         assert draws.dtype == (np.float64 if x64 else np.float32)
         assert np.all((draws > float(low)) & (draws < float(high)))
-    # Draws reach far into both tails of an unbounded law.
+    # Draws reach far into both tails of an unbounded distribution.
     normal = KAEMPrior(energy, dist.Normal(3.0, 2.0))
     draws = np.asarray(normal.sample(jax.random.key(2), (50_000,)))
     assert np.all(np.isfinite(draws))
     # Both tails are equally fine: far below the spacing of numbers at one.
-    case, law = BASES["rbf"], REFERENCES["normal"]
-    energy = Energy(case.make(*law.grid), jnp.zeros(case.num_features))
-    prior = KAEMPrior(energy, law.make())
+    case, distribution = BASES["rbf"], REFERENCES["normal"]
+    energy = Energy(case.make(*distribution.grid), jnp.zeros(case.num_features))
+    prior = KAEMPrior(energy, distribution.make())
     z = jnp.asarray([-6.0, -3.5, 0.5, 6.0, 8.5])
     below, above = prior.cdf_pair(z)
-    np.testing.assert_allclose(below, law.law.cdf(z), rtol=3e-5)
-    np.testing.assert_allclose(above, law.law.sf(z), rtol=3e-5)
+    np.testing.assert_allclose(below, distribution.distribution.cdf(z), rtol=3e-5)
+    np.testing.assert_allclose(above, distribution.distribution.sf(z), rtol=3e-5)
     draws = np.asarray(prior.sample(jax.random.key(3), (1_000_000,)))
-    deepest = law.law.cdf(draws.min()), law.law.sf(draws.max())
-    # The least of a million masses is Exponential(1e6) in law.
+    deepest = (
+        distribution.distribution.cdf(draws.min()),
+        distribution.distribution.sf(draws.max()),
+    )
+    # The least of a million masses is Exponential(1e6) in distribution.
     assert 1e-11 < min(deepest) < max(deepest) < 2e-5
 
 
 def test_a_single_draw_and_an_empty_one():
-    case, law = BASES["rbf"], REFERENCES["normal"]
-    energy = Energy(case.make(*law.grid), jnp.ones((0, case.num_features)))
-    prior = KAEMPrior(energy, law.make())
+    case, distribution = BASES["rbf"], REFERENCES["normal"]
+    energy = Energy(case.make(*distribution.grid), jnp.ones((0, case.num_features)))
+    prior = KAEMPrior(energy, distribution.make())
     assert prior.sample(jax.random.key(0), (3,)).shape == (3, 0)
     assert prior.icdf(jnp.full((2, 0), 0.5)).shape == (2, 0)
     assert prior.cdf(jnp.zeros((2, 0))).shape == (2, 0)
     assert prior.log_normalizer.shape == (0,)
-    single = KAEMPrior(Energy(case.make(*law.grid), jnp.ones(7)), law.make())
+    single = KAEMPrior(
+        Energy(case.make(*distribution.grid), jnp.ones(7)), distribution.make()
+    )
     assert single.sample(jax.random.key(0), (0,)).shape == (0,)
     # Traced, where one draw goes another way than many.
     traced = jax.jit(lambda prior: prior.sample(jax.random.key(0), (0,)))(single)

@@ -1,4 +1,4 @@
-"""Mixtures: the same law in draws, density, distribution function and moments."""
+"""Mixtures: one distribution in draws, density, distribution function and moments."""
 
 import jax
 import jax.numpy as jnp

@@ -81,20 +81,20 @@ def test_normalizer_of_pairs(basis, reference, x64, request):
 )
 def test_the_oracle_itself(basis, reference):
     """The dense rule behind these tests agrees with adaptive quadrature."""
-    law, case = REFERENCES[reference], BASES[basis]
-    low, high = law.grid
+    distribution, case = REFERENCES[reference], BASES[basis]
+    low, high = distribution.grid
     rng = np.random.default_rng(1)
     coefficients = 3 * rng.normal(size=(2, case.num_features))
     energy = unit_energy(case, coefficients, low, high)
-    oracle = Oracle(energy, law.law, low, high, law.breaks)
-    start = max(low, law.law.support()[0])
-    points = sorted({*law.breaks, *(low + (high - low) * np.arange(1, 6) / 6)})
+    oracle = Oracle(energy, distribution.distribution, low, high, distribution.breaks)
+    start = max(low, distribution.distribution.support()[0])
+    points = sorted({*distribution.breaks, *(low + (high - low) * np.arange(1, 6) / 6)})
 
     def density(z, column):
-        return np.exp(energy(np.array([z]))[column]) * law.law.pdf(z)
+        return np.exp(energy(np.array([z]))[column]) * distribution.distribution.pdf(z)
 
     for column in range(2):
-        if law.singular:
+        if distribution.singular:
             # In t with z = t^2 the singularity at 0 is gone.
             inner = integrate.quad(
                 lambda t, c=column: 2 * t * density(t * t, c) if t > 0 else 0.0,
@@ -116,8 +116,13 @@ def test_the_oracle_itself(basis, reference):
                 epsrel=1e-12,
                 limit=500,
             )[0]
-        tails = law.law.cdf(low) * np.exp(energy(np.array([low])))[column]
-        tails += law.law.sf(high) * np.exp(energy(np.array([high])))[column]
+        tails = (
+            distribution.distribution.cdf(low) * np.exp(energy(np.array([low])))[column]
+        )
+        tails += (
+            distribution.distribution.sf(high)
+            * np.exp(energy(np.array([high])))[column]
+        )
         np.testing.assert_allclose(
             np.log(inner + tails), oracle.log_normalizer[column], atol=1e-9
         )
@@ -127,7 +132,7 @@ def test_the_oracle_itself(basis, reference):
 @pytest.mark.parametrize("activation", with_long(["silu", "relu"], "relu"))
 def test_base_activation(activation):
     low, high = -6.0, 10.0
-    case, law = BASES["bspline-3"], stats.norm(1.25, 3.0)
+    case, distribution = BASES["bspline-3"], stats.norm(1.25, 3.0)
     rng = np.random.default_rng(2)
     coefficients = jnp.asarray(rng.normal(size=(5, case.num_features)))
     scale = 0.1 if activation == "square" else 1.0
@@ -136,7 +141,7 @@ def test_base_activation(activation):
     prior = KAEMPrior(energy, dist.Normal(1.25, 3.0))
     oracle = Oracle(
         unit_energy(case, coefficients, low, high, activation, weight),
-        law,
+        distribution,
         low,
         high,
         breaks=(0.0,),
@@ -174,14 +179,16 @@ def test_batches_of_grids_and_references():
     expected = np.concatenate([oracle.cdf_pair(c)[0] for oracle, c in columns], 1)
     assert_close(prior.cdf(z), expected, atol=(2e-6, 1e-12))
     # The batch of a reference broadcasts with that of the energy.
-    law = REFERENCES["normal"]
+    distribution = REFERENCES["normal"]
     coefficients = jnp.asarray(np.random.default_rng(4).normal(size=(3, 1, 7)))
-    energy = Energy(case.make(*law.grid), coefficients)
+    energy = Energy(case.make(*distribution.grid), coefficients)
     prior = KAEMPrior(energy, dist.Normal(jnp.array([0.25, 1.0]), 0.75))
     assert prior.batch_shape == (3, 2)
-    unit = unit_energy(case, coefficients[:, 0], *law.grid)
-    laws = [stats.norm(loc, 0.75) for loc in (0.25, 1.0)]
-    expected = [Oracle(unit, law_, *law.grid).log_normalizer for law_ in laws]
+    unit = unit_energy(case, coefficients[:, 0], *distribution.grid)
+    distributions = [stats.norm(loc, 0.75) for loc in (0.25, 1.0)]
+    expected = [
+        Oracle(unit, one, *distribution.grid).log_normalizer for one in distributions
+    ]
     assert_close(prior.log_normalizer, np.stack(expected, 1), atol=(5e-6, 1e-12))
 
 
@@ -193,11 +200,11 @@ def test_a_reference_narrower_than_the_panels(name):
     coefficients = jnp.asarray([1.0, -1.0, 2.0, 0.0, 1.0])
     energy = Energy(BSpline(-3.0, 5.0, 5), coefficients)
     prior = KAEMPrior(energy, getattr(dist, name)(loc, scale))
-    law = {"Normal": stats.norm, "Cauchy": stats.cauchy}[name](loc, scale)
+    distribution = {"Normal": stats.norm, "Cauchy": stats.cauchy}[name](loc, scale)
     spline = interpolate.BSpline(np.arange(-3.0, 6.0) / 2, np.asarray(coefficients), 3)
 
     def density(z):
-        return np.exp(spline((z + 3) / 8)) * law.pdf(z)
+        return np.exp(spline((z + 3) / 8)) * distribution.pdf(z)
 
     steps = np.concatenate([[0], 2.0 ** np.arange(-3, 10)]) * scale
     inner = np.clip([*(loc - steps), *(loc + steps), 1.0], -3, 5)
@@ -206,5 +213,7 @@ def test_a_reference_narrower_than_the_panels(name):
         integrate.quad(density, a, b, epsabs=0, epsrel=1e-13)[0]
         for a, b in itertools.pairwise(points)
     )
-    total += law.cdf(-3) * np.exp(spline(0.0)) + law.sf(5) * np.exp(spline(1.0))
+    total += distribution.cdf(-3) * np.exp(spline(0.0)) + distribution.sf(5) * np.exp(
+        spline(1.0)
+    )
     assert_close(prior.log_normalizer, np.log(total), atol=(1e-5, 1e-11))

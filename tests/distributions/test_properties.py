@@ -1,4 +1,4 @@
-"""Random densities under every law of NumPyro's, as properties: what holds for each.
+"""Random densities under every distribution of NumPyro: properties of each.
 
 An example is a batch of densities on one basis and one kind of reference, each with its
 own grid, coefficients and parameters. What is right is found in float64, by Gauss rules
@@ -61,8 +61,8 @@ def kaem_reference(c, s, a, b):
     return kaem.KAEMPrior(energy, dist.Normal(c, s))
 
 
-# A location c, a scale s and two shapes a, b (from .3 to 30) to a law. Where the centre
-# is not a parameter, the law lies at 0.
+# A location c, a scale s and two shapes a, b (from .3 to 30) to a distribution. Where
+# the centre is not a parameter, it is 0.
 LOCATED = {
     "AsymmetricLaplace": lambda c, s, a, b: dist.AsymmetricLaplace(c, s, a**0.5),
     "AsymmetricLaplaceQuantile": lambda c, s, a, b: dist.AsymmetricLaplaceQuantile(
@@ -130,7 +130,7 @@ SCALED = {
 }
 # Of a fixed scale.
 UNSCALED = {"Beta", "BetaProportion", "Chi2"}
-LAWS = {"none": None, **LOCATED, **SCALED}
+DISTRIBUTIONS = {"none": None, **LOCATED, **SCALED}
 # Not univariate and continuous, or without a distribution function for some arguments.
 LEFT_OUT = {
     *("CirculantNormal", "DiscreteUniform", "FoldedDistribution", "GammaPoisson"),
@@ -140,7 +140,7 @@ LEFT_OUT = {
 }
 
 
-def test_every_law_with_a_distribution_function_is_drawn_from():
+def test_every_distribution_with_a_distribution_function_is_drawn_from():
     with_cdf = {
         name
         for name in dist.__all__
@@ -149,7 +149,7 @@ def test_every_law_with_a_distribution_function_is_drawn_from():
         and cls.cdf is not dist.Distribution.cdf
     }
     others = {"MultivariateNormal", "Distribution"}
-    assert with_cdf - others - LEFT_OUT == set(LAWS) - {"none", "KAEMPrior"}
+    assert with_cdf - others - LEFT_OUT == set(DISTRIBUTIONS) - {"none", "KAEMPrior"}
 
 
 class Column(NamedTuple):
@@ -187,14 +187,14 @@ def columns():
     return st.lists(column, min_size=NUM_DENSITIES, max_size=NUM_DENSITIES)
 
 
-def pairs(per_law):
-    """Each law with a few bases, for what is compiled is compiled for each pair."""
+def pairs(per_distribution):
+    """Each distribution with a few bases only, as every pair is compiled."""
     names = list(BASES)
     return st.sampled_from(
         [
-            (law, names[(i + 3 * k) % len(names)])
-            for i, law in enumerate(LAWS)
-            for k in range(per_law)
+            (distribution, names[(i + 3 * k) % len(names)])
+            for i, distribution in enumerate(DISTRIBUTIONS)
+            for k in range(per_distribution)
         ]
     )
 
@@ -221,7 +221,7 @@ def run(max_examples):
 class Drawn(NamedTuple):
     """A batch: numbers of the precision of the run, from which both sides are made."""
 
-    law: str
+    distribution: str
     basis: str
     low: np.ndarray
     high: np.ndarray
@@ -235,12 +235,14 @@ class Drawn(NamedTuple):
 
     def reference(self):
         """Reference in the precision that JAX has."""
-        if LAWS[self.law] is None:
+        if DISTRIBUTIONS[self.distribution] is None:
             return None
-        return LAWS[self.law](*(jnp.asarray(a, float) for a in self.arguments))
+        return DISTRIBUTIONS[self.distribution](
+            *(jnp.asarray(a, float) for a in self.arguments)
+        )
 
 
-def drawn(law, basis, columns):
+def drawn(distribution, basis, columns):
     """Numbers of a batch."""
     number = [
         np.array([getattr(column, name) for column in columns], float)
@@ -248,13 +250,13 @@ def drawn(law, basis, columns):
     ]
     log_scale, offset, log_width, share, log_size = number
     shapes = 10 ** np.array([column.log_shapes for column in columns]).T
-    scale = 10.0 ** (0 * log_scale if law in UNSCALED else log_scale)
-    centre = 0 * scale if law in SCALED else offset * scale
+    scale = 10.0 ** (0 * log_scale if distribution in UNSCALED else log_scale)
+    centre = 0 * scale if distribution in SCALED else offset * scale
     c, s, a, b = (x.astype(DTYPE).astype(float) for x in (centre, scale, *shapes))
-    # Of scaled laws the grid has the point 1.5 s, or the middle of (0, 1).
+    # Of scaled distributions the grid has the point 1.5 s, or the middle of (0, 1).
     point = c
-    if law in SCALED:
-        point = 0 * s + 0.5 if law in UNSCALED - {"Chi2"} else 1.25 * s
+    if distribution in SCALED:
+        point = 0 * s + 0.5 if distribution in UNSCALED - {"Chi2"} else 1.25 * s
     width = 10**log_width * s
     low = (point - share * width).astype(DTYPE).astype(float)
     high = (point + (1 - share) * width).astype(DTYPE).astype(float)
@@ -269,7 +271,7 @@ def drawn(law, basis, columns):
     largest = np.abs(features @ coefficients.T).max(0)
     coefficients *= (10**log_size / largest)[:, None]
     coefficients = coefficients.astype(DTYPE).astype(float)
-    return Drawn(law, basis, low, high, (c, s, a, b), coefficients)
+    return Drawn(distribution, basis, low, high, (c, s, a, b), coefficients)
 
 
 # --- what is right -------------------------------------------------------------------
@@ -347,7 +349,7 @@ def truth(drawn):
             )
         )
     # Panels of no width may lie where the density is infinite, or no number; NumPyro's
-    # inverse gamma law is infinite next to 0.
+    # inverse gamma distribution is infinite next to 0.
     log_values, log_reference = (
         np.where((width > 0) & (v < np.inf), v, -np.inf)
         for v in (log_values, log_reference)
@@ -392,7 +394,7 @@ def bar(drawn, truth, prior):
     unit = BASES[drawn.basis](0.0, 1.0)
     features = np.asarray(unit.unit_features(np.linspace(0, 1, 501)), float)
     error = error + eps * (np.abs(features) @ np.abs(drawn.coefficients).T).max(0)
-    if drawn.law != "none":
+    if drawn.distribution != "none":
         reference, nodes = prior.reference, truth.nodes.astype(DTYPE)
         own = np.asarray(log_density(reference, nodes.reshape(-1, nodes.shape[-1])))
         # At the node that it is rounded to.
@@ -426,7 +428,7 @@ def test_density_and_distribution_function_are_right(pair, columns):
     right = truth(batch)
     # In the precision of the run, in which the ends may be sums of parameters.
     low, high = (batch.low, batch.high)
-    if batch.law != "none":
+    if batch.distribution != "none":
         low, high = support_bounds(prior.reference)
     low, high = (
         np.broadcast_to(np.asarray(end, DTYPE), batch.low.shape) for end in (low, high)
@@ -499,7 +501,7 @@ def report(name, off, batch, allowed):
     worst = np.max(allowed[..., column])
     return (
         f"{name} is off by {off.max():.3g} times the bar of {worst:.2e}: "
-        f"{batch.law} on {batch.basis}, {parts}"
+        f"{batch.distribution} on {batch.basis}, {parts}"
     )
 
 

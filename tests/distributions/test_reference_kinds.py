@@ -1,4 +1,4 @@
-"""Priors whose reference is a learned, a mixed or a cut law, or far from its grid."""
+"""Priors with learned, mixed and truncated references, or far from their grids."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def learned():
 
 
 def same_family():
-    """Two Normal laws, one of them far narrower than a panel of the grid."""
+    """Two Normal distributions, one of them far narrower than a panel of the grid."""
     mixing = dist.Categorical(probs=jnp.array([0.3, 0.7]))
     parts = dist.Normal(jnp.array([-1.0, 1.0]), jnp.array([0.05, 0.6]))
     return dist.MixtureSameFamily(mixing, parts)
@@ -88,8 +88,8 @@ def test_chain_of_priors(key, x64, tmp_path):
     def mass(change):
         inner = outer.reference.energy
         inner = kaem.Energy(inner.basis, inner.coefficients.at[2].add(change))
-        law = kaem.KAEMPrior(inner, dist.Normal(0.3, 1.2), refinement=1)
-        return kaem.KAEMPrior(outer.energy, law, refinement=1).cdf(0.4)
+        distribution = kaem.KAEMPrior(inner, dist.Normal(0.3, 1.2), refinement=1)
+        return kaem.KAEMPrior(outer.energy, distribution, refinement=1).cdf(0.4)
 
     slope = jax.jit(jax.grad(mass))(0.0)
     step = 1e-5 if x64 else 3e-2
@@ -101,16 +101,16 @@ def test_chain_of_priors(key, x64, tmp_path):
 def test_mixtures_as_references(make, key, x64):
     """Laws whose arrays have an axis of components beside the batch."""
     reference = make()
-    law = prior(reference)
+    distribution = prior(reference)
 
     def log_density(z):
         z = jnp.asarray(z)
-        return np.asarray(reference.log_prob(z) + law.energy(z), float)
+        return np.asarray(reference.log_prob(z) + distribution.energy(z), float)
 
-    cdf, draws = of_prior(law, key)
+    cdf, draws = of_prior(distribution, key)
     expected = exact_cdf(log_density, POINTS)
     assert_allclose(cdf, expected, atol=1e-8 if x64 else 2e-6)
-    assert_allclose(law.icdf(law.cdf(draws)), draws, atol=1e-5)
+    assert_allclose(distribution.icdf(distribution.cdf(draws)), draws, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,19 @@ def test_mixtures_as_references(make, key, x64):
 def test_truncated_references(low, high, grid, x64):
     """NumPyro's own density and cdf of these do not agree far from the centre."""
     end = None if np.isinf(high) else high
-    law = flat(dist.TruncatedNormal(0.0, 1.0, low=low, high=end), *grid)
+    distribution = flat(dist.TruncatedNormal(0.0, 1.0, low=low, high=end), *grid)
     exact = stats.truncnorm(low, high)
     u = np.array([0.01, 0.5, 0.99])
     tolerance = 1e-11 if x64 else 2e-5
-    assert_allclose(law.log_normalizer, 0.0, atol=1e-12 if x64 else 4e-6)
-    assert_allclose(law.log_prob(exact.ppf(u)), exact.logpdf(exact.ppf(u)), atol=2e-5)
-    assert_allclose(law.cdf(exact.ppf(u)), u, atol=max(tolerance, 1e-11))
-    assert_allclose(law.icdf(u), exact.ppf(u), rtol=tolerance)
+    assert_allclose(distribution.log_normalizer, 0.0, atol=1e-12 if x64 else 4e-6)
+    assert_allclose(
+        distribution.log_prob(exact.ppf(u)), exact.logpdf(exact.ppf(u)), atol=2e-5
+    )
+    assert_allclose(distribution.cdf(exact.ppf(u)), u, atol=max(tolerance, 1e-11))
+    assert_allclose(distribution.icdf(u), exact.ppf(u), rtol=tolerance)
     # Where even the logarithm of the mass overflows.
     if end is None:
-        below, above = law.cdf_pair(1e200 if x64 else 1e30)
+        below, above = distribution.cdf_pair(1e200 if x64 else 1e30)
         assert (below, above) == (1, 0)
 
 
@@ -144,18 +146,18 @@ class Unknown(dist.Distribution):
 
     support = dist.constraints.real
 
-    def __init__(self, law, validate_args=None):
-        self.law = law
-        super().__init__(law.batch_shape, validate_args=validate_args)
+    def __init__(self, distribution, validate_args=None):
+        self.distribution = distribution
+        super().__init__(distribution.batch_shape, validate_args=validate_args)
 
     def log_prob(self, value):
-        return self.law.log_prob(value)
+        return self.distribution.log_prob(value)
 
     def cdf(self, value):
-        return self.law.cdf(value)
+        return self.distribution.cdf(value)
 
     def icdf(self, q):
-        return self.law.icdf(q)
+        return self.distribution.icdf(q)
 
 
 # Law, the same by SciPy, grid, and how exact masses are in float64 if not to 2e-12.
@@ -176,7 +178,7 @@ PANELS = {
         (0.5, 3),
     ),
     "chi2": (dist.Chi2(12.86), stats.chi2(12.86), (0.84, 1.84)),
-    # No panel of a grid far wider resolves the law; the error estimate did not see it.
+    # No panel of a far wider grid resolves these; the error estimate did not see it.
     "wide levy": (dist.Levy(1.0, 855.0), stats.levy(1.0, 855.0), (57.5, 1e10), 3e-6),
     "wide cauchy": (dist.Cauchy(0.0, 2.0), stats.cauchy(0.0, 2.0), (-1e8, 1e8), 3e-6),
     "wide normal": (dist.Normal(3.0, 2.0), stats.norm(3.0, 2.0), (-1e6, 1e6), 3e-6),
@@ -186,26 +188,26 @@ PANELS = {
 @pytest.mark.parametrize(
     "name", with_long(PANELS, *(set(PANELS) - {"chi2", "wide cauchy", "wide normal"}))
 )
-def test_panels_follow_the_law(name, x64):
+def test_panels_follow_the_distribution(name, x64):
     reference, exact, grid, *rest = PANELS[name]
-    law = flat(reference, *grid)
+    distribution = flat(reference, *grid)
     u = np.array([0.001, 0.1, 0.5, 0.9, 0.999])
     z = np.concatenate([exact.ppf(u), exact.isf([1e-7, 1e-9])])
     atol = rest[0] if rest else 2e-12
     atol = atol if x64 else 3e-6
-    assert_allclose(law.cdf(z), exact.cdf(z), atol=atol)
-    assert_allclose(exact.cdf(np.asarray(law.icdf(u), float)), u, atol=atol)
+    assert_allclose(distribution.cdf(z), exact.cdf(z), atol=atol)
+    assert_allclose(exact.cdf(np.asarray(distribution.icdf(u), float)), u, atol=atol)
 
 
 def test_tails_of_a_prior_as_a_reference(x64):
     """Beyond its own grid a prior changes as its reference does."""
-    law = flat(flat(dist.Normal(0.0, 1.0), -2.0, 3.0), -0.1, 0.1)
+    distribution = flat(flat(dist.Normal(0.0, 1.0), -2.0, 3.0), -0.1, 0.1)
     z = np.array([-6.5, -4.4, -2.5, 0.3, 3.7, 4.4, 6.5])
     atol = 1e-14 if x64 else 1e-6
-    assert_allclose(law.cdf(z), stats.norm.cdf(z), atol=atol)
+    assert_allclose(distribution.cdf(z), stats.norm.cdf(z), atol=atol)
 
 
-def test_a_law_without_moments_of_traced_parameters(x64):
+def test_a_distribution_without_moments_of_traced_parameters(x64):
     """Its breaks, counted in moments, are no numbers."""
     z = np.array([0.2, 1.0, 7.0, 400.0])
 
@@ -230,8 +232,8 @@ class Doubled(dist.Normal):
 def test_error_of_the_reference_itself(x64):
     """Two rules agree on a wrong mass: only the mass itself shows it."""
     with pytest.warns(UserWarning, match="Doubled reference has a mass"):
-        law = flat(Doubled(0.0, 1.0), -9.0, 9.0)
-    assert_allclose(law.quadrature_error, 0.01005, rtol=0.01)
+        distribution = flat(Doubled(0.0, 1.0), -9.0, 9.0)
+    assert_allclose(distribution.quadrature_error, 0.01005, rtol=0.01)
     # Julian dates: neighbouring numbers of float32 are a quarter of a day apart.
     dates = dist.Normal(2.4e6, 1.0), 2.4e6 - 5, 2.4e6 + 5
     if x64:
@@ -247,19 +249,19 @@ def test_error_of_the_reference_itself(x64):
 
 def test_not_a_number(key):
     """A missing value has no mass below it, and a missing mass no quantile."""
-    law = learned()
+    distribution = learned()
     # NumPyro's validation would call a missing value out of the support.
-    law._validate_args = False
+    distribution._validate_args = False
     conditioner = kaem.MaskedConditioner(key, dim=2, num_features=6)
     joint = kaem.AutoregressiveKAEMPrior(kaem.BSpline(-1.0, 2.0, 6), conditioner)
     z = jnp.array([0.5, np.nan])
     for values in (
-        *law.cdf_pair(z),
-        law.icdf(z),
-        law.log_prob(z),
+        *distribution.cdf_pair(z),
+        distribution.icdf(z),
+        distribution.log_prob(z),
         mixture().cdf(z),
         mixture().icdf(z),
-        kaem.InverseCDFTransform(law, "normal")(z),
+        kaem.InverseCDFTransform(distribution, "normal")(z),
         kaem.distributions.SkewNormal(0.5, 1.0, 2.0).cdf(z),
         joint.from_unit(z),
     ):
@@ -298,8 +300,14 @@ def test_moving_ends_of_the_support(name, key, x64):
     points = jnp.array([0.2, 0.5, 0.7])
 
     def values(ends):
-        law = kaem.KAEMPrior(energy, dist.Uniform(ends[0], ends[1]), refinement=1)
-        return law.sample(key, (3,)) if name == "sample" else getattr(law, name)(points)
+        distribution = kaem.KAEMPrior(
+            energy, dist.Uniform(ends[0], ends[1]), refinement=1
+        )
+        return (
+            distribution.sample(key, (3,))
+            if name == "sample"
+            else getattr(distribution, name)(points)
+        )
 
     ends = jnp.array([0.1, 0.8])
     step = 1e-6 if x64 else 2e-3
@@ -314,11 +322,11 @@ def test_moving_ends_of_the_support(name, key, x64):
 
 def test_calls_that_are_refused(key):
     """What is wrong is named, and what to do."""
-    law = learned()
+    distribution = learned()
     with pytest.raises(ValueError, match="function must be elementwise"):
-        law.expectation(jnp.sum)
+        distribution.expectation(jnp.sum)
     with pytest.raises(ValueError, match="changes with the order of the nodes"):
-        law.expectation(jnp.cumsum)
+        distribution.expectation(jnp.cumsum)
     half = kaem.Energy(kaem.BSpline(0.0, 1.0, 6), jnp.zeros(6, jnp.bfloat16))
     with pytest.raises(TypeError, match=r"float32 or float64.*got bfloat16"):
         kaem.KAEMPrior(half)
@@ -340,8 +348,14 @@ def test_strict_rank_promotion(key):
     coefficients = np.stack([COEFFICIENTS, -COEFFICIENTS])
     z = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
     with jax.numpy_rank_promotion("raise"):
-        law = prior(dist.Normal(0.0, jnp.array([1.0, 2.0])), coefficients=coefficients)
-        shapes = [law.log_prob(z).shape, law.cdf(z).shape, law.sample(key, (3,)).shape]
-        both = kaem.KAEMMixture(jnp.zeros(2), law)
+        distribution = prior(
+            dist.Normal(0.0, jnp.array([1.0, 2.0])), coefficients=coefficients
+        )
+        shapes = [
+            distribution.log_prob(z).shape,
+            distribution.cdf(z).shape,
+            distribution.sample(key, (3,)).shape,
+        ]
+        both = kaem.KAEMMixture(jnp.zeros(2), distribution)
         shapes += [both.log_prob(z).shape, both.sample(key, (3, 2)).shape]
     assert shapes == [(3, 2)] * 5

@@ -1,4 +1,4 @@
-"""The skew normal law, against SciPy's."""
+"""The skew normal distribution, against SciPy's."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,16 @@ LOC, SCALE, SKEWNESS = np.array([[1.0], [-2.0]]), 2.0, np.array([-6.0, 0.0, 1.5]
 
 
 def test_density_and_masses_are_scipys():
-    law, other = SkewNormal(LOC, SCALE, SKEWNESS), stats.skewnorm(SKEWNESS, LOC, SCALE)
+    distribution, other = (
+        SkewNormal(LOC, SCALE, SKEWNESS),
+        stats.skewnorm(SKEWNESS, LOC, SCALE),
+    )
     z = np.linspace(-9.0, 9.0, 37)[:, None, None]
-    assert law.batch_shape == (2, 3)
-    assert_close(law.log_prob(z), other.logpdf(z), rtol=(1e-4, 1e-10))
-    assert_close(law.cdf(z), other.cdf(z), rtol=0, atol=(1e-6, 1e-12))
-    assert_close(law.mean, other.mean())
-    assert_close(law.variance, other.var())
+    assert distribution.batch_shape == (2, 3)
+    assert_close(distribution.log_prob(z), other.logpdf(z), rtol=(1e-4, 1e-10))
+    assert_close(distribution.cdf(z), other.cdf(z), rtol=0, atol=(1e-6, 1e-12))
+    assert_close(distribution.mean, other.mean())
+    assert_close(distribution.variance, other.var())
     with pytest.raises(ValueError, match="scale"):
         SkewNormal(0.0, jnp.array(-1.0), 1.0, validate_args=True)
 

@@ -105,24 +105,27 @@ def rule(low, high):
 
 def log_densities(name, z):
     """Log densities of the components without their weights and normalisers."""
-    _, law, grids, _ = CASES[name]
+    _, distribution, grids, _ = CASES[name]
     rows = []
     for row, grid in enumerate(grids):
-        reference = law or stats.uniform(grid[0], grid[1] - grid[0])
+        reference = distribution or stats.uniform(grid[0], grid[1] - grid[0])
         rows.append(energies(row, grid, z) + reference.logpdf(z))
     return np.stack(rows)
 
 
 def density(name, z):
     """Density times e^200: float64 has the masses of float32's far tails."""
-    _, law, grids, _ = CASES[name]
+    _, distribution, grids, _ = CASES[name]
     wide, weights = rule(-150.0, 150.0)
     wide, weights = (np.where(weights > 0, a, 0) for a in (wide, weights))
     normalizers = np.exp(log_densities(name, wide)) @ weights
-    if law is not None and name != "mixture":
+    if distribution is not None and name != "mixture":
         # Outside of the rule energies are those of the ends.
         ends = np.exp(energies(0, grids[0], np.array(grids[0])))
-        normalizers = normalizers + ends @ [law.cdf(-150.0), law.sf(150.0)]
+        normalizers = normalizers + ends @ [
+            distribution.cdf(-150.0),
+            distribution.sf(150.0),
+        ]
     mixing = np.exp(WEIGHTS[: len(grids)])
     mixing = mixing / mixing.sum()
     return (mixing / normalizers) @ np.exp(log_densities(name, z) + 200)
@@ -136,13 +139,13 @@ def test_masses_density_and_moments(name):
     """Differences of two masses would have no digits, if narrow or in a tail."""
     make, _, _, rows = CASES[name]
     low, high = np.array(rows, np.float32).astype(float).T
-    law = kaem.truncated(
+    distribution = kaem.truncated(
         make(), jnp.asarray(low), jnp.asarray(high), validate_args=False
     )
-    assert law.batch_shape == low.shape
+    assert distribution.batch_shape == low.shape
     q = np.array([0.0, 1e-4, 0.3, 0.5, 0.8, 1.0])
-    z = law.icdf(jnp.asarray(q)[:, None])
-    log_prob, (below, above) = law.log_prob(z), law.cdf_pair(z)
+    z = distribution.icdf(jnp.asarray(q)[:, None])
+    log_prob, (below, above) = distribution.log_prob(z), distribution.cdf_pair(z)
     x64 = z.dtype == jnp.float64
     assert np.all(np.asarray(z[0]) == low)
     assert np.all(np.asarray(z[-1]) == high)
@@ -154,7 +157,7 @@ def test_masses_density_and_moments(name):
         # The logs of the normaliser and of the reference are as large as the log mass.
         atol = (2e-5, 1e-10)
         assert_close(
-            law.log_mass[i], np.log(total) - 200, rtol=(1e-6, 1e-12), atol=atol
+            distribution.log_mass[i], np.log(total) - 200, rtol=(1e-6, 1e-12), atol=atol
         )
         points = np.asarray(z[1:-1, i], float)
         expected = np.log(density(name, points) / total)
@@ -171,14 +174,16 @@ def test_masses_density_and_moments(name):
         # As a sum of positions, which are rounded where they are.
         rounding = 32 * np.spacing(np.abs(np.asarray(z[-1, i])))
         tolerance = (1e-10 if x64 else 1e-5) * (stop - start) + rounding
-        assert abs(float(law.mean[i]) - start - mean) < tolerance
-        assert_close(jnp.sqrt(law.variance[i]), spread, rtol=(1e-3, 1e-9), atol=0)
-    draws = law.sample(jax.random.key(0), (500,))
+        assert abs(float(distribution.mean[i]) - start - mean) < tolerance
+        assert_close(
+            jnp.sqrt(distribution.variance[i]), spread, rtol=(1e-3, 1e-9), atol=0
+        )
+    draws = distribution.sample(jax.random.key(0), (500,))
     assert np.all((draws > low) & (draws < high))
     outside = jnp.stack([jnp.asarray(low) - 1, jnp.asarray(high) + 1])
-    assert np.all(np.asarray(law.log_prob(outside)) == -np.inf)
+    assert np.all(np.asarray(distribution.log_prob(outside)) == -np.inf)
     expected = np.repeat([[0.0], [1.0]], len(low), axis=1)
-    assert_close(law.cdf(outside), expected, rtol=0, atol=(2e-7, 1e-15))
+    assert_close(distribution.cdf(outside), expected, rtol=0, atol=(2e-7, 1e-15))
 
 
 def cut(coefficients, loc, low, high):
@@ -189,10 +194,12 @@ def cut(coefficients, loc, low, high):
 
 @jax.jit
 def draws_and_densities(coefficients, loc, low, high):
-    law = cut(coefficients, loc, low, high)
+    distribution = cut(coefficients, loc, low, high)
     z = jnp.stack([0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high])
-    draws = law.sample(jax.random.key(0), (20,))
-    return jnp.concatenate([draws, law.log_prob(z), law.cdf(z), law.mean[None]])
+    draws = distribution.sample(jax.random.key(0), (20,))
+    return jnp.concatenate(
+        [draws, distribution.log_prob(z), distribution.cdf(z), distribution.mean[None]]
+    )
 
 
 @pytest.mark.long
@@ -223,7 +230,7 @@ def test_gradients_by_differences():
         assert_close(
             actual, (up - down) / (2 * step), rtol=(0.02, 1e-5), atol=(0.02, 1e-7)
         )
-    # The law made outside of the compiled function is the same.
+    # The distribution made outside of the compiled function is the same.
     assert_close(
         cut(*point).sample(jax.random.key(0), (20,)),
         draws_and_densities(*point)[:20],
@@ -252,9 +259,9 @@ def test_bounds_and_supports():
 
     @jax.jit
     def traced(low):
-        law = kaem.truncated(prior, low)
-        assert isinstance(law.support, constraints.greater_than_eq)
-        return biject_to(law.support)(0.0)
+        distribution = kaem.truncated(prior, low)
+        assert isinstance(distribution.support, constraints.greater_than_eq)
+        return biject_to(distribution.support)(0.0)
 
     assert float(traced(0.25)) == 1.25
 
@@ -262,11 +269,11 @@ def test_bounds_and_supports():
 @pytest.mark.long
 def test_in_models_batches_and_vmap():
     """With the posterior's mean by NUTS."""
-    law = kaem.truncated(CASES["normal"][0](), 0.5)
+    distribution = kaem.truncated(CASES["normal"][0](), 0.5)
 
     def model(x):
         with numpyro.plate("units", 3):
-            z = numpyro.sample("z", law)
+            z = numpyro.sample("z", distribution)
             numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     x = jnp.asarray([0.6, 1.0, 2.0])
@@ -274,29 +281,29 @@ def test_in_models_batches_and_vmap():
     z = trace["z"]["value"]
     assert z.shape == (3,)
     joint, _ = log_density(model, (x,), {}, {"z": z})
-    expected = law.log_prob(z).sum() + dist.Normal(z, 0.5).log_prob(x).sum()
+    expected = distribution.log_prob(z).sum() + dist.Normal(z, 0.5).log_prob(x).sum()
     assert_close(joint, expected, rtol=(1e-4, 1e-10))
-    event = law.expand((3,)).to_event(1)
-    assert_close(event.log_prob(z), law.log_prob(z).sum(), rtol=(1e-4, 1e-10))
+    event = distribution.expand((3,)).to_event(1)
+    assert_close(event.log_prob(z), distribution.log_prob(z).sum(), rtol=(1e-4, 1e-10))
     low = jnp.asarray([0.25, 0.5, 0.75])
-    batch = kaem.truncated(law.prior, low)
+    batch = kaem.truncated(distribution.prior, low)
     mapped = jax.vmap(lambda d, z: d.log_prob(z), in_axes=(vmap_over(batch, low=0), 0))
     assert_close(mapped(batch, z), batch.log_prob(z), rtol=(1e-4, 1e-10), atol=1e-6)
     with pytest.warns(UserWarning, match="Out-of-support values"):
-        kaem.truncated(law.prior, 0.5, validate_args=True).log_prob(0.25)
-    assert law.has_rsample
+        kaem.truncated(distribution.prior, 0.5, validate_args=True).log_prob(0.25)
+    assert distribution.has_rsample
     assert not kaem.truncated(CASES["mixture"][0](), 0.5).has_rsample
-    law = kaem.truncated(law.prior, 0.5, 2.0)
+    distribution = kaem.truncated(distribution.prior, 0.5, 2.0)
 
     def one(x):
-        z = numpyro.sample("z", law)
+        z = numpyro.sample("z", distribution)
         numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     mcmc = MCMC(NUTS(one), num_warmup=300, num_samples=2000, progress_bar=False)
     mcmc.run(jax.random.key(0), 1.75)
     # The posterior's mean, by quadrature on the interval.
     nodes = 1.25 + 0.75 * GAUSS[0]
-    density = GAUSS[1] * np.exp(law.prior.log_prob(nodes))
+    density = GAUSS[1] * np.exp(distribution.prior.log_prob(nodes))
     density *= stats.norm(nodes, 0.5).pdf(1.75)
     mean = np.sum(density * nodes) / np.sum(density)
     assert_within_mcse(mcmc.get_samples()["z"], mean)
@@ -308,7 +315,7 @@ def test_errors():
     other = "got Normal; truncate a prior before expand"
     none_left = "must leave a part of the support of prior"
     shapes = "must have shapes that broadcast"
-    for law, bounds, error, match in (
+    for distribution, bounds, error, match in (
         (prior, (1.0, 0.5), ValueError, "low must be below high, got 1.0 and 0.5"),
         (prior, (np.zeros(2), 0.0), ValueError, "low must be below high"),
         (prior, (2.5, None), ValueError, none_left),
@@ -321,7 +328,7 @@ def test_errors():
         (dist.Normal(0.0, 1.0), (0.0,), TypeError, other),
     ):
         with pytest.raises(error, match=match):
-            kaem.truncated(law, *bounds)
+            kaem.truncated(distribution, *bounds)
     # An interval that is not resolved is warned of.
     basis = kaem.BSpline(-1.0, 1.0, 9)
     coefficients = jnp.asarray([60.0, 0, 0, 0, -8e3, 9e3, -9e3, 9e3, -9e3])
@@ -345,8 +352,8 @@ def of(name):
     return lambda z: density(name, z) * np.exp(-200)
 
 
-def test_divergence_from_laws_that_break_within_a_panel():
-    """A truncated law from one whose panels end elsewhere, the reverse, and a kink."""
+def test_divergence_from_distributions_that_break_within_a_panel():
+    """Between truncated and whole densities with other panels, and with a kink."""
     prior = CASES["normal"][0]()
     low, high = 0.3125, 1.75
     nodes, weights = rule(low, high)
@@ -361,7 +368,7 @@ def test_divergence_from_laws_that_break_within_a_panel():
     flat = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), np.zeros(6))
     prior = kaem.KAEMPrior(flat, dist.Normal(0.0, 1.0))
     place, scale = 0.37, 0.02
-    # The mean distance from the kink is that of a folded Normal law.
+    # The mean distance from the kink is that of a folded Normal distribution.
     distance = 2 * stats.norm.pdf(place) + place * (1 - 2 * stats.norm.cdf(-place))
     expected = distance / scale + np.log(2 * scale) - stats.norm.entropy()
     found = kl_divergence(prior, dist.Laplace(place, scale))
@@ -371,36 +378,68 @@ def test_divergence_from_laws_that_break_within_a_panel():
 @pytest.mark.long
 def test_divergences_of_pairs_batches_and_events():
     """Each within the panels of the other, whose kinks lie elsewhere."""
-    laws = {
+    distributions = {
         name: CASES[name][0]() for name in ("normal", "student", "mixture", "default")
     }
     normal = dist.Normal(0.5, 2.0)
     low, high = 0.3125, 1.75
     nodes, weights = rule(low, high)
     share = density("normal", nodes) @ weights * np.exp(-200)
-    cut = kaem.truncated(laws["normal"], low, high)
+    cut = kaem.truncated(distributions["normal"], low, high)
     inside = lambda z: of("normal")(z) / share  # noqa: E731
     rows = [
-        (laws["normal"], laws["student"], of("normal"), of("student"), -9.0, 11.0),
-        (laws["normal"], laws["mixture"], of("normal"), of("mixture"), -9.0, 11.0),
-        (laws["mixture"], normal, of("mixture"), stats.norm(0.5, 2.0).pdf, -9.0, 11.0),
-        (laws["default"], laws["normal"], of("default"), of("normal"), *GRID),
-        (cut, laws["mixture"], inside, of("mixture"), low, high),
+        (
+            distributions["normal"],
+            distributions["student"],
+            of("normal"),
+            of("student"),
+            -9.0,
+            11.0,
+        ),
+        (
+            distributions["normal"],
+            distributions["mixture"],
+            of("normal"),
+            of("mixture"),
+            -9.0,
+            11.0,
+        ),
+        (
+            distributions["mixture"],
+            normal,
+            of("mixture"),
+            stats.norm(0.5, 2.0).pdf,
+            -9.0,
+            11.0,
+        ),
+        (
+            distributions["default"],
+            distributions["normal"],
+            of("default"),
+            of("normal"),
+            *GRID,
+        ),
+        (cut, distributions["mixture"], inside, of("mixture"), low, high),
     ]
     for p, q, p_by, q_by, start, stop in rows:
         expected = by_rule(p_by, q_by, start, stop)
         assert_close(kl_divergence(p, q), expected, rtol=0, atol=(1e-5, 1e-11))
-    assert float(kl_divergence(laws["normal"], laws["default"])) == np.inf
+    assert (
+        float(kl_divergence(distributions["normal"], distributions["default"]))
+        == np.inf
+    )
     prior = kaem.KAEMPrior(energy(slice(2)), dist.Normal(jnp.asarray([1.0, 1.5]), 0.75))
     other = dist.Normal(jnp.zeros((3, 1)), 2.0)
     both = kl_divergence(prior, other)
     assert both.shape == (3, 2)
-    law = dist.Normal(0.0, 2.0)
-    assert_close(kl_divergence(prior, law), both[0], rtol=(1e-5, 1e-11))
-    assert_close(kl_divergence(prior, law.expand((2,))), both[0], rtol=(1e-5, 1e-11))
-    joint = kl_divergence(prior.to_event(1), law.expand((2,)).to_event(1))
+    distribution = dist.Normal(0.0, 2.0)
+    assert_close(kl_divergence(prior, distribution), both[0], rtol=(1e-5, 1e-11))
+    assert_close(
+        kl_divergence(prior, distribution.expand((2,))), both[0], rtol=(1e-5, 1e-11)
+    )
+    joint = kl_divergence(prior.to_event(1), distribution.expand((2,)).to_event(1))
     assert_close(joint, both[0].sum(), rtol=(1e-5, 1e-11))
-    gradient = jax.grad(lambda p: jnp.sum(kl_divergence(p, law)))(prior)
+    gradient = jax.grad(lambda p: jnp.sum(kl_divergence(p, distribution)))(prior)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     with pytest.raises(ValueError, match="p and q must be univariate"):
-        kl_divergence(prior, law.expand((2,)).to_event(1))
+        kl_divergence(prior, distribution.expand((2,)).to_event(1))

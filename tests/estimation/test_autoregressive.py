@@ -11,7 +11,7 @@ import pytest
 import numpyro_kaem as kaem
 from numpyro_kaem.estimation import autoregressive
 from tests.helpers import assert_close
-from tests.joint_laws import LAWS
+from tests.joint_distributions import DISTRIBUTIONS
 
 GRID = kaem.BSpline([-3.0, 1.0], [5.0, 9.0], num_basis=10)
 REFERENCE = dist.Normal(jnp.array([1.0, 5.0]), 2.0)
@@ -19,7 +19,7 @@ SHORT = {"num_steps": 150, "batch_size": 64, "width": 16}
 
 
 def ring_samples(size=400, seed=0):
-    return LAWS["ring"].sample(np.random.default_rng(seed), size)
+    return DISTRIBUTIONS["ring"].sample(np.random.default_rng(seed), size)
 
 
 def marginals(samples, **options):

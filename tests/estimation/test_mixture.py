@@ -12,7 +12,7 @@ import numpyro_kaem as kaem
 from numpyro_kaem.estimation import mixture_em as product_mixture
 from numpyro_kaem.estimation.mixture_em import k_means
 from tests.helpers import assert_close
-from tests.joint_laws import LAWS
+from tests.joint_distributions import DISTRIBUTIONS
 
 # That some are left out is said, and tested, once.
 pytestmark = pytest.mark.filterwarnings("ignore:.* components were left without")
@@ -22,7 +22,7 @@ REFERENCE = dist.Normal(jnp.array([1.0, 5.0]), 2.0)
 
 
 def ring_samples(size=400, seed=0):
-    return LAWS["ring"].sample(np.random.default_rng(seed), size)
+    return DISTRIBUTIONS["ring"].sample(np.random.default_rng(seed), size)
 
 
 # One object for the module: its compiled functions are used again.

@@ -80,7 +80,7 @@ def _moons():
     return JointLaw(sample, log_prob)
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "banana": _moved(_banana(), _rotation(0.5), np.array([3.0, -1.0])),
     "ring": _moved(
         _arc(2.0, 0.3, stats.uniform(0.0, 2 * np.pi)), np.eye(2), np.array([1.0, 5.0])

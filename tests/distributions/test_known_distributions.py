@@ -1,4 +1,4 @@
-"""Energies whose density is a law of its own, with closed forms."""
+"""Energies whose density is a distribution of its own, with closed forms."""
 
 import warnings
 
@@ -19,18 +19,20 @@ LOW, HIGH = -0.75, 2.5
 U = np.array([1e-4, 0.1, 0.37, 0.5, 0.8, 0.9995])
 
 
-def check_law(prior, law, z, *, log_atol=(3e-5, 1e-10), rtol=(3e-5, 1e-9)):
-    """Compare with the same law of SciPy, one column after the other."""
+def check_distribution(
+    prior, distribution, z, *, log_atol=(3e-5, 1e-10), rtol=(3e-5, 1e-9)
+):
+    """Compare with the same distribution of SciPy, one column after the other."""
     column = (-1,) + (1,) * len(prior.batch_shape)
     z, u = np.reshape(z, column), np.reshape(U, column)
     zeros = np.zeros(prior.batch_shape)
-    log_density = law.logpdf(z) + zeros
+    log_density = distribution.logpdf(z) + zeros
     assert_close(prior.log_prob(z), log_density, atol=log_atol, rtol=1e-6)
     below, above = prior.cdf_pair(z)
-    assert_close(below, law.cdf(z) + zeros, atol=(3e-6, 1e-12))
-    assert_close(above, law.sf(z) + zeros, atol=(3e-6, 1e-12))
-    atol = tuple(law.std() * r for r in rtol)
-    assert_close(prior.icdf(u), law.ppf(u) + zeros, rtol=rtol, atol=atol)
+    assert_close(below, distribution.cdf(z) + zeros, atol=(3e-6, 1e-12))
+    assert_close(above, distribution.sf(z) + zeros, atol=(3e-6, 1e-12))
+    atol = tuple(distribution.std() * r for r in rtol)
+    assert_close(prior.icdf(u), distribution.ppf(u) + zeros, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("form", with_long(["identity", "chebyshev"], "identity"))
@@ -81,12 +83,12 @@ def test_quadratic_energy_tilts_a_normal_to_a_normal(form):
         energy = Energy(Chebyshev(low, high, 2), jnp.asarray(coefficients))
     prior = KAEMPrior(energy, dist.Normal(loc, scale))
     precision = 1 / scale**2 - 2 * curvature
-    law = stats.norm(loc / scale**2 / precision, precision**-0.5)
-    z = law.mean() + law.std() * np.array([-5.0, -1.3, 0.2, 2.4, 5.0])
-    check_law(prior, law, z, log_atol=(1e-4, 1e-10))
-    assert_close(prior.mean, law.mean(), rtol=(1e-5, 1e-11))
-    assert_close(prior.variance, law.var(), rtol=(1e-4, 1e-10))
-    assert_close(prior.entropy(), law.entropy(), atol=(3e-5, 1e-10))
+    distribution = stats.norm(loc / scale**2 / precision, precision**-0.5)
+    z = distribution.mean() + distribution.std() * np.array([-5.0, -1.3, 0.2, 2.4, 5.0])
+    check_distribution(prior, distribution, z, log_atol=(1e-4, 1e-10))
+    assert_close(prior.mean, distribution.mean(), rtol=(1e-5, 1e-11))
+    assert_close(prior.variance, distribution.var(), rtol=(1e-4, 1e-10))
+    assert_close(prior.entropy(), distribution.entropy(), atol=(3e-5, 1e-10))
 
 
 def test_splines_of_degree_0_and_1():
@@ -94,11 +96,13 @@ def test_splines_of_degree_0_and_1():
     levels = np.array([0.5, -2.0, 3.0, 1.0])
     prior = KAEMPrior(Energy(BSpline(LOW, HIGH, 4, degree=0), jnp.asarray(levels)))
     masses = special.softmax(levels)
-    law = stats.rv_histogram((masses, np.linspace(LOW, HIGH, 5)), density=False)
-    check_law(prior, law, [LOW + 0.01, 0.2, 1.0, 1.9, 2.49])
+    distribution = stats.rv_histogram(
+        (masses, np.linspace(LOW, HIGH, 5)), density=False
+    )
+    check_distribution(prior, distribution, [LOW + 0.01, 0.2, 1.0, 1.9, 2.49])
     assert_close(prior.log_normalizer, np.log(np.mean(np.exp(levels))))
-    assert_close(prior.mean, law.mean(), rtol=(1e-5, 1e-11))
-    assert_close(prior.variance, law.var(), rtol=(1e-5, 1e-11))
+    assert_close(prior.mean, distribution.mean(), rtol=(1e-5, 1e-11))
+    assert_close(prior.variance, distribution.var(), rtol=(1e-5, 1e-11))
     values = np.array([[0.5, -2.0, 3.0, 1.0], [2.0, 2.5, 2.5, -6.0]])
     prior = KAEMPrior(Energy(BSpline(LOW, HIGH, 4, degree=1), jnp.asarray(values)))
     rise = np.diff(values, axis=1)
@@ -122,15 +126,15 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", with_long(REFERENCES, "normal", "exponential"))
 def test_a_constant_energy_leaves_the_reference(name):
-    make, law = REFERENCES[name]
+    make, distribution = REFERENCES[name]
     constants = np.array([0.0, 30.0, -30.0, 200.0, -200.0])
     coefficients = jnp.asarray(constants[:, None] * np.ones(5))
     prior = KAEMPrior(Energy(BSpline(LOW, HIGH, 5), coefficients), make())
     # A shift of 200 in float32 costs the rounding of 200.
-    check_law(
+    check_distribution(
         prior,
-        law,
-        law.ppf([1e-3, 0.2, 0.6, 0.98]),
+        distribution,
+        distribution.ppf([1e-3, 0.2, 0.6, 0.98]),
         log_atol=(1e-4, 1e-11),
         rtol=(5e-5, 1e-9),
     )
