@@ -65,7 +65,6 @@ class ConvDecoder(eqx.Module):
       of terms.
     - Weights start Normal, so that for standard Normal latents the maps have mean
       square one away from the border; offsets start at zero.
-    - Leaves, in this order: ``weights`` and ``biases``, first those of the dense layer.
 
     References
     ----------
@@ -80,10 +79,8 @@ class ConvDecoder(eqx.Module):
     >>> import jax.numpy as jnp
     >>> import numpyro_kaem as kaem
     >>> decoder = kaem.ConvDecoder(jax.random.key(0), 10, output_shape=(28, 28))
-    >>> decoder.strides
-    ((2, 2), (2, 2))
-    >>> decoder.map_shape
-    (7, 7, 64)
+    >>> decoder.strides, decoder.map_shape
+    (((2, 2), (2, 2)), (7, 7, 64))
     >>> decoder(jnp.zeros((5, 10))).shape
     (5, 28, 28)
     """

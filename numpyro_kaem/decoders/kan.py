@@ -41,8 +41,7 @@ class KANLayer(eqx.Module):
         y_j = \sum_i \Bigl( w_{ji}\,\mathrm{act}(x_i)
               + \sum_g c_{jig}\,\phi_g\bigl(\mathrm{clip}(x_i, l, h)\bigr) \Bigr),
 
-    where :math:`[l, h]` is the grid of the basis. Outside it the expansion is constant,
-    and the base activation is not.
+    where :math:`[l, h]` is the grid of the basis: outside it the expansion is constant.
 
     Parameters
     ----------
@@ -68,8 +67,6 @@ class KANLayer(eqx.Module):
     - The expansion is one matrix product over inputs and features together: memory
       grows with points times inputs times features, not with outputs as well.
     - Products have JAX's default precision; see :func:`jax.default_matmul_precision`.
-    - The leaves are ``basis.bandwidth``, if the basis has one, ``coefficients`` and
-      ``base_weight``.
 
     References
     ----------
@@ -135,31 +132,15 @@ class KANLayer(eqx.Module):
         inputs and weights, is one: half of it from the base activation, with
         :math:`w \sim \text{Normal}(0, 1 / (2 n\,E[\mathrm{act}^2]))` for :math:`n`
         inputs, and half from the expansion. Coefficients are Normal and orthogonal to
-        :math:`E[\phi]`, so that no expansion starts with an offset; they are zero where
-        features hardly vary under a standard Normal, as on a grid far from the origin.
+        :math:`E[\phi]`, so that no expansion starts with an offset, or zero where
+        features hardly vary, as on a grid far from the origin.
 
         Parameters
         ----------
-        key
-            Random key.
-        basis
-            Features, with one grid, or one for each input.
-        num_inputs, num_outputs
-            Sizes of the layer.
-        base_activation
-            Name of the base activation.
-
-        Returns
-        -------
-        KANLayer
-
-        Raises
-        ------
-        TypeError
-            If ``basis`` is not a basis, or a size is not an integer.
-        ValueError
-            If a size is not positive, the name of the activation is not known, or the
-            grids do not match the inputs.
+        key, num_inputs, num_outputs
+            Random key, and sizes of the layer.
+        basis, base_activation
+            As for the layer.
 
         Examples
         --------
@@ -326,13 +307,11 @@ class KANDecoder(eqx.Module):
       square one before ``output_activation``; see :meth:`KANLayer.init`.
     - Without ``layer_norm``, units that leave the grid in training keep their base
       activation only; :meth:`refit` moves the grids.
-    - The leaves are those of ``layers``, such as ``layers[0].coefficients``. A random
-      decoder takes its priors by these names, through :func:`parameter_priors`.
+    - A random decoder takes its priors by the names of its leaves, such as
+      ``layers[0].coefficients``, through :func:`parameter_priors`.
 
     References
     ----------
-    Kolmogorov (1957), "On the representation of continuous functions of several
-    variables", *Doklady Akademii Nauk SSSR* 114.
     Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756.
     Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167.
 
@@ -419,12 +398,7 @@ class KANDecoder(eqx.Module):
         return as_vectors("z", z, self.num_latents, self.layers[0].coefficients.dtype)
 
     def refit(self, basis: AbstractBasis | Sequence[AbstractBasis]) -> "KANDecoder":
-        """Transfer every layer to another basis or grid by least squares.
-
-        Parameters
-        ----------
-        basis
-            The new basis of all layers, or a sequence with one for each.
+        """Transfer every layer to another basis, or one basis each, by least squares.
 
         Examples
         --------

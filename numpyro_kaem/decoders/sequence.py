@@ -51,8 +51,7 @@ class SequenceDecoder(eqx.Module):
     - A token depends on the ``num_blocks * (context - 1) + 1`` before it. A decoder
       that sees all of them may ignore the latents ("posterior collapse"); with a short
       context, only the latents carry what reaches further.
-    - Layer normalisation comes before attention and before the perceptron, as in
-      GPT-2.
+    - Layer normalisation comes before attention and before the perceptron.
 
     References
     ----------

@@ -1,6 +1,5 @@
 """Autoregressive priors, and the masked network that gives their coefficients."""
 
-import copy
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +14,7 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_kaem._checks import as_count, as_sample_shape, as_vectors, check_key
 from numpyro_kaem.bases import AbstractBasis
+from numpyro_kaem.bases._base import on_grid
 from numpyro_kaem.distributions.prior import KAEMPrior, computed_once
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.numerics import chain as conditionals
@@ -156,21 +156,19 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         Reference distributions :math:`\pi_{0,i}`, of batch shape ``(dim,)`` or ``()``.
         ``None`` is the uniform distribution on the grid.
     refinement
-        Number of parts into which every panel of the quadrature is divided; more for
-        energies that change by more than about 10 between two knots.
+        Number of parts into which every panel of the quadrature is divided: more than 1
+        for energies that change by more than about 10 between two knots.
     validate_args
         Check the values given to ``log_prob``, as NumPyro does.
 
     Raises
     ------
     TypeError
-        If ``basis`` is not a basis, ``conditioner`` not an Equinox module with a
-        ``dim``, ``refinement`` not an integer, or ``reference`` not a continuous
+        If an argument is of another kind, or ``reference`` is not a continuous
         univariate distribution with a ``cdf``.
     ValueError
-        If the grid or the reference do not broadcast to ``(dim,)``, the coefficients
-        have another shape, the reference's support misses the grid, or ``refinement``
-        is not positive.
+        If shapes do not match, the support of the reference misses the grid, or
+        ``refinement`` is not positive.
 
     Notes
     -----
@@ -400,10 +398,8 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         coefficients = self.conditioner(position)[..., index, :]
         basis = self.basis
         if basis.grid_shape != ():
-            basis = copy.copy(basis)
-            for name in ("low", "high"):
-                ends = np.broadcast_to(getattr(self.basis, name), (self.dim,))
-                object.__setattr__(basis, name, float(ends[index]))
+            ends = np.broadcast_to(np.stack([basis.low, basis.high]).T, (self.dim, 2))
+            basis = on_grid(basis, *ends[index])
         reference = None
         if self._parameters is not None:
             parameters = self._parameters
@@ -419,8 +415,4 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         return value.astype(jnp.result_type(value.dtype, self.dtype))
 
 
-@promote_batch_shape.register
-def _promote_batch_shape_autoregressive(
-    prior: AutoregressiveKAEMPrior,
-) -> AutoregressiveKAEMPrior:
-    return prior
+promote_batch_shape.register(AutoregressiveKAEMPrior, lambda prior: prior)

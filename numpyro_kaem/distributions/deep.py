@@ -39,9 +39,8 @@ class DeepEnergyPrior(dist.Distribution):
     Parameters
     ----------
     network
-        The energy :math:`f`: an Equinox module, or a function, that maps one latent
-        vector, shape ``(dim,)``, to a number, shape ``()`` or ``(1,)``. :meth:`init`
-        makes one.
+        The energy :math:`f`: an Equinox module, or a function, from one latent vector,
+        shape ``(dim,)``, to a number, shape ``()`` or ``(1,)``.
     dim
         Number :math:`D` of latents.
     scale
@@ -82,7 +81,7 @@ class DeepEnergyPrior(dist.Distribution):
     ----------
     Pang, Han, Nijkamp, Zhu and Wu (2020), "Learning latent space energy-based prior
     model", *Advances in Neural Information Processing Systems* 33, equations (1), (5)
-    and (6); the step size and number of steps are theirs.
+    and (6), with their step size and number of steps.
 
     Examples
     --------
@@ -90,8 +89,8 @@ class DeepEnergyPrior(dist.Distribution):
     >>> import numpyro_kaem as kaem
     >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=3)
     >>> z = prior.sample(jax.random.key(1), (5,))
-    >>> z.shape, prior.log_prob(z).shape
-    ((5, 3), (5,))
+    >>> z.shape, prior.log_prob(z).shape, prior.contrast(jax.random.key(2), 9).shape
+    ((5, 3), (5,), ())
     """
 
     arg_constraints = {"scale": constraints.positive}
@@ -209,17 +208,14 @@ class DeepEnergyPrior(dist.Distribution):
 
     def energy(self, value: ArrayLike) -> jax.Array:
         """Energy of latent vectors: (..., dim) -> (...,)."""
-        value = self._as_points(value)
+        value = as_vectors("value", value, self.dim)
         rows = jax.vmap(self.network)(value.reshape(-1, self.dim))
         return rows.reshape(value.shape[:-1])
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """Log density **without its normalizing constant**: (..., dim) -> (...,)."""
-        return self._log_density(self._as_points(value))
-
-    def _as_points(self, value: ArrayLike) -> jax.Array:
-        return as_vectors("value", value, self.dim)
+        return self._log_density(as_vectors("value", value, self.dim))
 
     def _log_density(self, value: jax.Array) -> jax.Array:
         return self.energy(value) + self._log_reference(value)
@@ -268,14 +264,6 @@ class DeepEnergyPrior(dist.Distribution):
         References
         ----------
         Pang et al. (2020), equations (8) and (9).
-
-        Examples
-        --------
-        >>> import jax
-        >>> import numpyro_kaem as kaem
-        >>> prior = kaem.DeepEnergyPrior.init(jax.random.key(0), dim=3)
-        >>> prior.contrast(jax.random.key(1), num_samples=100).shape
-        ()
         """
         z = self.sample(rng_key, (as_count("num_samples", num_samples),))
         reference = self._log_reference(z)
@@ -290,6 +278,4 @@ def _is_static(leaf: Any) -> bool:
     return callable(leaf) or isinstance(leaf, (bool, int, float, complex, str))
 
 
-@promote_batch_shape.register
-def _promote_batch_shape_deep(prior: DeepEnergyPrior) -> DeepEnergyPrior:
-    return prior
+promote_batch_shape.register(DeepEnergyPrior, lambda prior: prior)

@@ -69,8 +69,7 @@ class KAEMMixture(LearnedDensity):
 
     References
     ----------
-    Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167, whose mixture prior
-    has one such mixture in each dimension.
+    Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167.
 
     Examples
     --------

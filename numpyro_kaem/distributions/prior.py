@@ -179,9 +179,7 @@ class LearnedDensity(dist.Distribution):
         return dist.TransformedDistribution(fixed.expand(self.batch_shape), transform)
 
 
-@promote_batch_shape.register
-def _promote_batch_shape(density: LearnedDensity) -> LearnedDensity:
-    return density
+promote_batch_shape.register(LearnedDensity, lambda density: density)
 
 
 class KAEMPrior(LearnedDensity):
@@ -414,7 +412,7 @@ class KAEMPrior(LearnedDensity):
     @promoting_ranks
     def log_normalizer(self) -> jax.Array:
         """Log of the normalizing constant :math:`Z`, shape ``batch_shape``."""
-        if self._is_concrete or "_table" in self.__dict__:
+        if "_table" in self.__dict__ or self._is_concrete:
             return self._table.log_normalizer
         return density.log_normalizer(*self._parts)
 
@@ -458,7 +456,7 @@ class KAEMPrior(LearnedDensity):
         """Draw by inversion, shape ``sample_shape + batch_shape``; never an end."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        if not self._is_concrete and math.prod(sample_shape) == 1:
+        if math.prod(sample_shape) == 1 and not self._is_concrete:
             # A table for one draw would mostly not be used.
             z = inverse.sample_once(*self._parts, self._ends, key)
             return jnp.reshape(z, (*sample_shape, *self.batch_shape))

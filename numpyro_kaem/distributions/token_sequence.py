@@ -200,6 +200,4 @@ def _vmap_over_token_sequence(
     return TokenSequence.tree_unflatten((sequence._validate_args,), (decoder, z))
 
 
-@promote_batch_shape.register
-def _promote_batch_shape_token_sequence(sequence: TokenSequence) -> TokenSequence:
-    return sequence
+promote_batch_shape.register(TokenSequence, lambda sequence: sequence)

@@ -122,10 +122,9 @@ class TruncatedKAEM(LearnedDensity):
 
     Notes
     -----
-    - The panels of the prior's quadrature are cut at the bounds, and the density there
-      has a normalizing constant and a distribution function of its own, computed in
-      logarithms: an interval far in a tail, or a narrow one, is as accurate as the
-      whole.
+    - The density between the bounds has a quadrature and a distribution function of its
+      own, in logarithms: an interval far in a tail, or a narrow one, is as accurate as
+      the whole.
     - Draws of a truncated :class:`~numpyro_kaem.KAEMPrior` are reparameterised, with
       derivatives in the bounds too; those of a mixture have none.
 

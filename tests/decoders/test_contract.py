@@ -209,10 +209,9 @@ def test_output_activations(key, make):
     ]:
         active = make(key, 2, (2, 4), output_activation=name, **options)
         assert_close(evaluate(active, z), function(plain))
-    for name in ("exp", 3, ["tanh"]):
-        with pytest.raises(
-            ValueError, match=r"output_activation must be one of None, 'si"
-        ):
+    match = "output_activation must be one of None, 'sigmoid', 'tanh', 'softplus', got "
+    for name, error in [("exp", ValueError), (3, TypeError), (["tanh"], TypeError)]:
+        with pytest.raises(error, match=match):
             make(key, 2, (2, 4), output_activation=name)
 
 

@@ -73,7 +73,7 @@ def test_layer_errors(key):
         ((basis, good[0], np.ones((1, 3))), ValueError, r"\(2, 3\), got \(1, 3\)"),
         ((basis, good[0] * np.nan, good[1]), ValueError, "coefficients must be finite"),
         ((basis, good[0], good[1] * 1j), TypeError, "base_weight must be real"),
-        ((basis, *good, "sin"), ValueError, "base_activation must be one of silu"),
+        ((basis, *good, "sin"), ValueError, "base_activation must be one of 'silu'"),
         ((two, narrow, narrow[..., 0]), ValueError, one.format(1, r"\(2,\)|broadc")),
         ((column, *good), ValueError, one.format(3, r"\(2, 1\)")),
     ]:
