@@ -11,32 +11,34 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from numpyro_kaem.bases._base import AbstractBasis, as_float, uniform_breaks
-from numpyro_kaem.closed_forms.distributions import Component
+from numpyro_kaem.closed_forms.families import Component
 
 __all__ = [
     "EnergyFit",
     "Features",
-    "Term",
-    "TermBasis",
     "fit_energies",
     "make_features",
-    "terms_for",
     "tilted_divergence",
 ]
 
 _NUM_PANELS = 48
+# A grid is wide enough for a logarithm where its ends differ by this factor.
 _WIDE = 4.0
+# Candidates of each length whose divergence is minimised.
+_NUM_REFINED = 8
+_MAX_STEPS = 60
+_TOLERANCE = 1e-10
 
 
 class Term(NamedTuple):
-    """A function of the scaled variable ``t``."""
+    """A function of an array module, NumPy or ``jax.numpy``, and the scaled variable.
+
+    ``text`` and ``latex`` call the variable ``t``.
+    """
 
     text: str
-    """As text."""
     latex: str
-    """In LaTeX."""
     function: Callable[[Any, Any], Any]
-    """Function of the array module, NumPy or ``jax.numpy``, and of ``t``."""
 
 
 def _power(degree: int) -> Term:
@@ -60,6 +62,7 @@ _SMOOTH = (
     _wave("tanh", 1),
     Term("exp(-t^2/2)", "e^{-t^{2}/2}", lambda xp, t: xp.exp(-0.5 * t**2)),
 )
+# By the grids for which they are: logarithms need one without negative numbers.
 _TERMS = {
     "real": _SMOOTH,
     "from zero": (
@@ -70,41 +73,16 @@ _TERMS = {
 }
 
 
-def terms_for(low: float, high: float) -> str:
-    """Name of the dictionary for a grid; logarithms need one that is wide for them."""
-    if low > 0 and high > _WIDE * low:
-        return "positive"
-    return "from zero" if low == 0 else "real"
-
-
 class TermBasis(AbstractBasis):
-    r"""The terms as a basis, so that a short energy is an energy like any other.
+    """The terms as a basis, so that a short energy is an energy like any other.
 
-    The terms are functions of :math:`t = (z - m) / r`.
-
-    Parameters
-    ----------
-    low, high
-        Ends of the grid; static.
-    dictionary
-        Name of the dictionary: ``"real"``, ``"from zero"`` or ``"positive"``.
-    location, scale
-        The numbers :math:`m` and :math:`r`.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.closed_forms.energies import TermBasis
-    >>> basis = TermBasis(0.0, 4.0, "from zero", location=0.0, scale=2.0)
-    >>> print(basis(4.0)[:4])
-    [ 2.  4.  8. 16.]
+    The scaled variable is ``offset`` at the lower end of the grid, and changes by
+    ``width`` along it.
     """
 
     dictionary: str = eqx.field(static=True)
-    """Name of the dictionary."""
     offset: jax.Array
-    """Scaled variable at the lower end of the grid."""
     width: jax.Array
-    """Width of the grid in the scaled variable."""
 
     def __init__(
         self, low: float, high: float, dictionary: str, location: float, scale: float
@@ -137,46 +115,39 @@ class TermBasis(AbstractBasis):
         return jnp.stack([term.function(jnp, t) for term in self.terms], axis=-1)
 
 
-# Candidates of each length whose divergence is minimised.
-_NUM_REFINED = 8
-_MAX_STEPS = 60
-_TOLERANCE = 1e-10
-
-
 class Features(NamedTuple):
-    """The terms at the nodes of a density."""
+    """The terms at the nodes of a density, shape ``(num_nodes, num_terms)``.
+
+    The scaled variable is ``(z - location) / scale``; ``log_reference`` holds the log
+    masses of the reference, up to a constant.
+    """
 
     basis: TermBasis
-    """The dictionary."""
     location: float
-    """Location of the scaled variable."""
     scale: float
-    """Scale of it."""
     values: np.ndarray
-    """Terms at the nodes, shape ``(num_nodes, num_terms)``."""
     log_reference: np.ndarray
-    """Log masses of the reference at the nodes, up to a constant."""
 
 
 class EnergyFit(NamedTuple):
-    """A short energy."""
+    """A short energy: positions of its terms in the dictionary, and their coefficients.
+
+    The divergence is that from the density, in nats.
+    """
 
     terms: tuple[int, ...]
-    """Positions of the terms in the dictionary."""
     coefficients: np.ndarray
-    """Their coefficients."""
     divergence: float
-    """Divergence from the density, in nats."""
 
 
 def make_features(component: Component) -> Features:
     """Evaluate the dictionary, in a variable that is scaled by short numbers."""
     low, high = component.grid
-    dictionary = terms_for(low, high)
-    unit = component.unit
-    location, scale = 0.0, unit.location
-    if dictionary == "real":
-        location, scale = unit.location, unit.scale
+    extent = component.extent
+    dictionary, location, scale = "real", extent.location, extent.scale
+    if low == 0 or (low > 0 and high > _WIDE * low):
+        dictionary = "positive" if low > 0 else "from zero"
+        location, scale = 0.0, extent.location
     digit = 1 - int(np.floor(np.log10(abs(scale))))
     location, scale = round(location, digit), round(scale, digit)
     basis = TermBasis(low, high, dictionary, location, scale)
@@ -189,26 +160,10 @@ def make_features(component: Component) -> Features:
 def fit_energies(
     component: Component, features: Features, max_terms: int
 ) -> list[EnergyFit]:
-    """Find the best energy of each length.
-
-    All subsets of the dictionary are compared by least squares, weighted by the
-    density, which is the divergence to second order. The best few of each length are
-    fitted by minimising the divergence itself, which is convex.
-
-    Parameters
-    ----------
-    component
-        The density, at all of its nodes.
-    features
-        The dictionary there.
-    max_terms
-        Largest number of terms.
-
-    Returns
-    -------
-    list of EnergyFit
-        One for each number of terms from 1.
-    """
+    """Find the best energy of each length, from one term up."""
+    # All subsets of the dictionary are compared by least squares, weighted by the
+    # density, which is the divergence to second order. The best few of each length are
+    # fitted by minimising the divergence itself, which is convex.
     masses = component.masses
     centred = features.values - masses @ features.values
     size = np.sqrt(masses @ centred**2)
@@ -245,7 +200,7 @@ def tilted_divergence(
     terms: tuple[int, ...],
     coefficients: np.ndarray,
 ) -> float:
-    """Divergence of the law of a short energy from the density, in nats."""
+    """Divergence of the density with a short energy from the learned one, in nats."""
     energy = features.values[:, list(terms)] @ coefficients
     change = component.energy - energy
     log_normalizer = _log_sum_exp(features.log_reference + energy)

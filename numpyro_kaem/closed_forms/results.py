@@ -1,190 +1,44 @@
-"""Closed forms, as text and tables."""
+"""Results: closed forms and summaries of densities, as text and tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from scipy.signal import find_peaks
 
-from numpyro_kaem.closed_forms.distributions import (
+from numpyro_kaem.closed_forms.energies import Features
+from numpyro_kaem.closed_forms.families import (
     Component,
-    NamedLaw,
-    Unit,
+    Extent,
+    Family,
     components,
     marginals_of,
 )
-from numpyro_kaem.closed_forms.energies import Features
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = [
-    "NO_SHORT_FORM",
     "Candidate",
     "PriorSummary",
     "SymbolicResult",
     "SymbolicResults",
-    "as_table",
     "describe_energy",
-    "describe_law",
-    "number",
+    "describe_family",
     "summarize_prior",
 ]
 
-
-def number(value: float, digits: int = 12) -> str:
-    """Shortest text of a number with at most so many significant digits."""
-    text = f"{float(value):.{digits}g}"
-    return "0" if text == "-0" else text
-
-
-def _latex_number(value: float, digits: int = 12) -> str:
-    text = number(value, digits)
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    return rf"{mantissa} \times 10^{{{int(exponent)}}}"
-
-
-def describe_law(
-    law: NamedLaw, values: dict[str, np.ndarray], unit: Unit
-) -> tuple[str, str]:
-    """Text and LaTeX of a named law.
-
-    Parameters
-    ----------
-    law
-        The family.
-    values
-        Its parameters.
-    unit
-        Support of the density, for laws that share it.
-
-    Returns
-    -------
-    tuple
-        Text, in NumPyro's names, and LaTeX.
-    """
-    if law.num_components > 1:
-        parts = list(zip(values["probs"], values["loc"], values["scale"], strict=True))
-        text = " + ".join(
-            f"{number(w)} Normal({number(loc)}, {number(scale)})"
-            for w, loc, scale in parts
-        )
-        latex = " + ".join(
-            rf"{_latex_number(w)}\,\mathrm{{Normal}}"
-            rf"({_latex_number(loc)},\ {_latex_number(scale)})"
-            for w, loc, scale in parts
-        )
-        return text, latex
-    names = [f"{p.name}={number(values[p.name])}" for p in law.parameters]
-    symbols = [f"{p.symbol} = {_latex_number(values[p.name])}" for p in law.parameters]
-    if law.support is None:
-        low, high = number(unit.low), number(unit.high)
-        if (low, high) != ("0", "1") or law.name != "Beta":
-            names.append(f"low={low}, high={high}")
-            interval = rf"[{_latex_number(unit.low)},\ {_latex_number(unit.high)}]"
-            symbols.append(interval)
-    text = f"{law.name}({', '.join(names)})"
-    joined = r",\ ".join(symbols)
-    return text, rf"\mathrm{{{law.name}}}({joined})"
-
-
-def describe_energy(
-    features: Features,
-    terms: tuple[int, ...],
-    coefficients: np.ndarray,
-    parameters: ReferenceParameters | None,
-) -> tuple[str, str]:
-    """Text and LaTeX of a density with a short energy.
-
-    Parameters
-    ----------
-    features
-        The dictionary.
-    terms, coefficients
-        The terms and their coefficients.
-    parameters
-        Parameters of the reference, which is multiplied.
-
-    Returns
-    -------
-    tuple
-        Text and LaTeX, the variable being ``z``.
-    """
-    text, latex = "", ""
-    for term, value in zip(terms, coefficients, strict=True):
-        sign = "-" if value < 0 else "+"
-        lead = f" {sign} " if text else sign.replace("+", "")
-        entry = features.basis.terms[term]
-        text += f"{lead}{number(abs(value))} {entry.text}"
-        latex += rf"{lead}{_latex_number(abs(value))}\,{entry.latex}"
-    low, high = features.basis.low, features.basis.high
-    location, scale = features.location, features.scale
-    scaled = "z" if location == 0 else f"z {'-' if location > 0 else '+'} "
-    scaled += "" if location == 0 else number(abs(location))
-    plain = scaled if location == 0 else f"({scaled})"
-    law, values = "Uniform", {"low": number(low, 4), "high": number(high, 4)}
-    if parameters is not None:
-        law, values = parameters.distribution.__name__, _values(parameters)
-    named = ", ".join(f"{name}={value}" for name, value in values.items())
-    text = (
-        f"{law}({named}) * exp({text}), t = {plain} / {number(scale)}, "
-        f"z cut to [{number(low, 4)}, {number(high, 4)}] in t"
-    )
-    symbols = r",\ ".join(
-        rf"\mathrm{{{name}}} = {value}".replace("_", r"\_")
-        for name, value in values.items()
-    )
-    latex = (
-        rf"\mathrm{{{law}}}(z;\ {symbols})\,\exp({latex}),"
-        rf"\quad t = {plain} / {_latex_number(scale)}"
-    )
-    return text, latex
-
-
-def _values(parameters: ReferenceParameters, prefix: str = "") -> dict[str, str]:
-    """Numbers among parameters as text, by name, those of inner laws included."""
-    found: dict[str, str] = {}
-    for name, value in parameters.values.items():
-        if isinstance(value, ReferenceParameters):
-            found |= _values(value, f"{prefix}{name}.")
-        elif _is_number(value):
-            found[prefix + name] = number(float(value), 4)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float | np.ndarray | jax.Array) and np.ndim(value) == 0
-    )
-
-
-def as_table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text, the first of them the head, in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-NO_SHORT_FORM = "no short form"
+# A mode rises above its surroundings by this share of the highest density.
+_PROMINENCE = 0.01
+# Least distance of nodes that a polynomial goes through, in units of the scale of
+# the density: far enough that rounding does not matter in float32.
+_REACH = 0.02
 
 
 class Candidate(NamedTuple):
-    """A law that was compared with a density; in ``candidates`` of a result.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.closed_forms import Candidate
-    >>> short = Candidate("Normal", 2, divergence=0.001, criterion=10.6)
-    >>> long = Candidate("StudentT", 3, divergence=0.0009, criterion=14.0)
-    >>> min([short, long], key=lambda candidate: candidate.criterion).name
-    'Normal'
-    """
+    """A form that was compared with a density; in ``candidates`` of a result."""
 
     name: str
     """Family, such as ``"Gamma"``, or the terms of an energy."""
@@ -226,11 +80,11 @@ class SymbolicResult:
     latex: str
     """The same in LaTeX, without dollar signs."""
     distribution: dist.Distribution | None
-    """The law; a short energy is a :class:`KAEMPrior`, with the prior's reference."""
+    """A short energy is a :class:`KAEMPrior`, with the prior's reference."""
     divergence: float
     """Kullback-Leibler divergence of ``distribution`` from the density, in nats."""
     cdf_error: float
-    """Largest distance of their distribution functions."""
+    """Largest absolute difference of their distribution functions."""
     criterion: float
     """Description length in nats, see :func:`symbolic`."""
     candidates: tuple[Candidate, ...]
@@ -258,13 +112,13 @@ class SymbolicResult:
 
     def __repr__(self) -> str:
         return (
-            f"{self.text}; divergence {number(self.divergence, 2)}, "
-            f"cdf error {number(self.cdf_error, 2)}"
+            f"{self.text}; divergence {_number(self.divergence, 2)}, "
+            f"cdf error {_number(self.cdf_error, 2)}"
         )
 
 
 class SymbolicResults:
-    """Closed forms of a batch of densities, one for each; prints as a table.
+    """Closed forms of a batch of densities; prints as a table.
 
     Parameters
     ----------
@@ -306,43 +160,18 @@ class SymbolicResults:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        rows = [("component", "divergence", "cdf error", "law")]
-        for index in np.ndindex(self.shape):
-            result = self._results[index]
-            rows.append(
-                (
-                    ", ".join(map(str, index)),
-                    number(result.divergence, 2),
-                    number(result.cdf_error, 2),
-                    result.text,
-                )
-            )
-        return as_table(rows)
-
-
-# A mode rises above its surroundings by this share of the highest density.
-_PROMINENCE = 0.01
-# Least distance of nodes that a polynomial goes through, in units of the scale of
-# the density: far enough that rounding does not matter in float32.
-_REACH = 0.02
+        rows = [("component", "divergence", "cdf error", "closed form")]
+        for index, result in np.ndenumerate(self._results):
+            errors = _number(result.divergence, 2), _number(result.cdf_error, 2)
+            rows.append((", ".join(map(str, index)), *errors, result.text))
+        return _table(rows)
 
 
 @dataclass(frozen=True, repr=False)
 class PriorSummary:
-    """Numbers of each density; made by :func:`summarize_prior`. Prints as a table.
+    """Moments, modes and entropies of densities; prints as a table.
 
-    Arrays have the shape ``batch_shape``.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import numpyro.distributions as dist
-    >>> import numpyro_kaem as kaem
-    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 5.0, 8), jnp.zeros((2, 8)))
-    >>> prior = kaem.KAEMPrior(energy, dist.Normal(2.0, jnp.array([1.0, 1.5])))
-    >>> summary = kaem.summarize_prior(prior)
-    >>> print(summary.mean.round(2), summary.standard_deviation.round(2))
-    [2. 2.] [1.  1.5]
+    Made by :func:`summarize_prior`. Arrays have the shape ``batch_shape``.
     """
 
     mean: np.ndarray
@@ -350,36 +179,26 @@ class PriorSummary:
     standard_deviation: np.ndarray
     """Standard deviations; not finite where there is none."""
     modes: np.ndarray
-    """Modes in increasing order, a tuple for each density."""
+    """Modes in increasing order, one tuple per density."""
     entropy: np.ndarray
     """Differential entropies, in nats."""
     divergence: np.ndarray
-    """Kullback-Leibler divergences of the reference from the densities, in nats. Near
-    zero, a density is still its reference: nothing was learned of it."""
+    """Kullback-Leibler divergences of the reference from the densities, in nats; near
+    zero where a density is still its reference."""
 
     def __repr__(self) -> str:
         rows = [("component", "mean", "sd", "entropy", "divergence", "modes")]
         for index in np.ndindex(self.mean.shape):
             width = self.standard_deviation[index]
-            modes = ", ".join(_place(mode, width) for mode in self.modes[index])
-            rows.append(
-                (
-                    ", ".join(map(str, index)),
-                    _place(self.mean[index], width),
-                    number(width, 3),
-                    number(round(self.entropy[index], 3)),
-                    number(round(self.divergence[index], 4)),
-                    modes or "none",
-                )
+            modes = ", ".join(_position(mode, width) for mode in self.modes[index])
+            numbers = (
+                _position(self.mean[index], width),
+                _number(width, 3),
+                _number(round(self.entropy[index], 3)),
+                _number(round(self.divergence[index], 4)),
             )
-        return as_table(rows)
-
-
-def _place(value: float, width: float) -> str:
-    """Text of a position, to a hundredth of the width or so."""
-    if not (np.isfinite(value) and np.isfinite(width)):
-        return number(value, 3)
-    return number(round(value, 2 - int(np.floor(np.log10(width)))), 15)
+            rows.append((", ".join(map(str, index)), *numbers, modes or "none"))
+        return _table(rows)
 
 
 def summarize_prior(prior: dist.Distribution) -> PriorSummary:
@@ -395,8 +214,8 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
     Returns
     -------
     PriorSummary
-        Mean, standard deviation, modes, entropy and divergence from the reference of
-        each.
+        Of each density: mean, standard deviation, modes, entropy, and divergence from
+        the reference.
 
     Raises
     ------
@@ -448,24 +267,22 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
 
 def _modes(component: Component) -> tuple[float, ...]:
     """Modes of one density, in increasing order."""
-    from scipy.signal import find_peaks
-
     nodes, first = np.unique(component.nodes, return_index=True)
     log_density = component.log_density[first]
-    unit = component.unit
+    extent = component.extent
     density = np.exp(log_density - log_density.max())
-    bounded = np.isfinite(unit.low) and np.isfinite(unit.high)
+    bounded = np.isfinite(extent.low) and np.isfinite(extent.high)
     if bounded and density.min() > 1 - _PROMINENCE:
         return ()
     peaks, _ = find_peaks(np.pad(density, 1), prominence=_PROMINENCE)
     found = []
     for peak in peaks - 1:
-        if peak == 0 and np.isfinite(unit.low):
-            found.append(unit.low)
-        elif peak == len(nodes) - 1 and np.isfinite(unit.high):
-            found.append(unit.high)
+        if peak == 0 and np.isfinite(extent.low):
+            found.append(extent.low)
+        elif peak == len(nodes) - 1 and np.isfinite(extent.high):
+            found.append(extent.high)
         else:
-            found.append(_refine(nodes, log_density, peak, _REACH * unit.scale))
+            found.append(_refine(nodes, log_density, peak, _REACH * extent.scale))
     return tuple(float(mode) for mode in found)
 
 
@@ -497,3 +314,118 @@ def _refine(
     ]
     # At a kink there may be none: the node is the best that is known.
     return float(centre + scale * roots[0]) if roots else float(centre)
+
+
+# --- text ----------------------------------------------------------------------------
+
+
+def _number(value: float, digits: int = 12) -> str:
+    """Shortest text of a number with at most so many significant digits."""
+    text = f"{float(value):.{digits}g}"
+    return "0" if text == "-0" else text
+
+
+def _latex_number(value: float) -> str:
+    text = _number(value)
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    return rf"{mantissa} \times 10^{{{int(exponent)}}}"
+
+
+def _position(value: float, width: float) -> str:
+    """Text of a position, to a hundredth of the width or so."""
+    if not (np.isfinite(value) and np.isfinite(width)):
+        return _number(value, 3)
+    return _number(round(value, 2 - int(np.floor(np.log10(width)))), 15)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text in columns, the first of them the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def describe_family(
+    family: Family, values: dict[str, np.ndarray], extent: Extent
+) -> tuple[str, str]:
+    """Text, in NumPyro's names, and LaTeX of a member of a family."""
+    if family.num_components > 1:
+        parts = list(zip(values["probs"], values["loc"], values["scale"], strict=True))
+        text = " + ".join(
+            f"{_number(w)} Normal({_number(loc)}, {_number(scale)})"
+            for w, loc, scale in parts
+        )
+        latex = " + ".join(
+            rf"{_latex_number(w)}\,\mathrm{{Normal}}"
+            rf"({_latex_number(loc)},\ {_latex_number(scale)})"
+            for w, loc, scale in parts
+        )
+        return text, latex
+    names = [f"{p.name}={_number(values[p.name])}" for p in family.parameters]
+    symbols = [
+        f"{p.symbol} = {_latex_number(values[p.name])}" for p in family.parameters
+    ]
+    if family.support is None:
+        low, high = _number(extent.low), _number(extent.high)
+        if (low, high) != ("0", "1") or family.name != "Beta":
+            names.append(f"low={low}, high={high}")
+            interval = rf"[{_latex_number(extent.low)},\ {_latex_number(extent.high)}]"
+            symbols.append(interval)
+    text = f"{family.name}({', '.join(names)})"
+    joined = r",\ ".join(symbols)
+    return text, rf"\mathrm{{{family.name}}}({joined})"
+
+
+def describe_energy(
+    features: Features,
+    terms: tuple[int, ...],
+    coefficients: np.ndarray,
+    parameters: ReferenceParameters | None,
+) -> tuple[str, str]:
+    """Text and LaTeX of a density with a short energy, of the variable ``z``."""
+    text, latex = "", ""
+    for term, value in zip(terms, coefficients, strict=True):
+        sign = "-" if value < 0 else "+"
+        lead = f" {sign} " if text else sign.replace("+", "")
+        entry = features.basis.terms[term]
+        text += f"{lead}{_number(abs(value))} {entry.text}"
+        latex += rf"{lead}{_latex_number(abs(value))}\,{entry.latex}"
+    low, high = features.basis.low, features.basis.high
+    location, scale = features.location, features.scale
+    scaled = "z" if location == 0 else f"z {'-' if location > 0 else '+'} "
+    scaled += "" if location == 0 else _number(abs(location))
+    plain = scaled if location == 0 else f"({scaled})"
+    name, values = "Uniform", {"low": _number(low, 4), "high": _number(high, 4)}
+    if parameters is not None:
+        name, values = parameters.distribution.__name__, _values(parameters)
+    named = ", ".join(f"{key}={value}" for key, value in values.items())
+    text = (
+        f"{name}({named}) * exp({text}), t = {plain} / {_number(scale)}, "
+        f"z cut to [{_number(low, 4)}, {_number(high, 4)}] in t"
+    )
+    symbols = r",\ ".join(
+        rf"\mathrm{{{key}}} = {value}".replace("_", r"\_")
+        for key, value in values.items()
+    )
+    latex = (
+        rf"\mathrm{{{name}}}(z;\ {symbols})\,\exp({latex}),"
+        rf"\quad t = {plain} / {_latex_number(scale)}"
+    )
+    return text, latex
+
+
+def _values(parameters: ReferenceParameters, prefix: str = "") -> dict[str, str]:
+    """Scalar parameters as text, by name, those of inner distributions included."""
+    found: dict[str, str] = {}
+    for name, value in parameters.values.items():
+        if isinstance(value, ReferenceParameters):
+            found |= _values(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | np.ndarray | jax.Array):
+            if np.ndim(value) == 0:
+                found[prefix + name] = _number(float(value), 4)
+    return found

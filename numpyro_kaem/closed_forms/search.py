@@ -8,18 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from numpyro_kaem._checks import as_count
-from numpyro_kaem.closed_forms.distributions import (
-    LAWS,
-    Component,
-    LawFit,
-    NamedLaw,
-    components,
-    distance,
-    divergence_of,
-    fit_law,
-    marginals_of,
-)
+from numpyro_kaem._checks import as_count, as_positive
 from numpyro_kaem.closed_forms.energies import (
     EnergyFit,
     Features,
@@ -27,21 +16,31 @@ from numpyro_kaem.closed_forms.energies import (
     make_features,
     tilted_divergence,
 )
+from numpyro_kaem.closed_forms.families import (
+    FAMILIES,
+    Component,
+    Family,
+    FamilyFit,
+    components,
+    distance,
+    divergence_of,
+    fit_family,
+    marginals_of,
+)
 from numpyro_kaem.closed_forms.results import (
-    NO_SHORT_FORM,
     Candidate,
     SymbolicResult,
     SymbolicResults,
     describe_energy,
-    describe_law,
+    describe_family,
 )
 from numpyro_kaem.distributions import KAEMPrior
 from numpyro_kaem.energy import Energy
-from numpyro_kaem.estimation.marginals import as_positive
 
 __all__ = ["symbolic"]
 
 _MAX_DIGITS = 7
+_NO_SHORT_FORM = "no short form"
 
 
 def symbolic(
@@ -53,32 +52,32 @@ def symbolic(
 ) -> SymbolicResult | SymbolicResults:
     r"""Describe learned densities in closed form.
 
-    Each density :math:`\pi` is compared with named laws, each at the parameters that
-    minimise the Kullback-Leibler divergence :math:`D = \int \pi \log (\pi / q)`, and
-    with short energies: the reference times :math:`e^h`, where :math:`h` is a sum of at
-    most ``max_terms`` terms. Among those with :math:`D` up to ``tolerance`` the
-    shortest description is chosen, in nats,
+    Each density :math:`\pi` is compared with named families of distributions, each at
+    the parameters that minimise the Kullback-Leibler divergence
+    :math:`D = \int \pi \log (\pi / q)`, and with short energies: the reference times
+    :math:`e^h`, where :math:`h` is a sum of at most ``max_terms`` terms. Among those
+    with :math:`D` up to ``tolerance`` the shortest description is chosen, in nats,
 
     .. math:: n D + \tfrac{p}{2} \log n + \log a,
 
     with :math:`p` parameters, those of the reference of an energy included, and
-    :math:`a` alternatives: the number of named laws, times the number of ways to choose
-    the terms. Without any the density has no short form.
+    :math:`a` alternatives: the number of families, times the number of ways to choose
+    the terms. If there are none, the density has no short form.
 
     Parameters
     ----------
     prior
         A :class:`KAEMPrior`, :class:`KAEMMixture` or a ``MixtureSameFamily`` of
-        :class:`KAEMPrior`, also with ``to_event``, expanded or masked. All
-        one-dimensional densities in it are described, one by one: those of the
-        components, for mixtures.
+        :class:`KAEMPrior`, also with ``to_event``, expanded or masked. Each
+        one-dimensional density in it is described; of mixtures, those of the
+        components.
     num_samples
-        Number :math:`n \ge 1` of samples that a description shall last for. With more,
+        Number :math:`n \ge 1` of samples that a description is to encode. With more,
         smaller differences count, and longer descriptions win.
     tolerance
         Largest divergence of a short form, in nats.
     max_terms
-        Largest number of terms of an energy; 0 compares named laws only.
+        Largest number of terms of an energy; 0 compares named families only.
 
     Returns
     -------
@@ -97,11 +96,11 @@ def symbolic(
 
     Notes
     -----
-    - **Named laws.** On the line Normal, Laplace, Logistic, Cauchy, StudentT, Gumbel,
-      AsymmetricLaplace, SkewNormal, and mixtures of 2 or 3 Normal laws; from zero up
-      also Exponential, HalfNormal, Gamma, InverseGamma, Weibull and LogNormal; on an
-      interval also Uniform, Beta and TruncatedNormal. The support of a law must cover
-      that of the density: fit positive samples with ``support="positive"``.
+    - **Families.** On the line Normal, Laplace, Logistic, Cauchy, StudentT, Gumbel,
+      AsymmetricLaplace, SkewNormal, and mixtures of 2 or 3 Normal; from zero up also
+      Exponential, HalfNormal, Gamma, InverseGamma, Weibull and LogNormal; on an
+      interval also Uniform, Beta and TruncatedNormal. The support of a family must
+      cover that of the density: fit positive samples with ``support="positive"``.
     - **Energies.** Terms are the first four powers, sines and cosines of four
       frequencies, the hyperbolic tangent, a Gaussian bump, and a logarithm if the grid
       has no negative numbers, all of the scaled variable that the text defines. All
@@ -112,13 +111,14 @@ def symbolic(
       most ``0.5 / num_samples`` nats. Text, ``distribution`` and the ``divergence`` of
       the result are those after rounding; ``candidates`` are those before. The
       reference of an energy is the prior's, and is printed with four digits.
-    - **How sure it is.** A density fitted to samples carries their error, about half a
-      nat a degree of freedom over their number, and a bias where its reference and its
-      smoothness do not fit, such as at the sharp end of an exponential law. Hence the
-      default of 1000: in trials with 20 laws, fitted from 20,000 samples, it recovered
-      19 and 20 of them, and ``num_samples=20_000`` only 17. The one that it missed is
-      the Cauchy law, whose tails a fit with a Normal reference loses.
-    - Costs some tenths of a second a density, on the CPU, in float64 by SciPy.
+    - **Reliability.** A density fitted to samples has a sampling error, about half a
+      nat per degree of freedom over their number, and a bias where its reference and
+      its smoothness do not fit, such as at the sharp end of an exponential density.
+      Hence the default of 1000: in trials with 20 distributions, fitted to 20,000
+      samples, it recovered 19 and 20 of them, and ``num_samples=20_000`` only 17. The
+      one that it missed is the Cauchy distribution, whose tails a fit with a Normal
+      reference loses.
+    - **Cost.** Some tenths of a second per density, on the CPU, in float64 by SciPy.
 
     References
     ----------
@@ -152,12 +152,11 @@ def symbolic(
 
 
 class _Option(NamedTuple):
-    """A candidate, and what is needed to build it."""
+    """A candidate, and what is needed to build it; no family for an energy."""
 
     candidate: Candidate
-    law: NamedLaw | None
-    """``None`` for an energy."""
-    fit: LawFit | EnergyFit
+    family: Family | None
+    fit: FamilyFit | EnergyFit
 
 
 def _describe(
@@ -166,29 +165,27 @@ def _describe(
     """Describe one density."""
     used = component.used()
     features = make_features(component)
-    options = sorted(
-        (
-            *_named_laws(used, num_samples),
-            *_energies(component, features, max_terms, num_samples),
-        ),
-        key=lambda option: option.candidate.criterion,
-    )
+    options = [
+        *_fit_families(used, num_samples),
+        *_fit_energies(component, features, max_terms, num_samples),
+    ]
+    options.sort(key=lambda option: option.candidate.criterion)
     near = [o for o in options if o.candidate.divergence <= tolerance]
     best = near[0] if near else min(options, key=lambda o: o.candidate.divergence)
     slack = 0.5 / num_samples
-    if best.law is not None:
-        name, text, latex, law = _finish_law(used, best, slack)
+    if best.family is not None:
+        name, text, latex, found = _finish_family(used, best, slack)
     else:
-        name, text, latex, law = _finish_energy(component, features, best, slack)
-    divergence, cdf_error = distance(used, law)
+        name, text, latex, found = _finish_energy(component, features, best, slack)
+    divergence, cdf_error = distance(used, found)
     if not near:
-        name, text, law = NO_SHORT_FORM, NO_SHORT_FORM, None
+        name, text, found = _NO_SHORT_FORM, _NO_SHORT_FORM, None
         latex = r"\mathrm{no\ short\ form}"
     return SymbolicResult(
         name=name,
         text=text,
         latex=latex,
-        distribution=law,
+        distribution=found,
         divergence=divergence,
         cdf_error=cdf_error,
         criterion=best.candidate.criterion,
@@ -203,23 +200,23 @@ def _candidate(
     return Candidate(name, count, divergence, num_samples * divergence + length)
 
 
-def _named_laws(component: Component, num_samples: float) -> list[_Option]:
+def _fit_families(component: Component, num_samples: float) -> list[_Option]:
     options = []
-    for law in LAWS:
-        if law.covers(component.unit):
-            fit = fit_law(component, law)
+    for family in FAMILIES:
+        if family.covers(component.extent):
+            fit = fit_family(component, family)
             candidate = _candidate(
-                law.name, law.num_free, len(LAWS), fit.divergence, num_samples
+                family.name, family.num_free, len(FAMILIES), fit.divergence, num_samples
             )
-            options.append(_Option(candidate, law, fit))
+            options.append(_Option(candidate, family, fit))
     return options
 
 
-def _energies(
+def _fit_energies(
     component: Component, features: Features, max_terms: int, num_samples: float
 ) -> list[_Option]:
     options = []
-    # The ends of a uniform reference are the support, which named laws know as well.
+    # The ends of a uniform reference are the support, which families know as well.
     parameters = component.parameters
     is_plain = parameters is None or parameters.distribution is dist.Uniform
     num_reference = 0 if is_plain else len(jax.tree_util.tree_leaves(parameters))
@@ -230,7 +227,7 @@ def _energies(
         candidate = _candidate(
             f"energy in {', '.join(terms)}",
             count + num_reference,
-            len(LAWS) * comb(num_terms, count),
+            len(FAMILIES) * comb(num_terms, count),
             fit.divergence,
             num_samples,
         )
@@ -238,17 +235,19 @@ def _energies(
     return options
 
 
-def _finish_law(
+def _finish_family(
     component: Component, option: _Option, slack: float
 ) -> tuple[str, str, str, dist.Distribution]:
-    """Round a named law: its name, text, LaTeX and distribution."""
-    law, unit = option.law, component.unit
+    """Round the parameters of a family: its name, text, LaTeX and distribution."""
+    family, extent = option.family, component.extent
     for digits in range(2, _MAX_DIGITS + 1):
-        values = law.rounded(option.fit.values, digits, unit)
-        if divergence_of(component, law, values) <= option.fit.divergence + slack:
+        values = family.rounded(option.fit.values, digits, extent)
+        divergence = divergence_of(component, family, values)
+        if divergence <= option.fit.divergence + slack:
             break
     arrays = {name: jnp.asarray(value, float) for name, value in values.items()}
-    return law.name, *describe_law(law, values, unit), law.build(unit, **arrays)
+    texts = describe_family(family, values, extent)
+    return family.name, *texts, family.build(extent, **arrays)
 
 
 def _finish_energy(
@@ -263,7 +262,8 @@ def _finish_energy(
             break
     coefficients = np.zeros(len(features.basis.terms))
     coefficients[list(terms)] = rounded
-    law = KAEMPrior(Energy(features.basis, coefficients), component.reference)
+    parameters = component.parameters
+    reference = None if parameters is None else parameters.build()
+    found = KAEMPrior(Energy(features.basis, coefficients), reference)
     name = f"energy of {len(terms)} term{'s' * (len(terms) > 1)}"
-    texts = describe_energy(features, terms, rounded, component.parameters)
-    return name, *texts, law
+    return name, *describe_energy(features, terms, rounded, parameters), found

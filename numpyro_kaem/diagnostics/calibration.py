@@ -1,4 +1,4 @@
-"""Whether inference and model are calibrated."""
+"""Calibration of posterior draws, and posterior predictive p values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,28 +25,23 @@ __all__ = [
 class CalibrationResult:
     """Ranks of true values; made by :func:`simulation_based_calibration`.
 
-    References
-    ----------
-    Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian
-    inference algorithms with simulation-based calibration", arXiv:1804.06788.
-
     Examples
     --------
-    Ranks of a posterior that is too narrow gather at both ends:
+    Ranks of a posterior that is too narrow are often near either end:
 
     >>> import numpy as np
     >>> import numpyro_kaem as kaem
     >>> ranks = np.random.default_rng(0).beta(0.5, 0.5, size=200) * 99
-    >>> result = kaem.CalibrationResult({"mean": ranks.round()}, num_draws=99)
+    >>> result = kaem.CalibrationResult({"mean": ranks.round()}, num_samples=99)
     >>> result.num_simulations, bool(result.p_values["mean"] < 0.01)
     (200, True)
     """
 
     ranks: dict[str, np.ndarray]
-    """How many of the draws are below the value that made the data, 0 to ``num_draws``,
-    shape ``(num_simulations, *site)`` by site."""
-    num_draws: int
-    """Number of posterior draws of each simulation."""
+    """Number of draws below the true value, 0 to ``num_samples``, shape
+    ``(num_simulations, *site)`` by site."""
+    num_samples: int
+    """Number of posterior draws per simulation."""
 
     @property
     def num_simulations(self) -> int:
@@ -55,16 +50,23 @@ class CalibrationResult:
 
     @property
     def p_values(self) -> dict[str, np.ndarray]:
-        """Kolmogorov-Smirnov test of uniform ranks, shape ``site`` by site.
+        """Kolmogorov-Smirnov tests of uniform ranks, shape ``site`` by site.
 
-        Small values say that the posterior is not calibrated. Of many components the
+        Small values show that the posterior is not calibrated. Of many components the
         smallest is small by chance: multiply it by their number.
         """
-        return {name: _uniformity(value) for name, value in self._fractions().items()}
+        from scipy.stats import kstest
+
+        found = {}
+        for name, values in self._fractions().items():
+            columns = values.reshape(len(values), -1).T
+            tests = [kstest(column, "uniform").pvalue for column in columns]
+            found[name] = np.reshape(tests, values.shape[1:])
+        return found
 
     def _fractions(self) -> dict[str, np.ndarray]:
         return {
-            name: (value + 0.5) / (self.num_draws + 1)
+            name: (value + 0.5) / (self.num_samples + 1)
             for name, value in self.ranks.items()
         }
 
@@ -72,50 +74,32 @@ class CalibrationResult:
         values = np.concatenate([np.ravel(p) for p in self.p_values.values()])
         return (
             f"CalibrationResult({self.num_simulations} simulations of "
-            f"{self.num_draws} draws, {values.size} components, smallest p value "
+            f"{self.num_samples} draws, {values.size} components, smallest p value "
             f"{values.min():.3g})"
         )
 
     def to_arviz(
         self, *, coords: Mapping[str, Any] | None = None, dims: Any = None
     ) -> Any:
-        """Ranks as shares of 1, in the group ``prior_sbc`` that ArviZ plots.
+        """Ranks as fractions of 1, in the group ``prior_sbc`` that ArviZ plots.
 
-        Parameters
-        ----------
-        coords, dims
-            As for :func:`to_arviz`.
-
-        Returns
-        -------
-        InferenceData or DataTree
-            Of dimensions chain (one) and draw (a simulation each).
-
-        Raises
-        ------
-        ValueError
-            If coordinates do not fit a dimension.
+        There is one chain, with a draw per simulation; ``coords`` and ``dims`` are as
+        for :func:`to_arviz`.
         """
         groups = Groups(dims, coords)
         ranks = {name: value[None] for name, value in self._fractions().items()}
-        groups.add("prior_sbc", ranks, SAMPLE_DIMS, attrs={"num_draws": self.num_draws})
+        groups.add(
+            "prior_sbc", ranks, SAMPLE_DIMS, attrs={"num_samples": self.num_samples}
+        )
         return groups.build()
 
 
-def _uniformity(fractions: np.ndarray) -> np.ndarray:
-    from scipy.stats import kstest
-
-    columns = fractions.reshape(len(fractions), -1).T
-    values = [kstest(column, "uniform").pvalue for column in columns]
-    return np.reshape(values, fractions.shape[1:])
-
-
 def simulation_based_calibration(
-    model: Callable,
     rng_key: jax.Array,
+    model: Callable,
     *model_args: Any,
     num_simulations: int = 200,
-    num_draws: int = 99,
+    num_samples: int = 99,
     num_warmup: int = 500,
     thinning: int = 5,
     kernel: Callable = NUTS,
@@ -131,26 +115,26 @@ def simulation_based_calibration(
 
     Parameters
     ----------
-    model
-        NumPyro model, called with ``model_args`` and ``model_kwargs``, data included:
-        their values are replaced by simulated ones, only their shapes matter.
     rng_key
         Random key.
+    model
+        NumPyro model, called with ``model_args`` and ``model_kwargs``. These include
+        the data, of which only the shapes matter.
     *model_args, **model_kwargs
         Arguments of the model.
     num_simulations
-        Number of simulations.
-    num_draws
-        Number of posterior draws of each.
+        Number of simulated data sets.
+    num_samples
+        Number of posterior draws per simulation.
     num_warmup, thinning
-        Of the chain of each simulation: iterations before, and for each draw. Draws
-        that depend on each other make ranks uneven, so thin as much as it takes.
+        Iterations of the chain of each simulation: before its draws, and per draw.
+        Correlated draws make ranks uneven, so thin until there are none.
     kernel
         Makes the kernel of a model: :class:`numpyro.infer.NUTS`, or any of
         :mod:`numpyro_kaem.infer`.
     sampler
         In place of a kernel: a function ``sampler(rng_key, model, model_args,
-        model_kwargs)`` that returns ``num_draws`` independent draws by site, where
+        model_kwargs)`` that returns ``num_samples`` independent draws by site, where
         ``model`` holds the simulated data.
     progress_bar
         Whether to show progress.
@@ -163,7 +147,7 @@ def simulation_based_calibration(
     Raises
     ------
     TypeError
-        If ``rng_key`` is no random key.
+        If ``rng_key`` is not a random key.
     ValueError
         If the model has no data or no latent site, a number is not positive, or a
         sampler returns another number of draws.
@@ -184,8 +168,8 @@ def simulation_based_calibration(
     ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
     >>> result = kaem.simulation_based_calibration(
-    ...     model,
     ...     jax.random.key(0),
+    ...     model,
     ...     jnp.zeros(()),
     ...     num_simulations=40,
     ...     num_warmup=200,
@@ -194,10 +178,10 @@ def simulation_based_calibration(
     >>> bool(result.p_values["mean"] > 0.01)
     True
     """
-    check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
+    check_function("model", model, "a NumPyro model, a callable")
     num_simulations = as_count("num_simulations", num_simulations)
-    num_draws = as_count("num_draws", num_draws)
+    num_samples = as_count("num_samples", num_samples)
     call = ModelCall(model, model_args, model_kwargs)
     sites = call.sites()
     if not sites.observed:
@@ -210,7 +194,7 @@ def simulation_based_calibration(
     if sampler is None:
         num_warmup = as_count("num_warmup", num_warmup)
         thinning = as_count("thinning", thinning)
-        run = _chain(call, kernel, num_warmup, num_draws, thinning)
+        run = _chain(call, kernel, num_warmup, num_samples, thinning)
     else:
 
         def run(key: jax.Array, data: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -223,19 +207,19 @@ def simulation_based_calibration(
         draws = run(keys[number], {n: value[number] for n, value in data.items()})
         for name, found in ranks.items():
             values = np.asarray(draws[name])
-            if len(values) != num_draws:
+            if len(values) != num_samples:
                 raise ValueError(
-                    f"sampler must return {num_draws} draws, got {len(values)} of "
+                    f"sampler must return {num_samples} draws, got {len(values)} of "
                     f"{name!r}."
                 )
             found.append(np.sum(values < np.asarray(truth[name][number]), axis=0))
-    return CalibrationResult({n: np.stack(r) for n, r in ranks.items()}, num_draws)
+    return CalibrationResult({n: np.stack(r) for n, r in ranks.items()}, num_samples)
 
 
 def _chain(
-    call: ModelCall, kernel: Callable, num_warmup: int, num_draws: int, thinning: int
+    call: ModelCall, kernel: Callable, num_warmup: int, num_samples: int, thinning: int
 ) -> Callable:
-    """One chain for given data, compiled once for all."""
+    """Return a function that runs one chain on given data, compiled once."""
 
     def known(data: dict[str, jax.Array]) -> Any:
         model = handlers.condition(handlers.uncondition(call.model), data)
@@ -246,7 +230,7 @@ def _chain(
         mcmc = MCMC(
             kernel(known, init_strategy=init_to_sample),
             num_warmup=num_warmup,
-            num_samples=num_draws * thinning,
+            num_samples=num_samples * thinning,
             thinning=thinning,
             progress_bar=False,
         )
@@ -265,8 +249,8 @@ def posterior_predictive_p_values(
 
     .. math:: p = \Pr(T(\tilde x) > T(x)) + \tfrac{1}{2} \Pr(T(\tilde x) = T(x))
 
-    with :math:`\tilde x` from the posterior predictive law. Values near 0 or 1 say that
-    the model does not make data like these.
+    with :math:`\tilde x` from the posterior predictive distribution. Values near 0 or 1
+    show that the model does not generate data like these.
 
     Parameters
     ----------
@@ -276,8 +260,8 @@ def posterior_predictive_p_values(
         The data, shape ``data``.
     statistics
         Functions from one data set, of shape ``data``, to a number or an array of
-        numbers, by name. By default the mean, the standard deviation, the smallest and
-        the largest value.
+        numbers, by name. By default the mean, the standard deviation, the minimum and
+        the maximum.
 
     Returns
     -------
@@ -325,9 +309,9 @@ def posterior_predictive_p_values(
         }
     found = {}
     for name, statistic in statistics.items():
-        there = np.asarray(jax.vmap(statistic)(replicated))
-        here = np.asarray(statistic(observed))
-        if not (np.all(np.isfinite(there)) and np.all(np.isfinite(here))):
+        values = np.asarray(jax.vmap(statistic)(replicated))
+        value = np.asarray(statistic(observed))
+        if not (np.all(np.isfinite(values)) and np.all(np.isfinite(value))):
             raise ValueError(f"statistic {name!r} is not finite for some data.")
-        found[name] = np.mean((there > here) + 0.5 * (there == here), axis=0)
+        found[name] = np.mean((values > value) + 0.5 * (values == value), axis=0)
     return found

@@ -1,4 +1,4 @@
-"""How close samples of a generative model are to data: one distance, two shares."""
+"""Distance, precision and recall of samples of a generative model."""
 
 from typing import Any, NamedTuple
 
@@ -12,30 +12,18 @@ _ROWS_AT_ONCE = 1024
 
 
 class SampleQuality(NamedTuple):
-    """Result of :func:`sample_quality`.
-
-    Examples
-    --------
-    Its fields unpack in their order:
-
-    >>> import numpy as np
-    >>> import numpyro_kaem as kaem
-    >>> data = np.random.default_rng(0).normal(size=(300, 2))
-    >>> distance, precision, recall = kaem.sample_quality(data, data)
-    >>> print(f"{distance:.2f} {precision:.2f} {recall:.2f}")
-    0.00 1.00 1.00
-    """
+    """Result of :func:`sample_quality`."""
 
     frechet_distance: float
     """Squared Fréchet distance between Gaussians with the means and covariances of both
-    sets, in squared units of the data; 0 is best. It sees only these moments: samples
-    that look like no datum can have a small one."""
+    sets, in squared units of the data; 0 is best. It depends on these moments only:
+    samples unlike any datum can have a small one."""
     precision: float
-    """Share of the samples that lie among the reference, in [0, 1]; low when samples
-    look like no datum."""
+    """Fraction of the samples within the region of the reference, in [0, 1]; low where
+    samples are unlike any datum."""
     recall: float
-    """Share of the reference that lies among the samples, in [0, 1]; low when kinds of
-    data are missing from the samples."""
+    """Fraction of the reference within the region of the samples, in [0, 1]; low where
+    kinds of data are missing from the samples."""
 
 
 def sample_quality(
@@ -56,23 +44,21 @@ def sample_quality(
         |m_s - m_r|^2 + \operatorname{tr} \bigl( C_s + C_r
         - 2 (C_s^{1/2} C_r C_s^{1/2})^{1/2} \bigr).
 
-    A set's estimated region is the union of balls around its points, each reaching to
-    the point's :math:`k`-th nearest neighbour in its own set. Precision is the share of
-    the samples in the region of the reference, recall the share of the reference in
-    the region of the samples.
+    The region of a set is the union of balls around its points, each of which reaches
+    to the point's :math:`k`-th nearest neighbour in its own set. Precision is the
+    fraction of the samples in the region of the reference, recall the fraction of the
+    reference in the region of the samples.
 
     Parameters
     ----------
     samples
-        Samples, shape ``(num_samples, *shape)``: an image is one row of pixels.
+        Samples, shape ``(num_samples, *shape)``, such as images.
     reference
         Data to compare with, shape ``(num_reference, *shape)``.
     num_components
-        Number of principal components, at most; there are no more than pixels or data.
-        None takes all.
+        Largest number of principal components; ``None`` for all of them.
     num_neighbours
-        Number :math:`k` of neighbours to which a ball reaches, less than the size of
-        either set.
+        Number :math:`k`, less than the size of either set.
 
     Returns
     -------
@@ -90,12 +76,11 @@ def sample_quality(
     Notes
     -----
     - All three depend on the sizes of the sets: compare models at equal sizes, and
-      report what held-out data of the same size reach.
-    - The components are those in which the reference varies most. With few data for
-      the number of pixels they follow its noise, and even perfect samples vary less
-      there: precision is then too high, recall too low. Take fewer components.
-    - What lies outside of the principal components is not seen: noise in single pixels
-      may need more of them.
+      report the values of held-out data of the same size.
+    - The components are those in which the reference varies most. With few data
+      relative to the number of pixels they follow its noise, and even perfect samples
+      vary less there: precision is then too high, recall too low. Take fewer
+      components. Differences outside of the components have no effect.
     - Computed in float64 by NumPy and SciPy. The cost grows with the product of the
       sizes of the sets; the memory does not.
     - The published measures take features of a network trained on photographs, and the
@@ -115,12 +100,12 @@ def sample_quality(
     Samples that miss one of two groups, each 1 wide and 6 apart:
 
     >>> import numpy as np
-    >>> from numpyro_kaem.diagnostics import sample_quality
+    >>> import numpyro_kaem as kaem
     >>> rng = np.random.default_rng(0)
     >>> groups = np.repeat([-3.0, 3.0], 200)[:, None]
     >>> reference = groups + rng.normal(size=(400, 2))
     >>> samples = 3.0 + rng.normal(size=(400, 2))
-    >>> quality = sample_quality(samples, reference)
+    >>> quality = kaem.sample_quality(samples, reference)
     >>> quality.precision > 0.9, quality.recall < 0.6
     (True, True)
     """
@@ -148,15 +133,7 @@ def sample_quality(
 
 
 def _as_rows(name: str, value: Any, num_neighbours: int) -> np.ndarray:
-    """Convert to float64.
-
-    Raises
-    ------
-    TypeError
-        If the entries are not real numbers.
-    ValueError
-        If they are not finite, or there are too few rows, or rows are empty.
-    """
+    """Convert to float64, checked."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")

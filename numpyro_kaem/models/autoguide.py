@@ -1,4 +1,4 @@
-"""Guides for variational inference whose marginals are learned densities."""
+"""A guide for variational inference whose marginals are learned densities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,19 +36,19 @@ class AutoKAEM(AutoContinuous):
         \qquad
         \pi_d(s) \propto e^{f_d(s)}\, \text{Normal}(s; 0, 1),
 
-    with a location, a scale and an energy :math:`f_d` for each :math:`d`. Draws invert
-    the distribution function, and have derivatives in all parameters. With flat
-    energies this is :class:`~numpyro.infer.autoguide.AutoDiagonalNormal`; with one
-    latent value it comes as close to the posterior as its basis resolves, be that
-    skewed or of several modes.
+    with a location, a scale and an energy :math:`f_d` per latent dimension. Draws
+    invert the distribution function, and are differentiable in all parameters. With
+    flat energies this is :class:`~numpyro.infer.autoguide.AutoDiagonalNormal`; with one
+    latent value it comes as close to the posterior as its basis resolves, whether that
+    is skewed or multimodal.
 
     Parameters
     ----------
     model
         A NumPyro model whose latent values are continuous.
     basis
-        Features of every energy, in units of the scale about the location, with one
-        grid; ``None`` is ``BSpline(-3.0, 3.0, 16)``.
+        Features of every energy, with one grid, in units of the scale about the
+        location; ``None`` is ``BSpline(-3.0, 3.0, 16)``.
     prefix
         Prefix of the names of the guide's parameters.
     init_loc_fn
@@ -68,7 +68,7 @@ class AutoKAEM(AutoContinuous):
     -----
     - Parameters: ``{prefix}_loc`` and ``{prefix}_scale`` of shape ``(latent_dim,)``,
       ``{prefix}_coefficients`` of shape ``(latent_dim, num_features)``.
-    - Dependence between latent values is left out, as in every mean-field guide.
+    - Dependence between latent values is ignored, as in every mean-field guide.
     - It is a guide for ``SVI``, and a transport map for
       :class:`~numpyro.infer.reparam.NeuTraReparam`.
 
@@ -136,20 +136,19 @@ class AutoKAEM(AutoContinuous):
 
     def _get_posterior(self) -> dist.Distribution:
         shape = (self.latent_dim, self.basis.num_features)
-        params = {
-            "loc": numpyro.param(f"{self.prefix}_loc", self._init_latent),
-            "scale": numpyro.param(
-                f"{self.prefix}_scale",
-                jnp.full(self.latent_dim, self._init_scale),
-                constraint=self.scale_constraint,
-            ),
-            "coefficients": numpyro.param(
-                f"{self.prefix}_coefficients", jnp.zeros(shape)
-            ),
-        }
-        return self._law(**params).to_event(1)
+        loc = numpyro.param(f"{self.prefix}_loc", self._init_latent)
+        scale = numpyro.param(
+            f"{self.prefix}_scale",
+            jnp.full(self.latent_dim, self._init_scale),
+            constraint=self.scale_constraint,
+        )
+        coefficients = numpyro.param(f"{self.prefix}_coefficients", jnp.zeros(shape))
+        return self._marginals(loc, scale, coefficients).to_event(1)
 
-    def _law(
+    def _standard(self, coefficients: jax.Array) -> KAEMPrior:
+        return KAEMPrior(Energy(self.basis, coefficients), dist.Normal(0.0, 1.0))
+
+    def _marginals(
         self, loc: jax.Array, scale: jax.Array, coefficients: jax.Array
     ) -> dist.TransformedDistribution:
         """Marginals, of batch shape ``(latent_dim,)``."""
@@ -157,38 +156,34 @@ class AutoKAEM(AutoContinuous):
             self._standard(coefficients), AffineTransform(loc, scale)
         )
 
-    def _standard(self, coefficients: jax.Array) -> KAEMPrior:
-        return KAEMPrior(Energy(self.basis, coefficients), dist.Normal(0.0, 1.0))
-
-    def _named(self, params: dict[str, Any]) -> dict[str, jax.Array]:
+    def _values(self, params: dict[str, Any]) -> list[jax.Array]:
+        """Locations, scales and coefficients."""
         names = ("loc", "scale", "coefficients")
-        return {name: params[f"{self.prefix}_{name}"] for name in names}
+        return [params[f"{self.prefix}_{name}"] for name in names]
 
     def get_posterior(self, params: dict[str, Any]) -> dist.Distribution:
         """Guide on the unconstrained space, of event shape ``(latent_dim,)``."""
-        return self._law(**self._named(params)).to_event(1)
+        return self._marginals(*self._values(params)).to_event(1)
 
     def get_base_dist(self) -> dist.Distribution:
-        """Return the Normal law that :meth:`get_transform` carries to the guide."""
+        """Return the Normal distribution that :meth:`get_transform` starts from."""
         return dist.Normal(jnp.zeros(self.latent_dim), 1.0).to_event(1)
 
     def get_transform(self, params: dict[str, Any]) -> IndependentTransform:
         """Map of standard Normal values to unconstrained latent values."""
-        named = self._named(params)
-        standard = self._standard(named["coefficients"]).as_transformed("normal")
-        affine = AffineTransform(named["loc"], named["scale"])
-        return IndependentTransform(ComposeTransform([*standard.transforms, affine]), 1)
+        loc, scale, coefficients = self._values(params)
+        standard = self._standard(coefficients).as_transformed("normal")
+        transforms = [*standard.transforms, AffineTransform(loc, scale)]
+        return IndependentTransform(ComposeTransform(transforms), 1)
 
     def median(self, params: dict[str, Any]) -> dict[str, jax.Array]:
         """Medians of the marginals, mapped to the support of each site."""
-        return self._unpack_and_constrain(self._quantiles(params, 0.5), params)
+        return self.quantiles(params, 0.5)
 
     def quantiles(
         self, params: dict[str, Any], quantiles: ArrayLike
     ) -> dict[str, jax.Array]:
         """Quantiles of the marginals by site, shape ``(*quantiles.shape, *site)``."""
-        return self._unpack_and_constrain(self._quantiles(params, quantiles), params)
-
-    def _quantiles(self, params: dict[str, Any], quantiles: ArrayLike) -> jax.Array:
-        law = self._law(**self._named(params))
-        return law.icdf(jnp.asarray(quantiles)[..., None])
+        marginals = self._marginals(*self._values(params))
+        values = marginals.icdf(jnp.asarray(quantiles)[..., None])
+        return self._unpack_and_constrain(values, params)

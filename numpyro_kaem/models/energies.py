@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
+from numpyro_kaem._checks import as_real
 from numpyro_kaem.bases import BSpline
 from numpyro_kaem.energy import Energy
 
@@ -21,29 +22,28 @@ def parameter_priors(
 ) -> dict[str, dist.Distribution]:
     """Check the priors of a module's parameters before they are used.
 
-    ``numpyro.contrib.module.random_eqx_module`` leaves out a prior whose name it does
-    not find, without a word, and the parameter stays fixed.
+    ``numpyro.contrib.module.random_eqx_module`` silently ignores a prior whose name it
+    does not find, and the parameter stays fixed.
 
     Parameters
     ----------
     module
         An energy, or any Equinox module.
     priors
-        Distributions by the name of the parameter: ``"coefficients"``,
-        ``"base_weight"`` or ``"basis.bandwidth"`` of an energy. Each must broadcast to
-        the shape of its parameter. Parameters without one stay fixed, or are optimised
-        by ``SVI``.
+        Distributions by the name of the parameter, such as ``"coefficients"``,
+        ``"base_weight"`` or ``"basis.bandwidth"`` of an energy, which broadcast to the
+        shape of the parameter. Parameters without one stay fixed, or are optimised by
+        ``SVI``.
 
     Returns
     -------
     dict
-        The same priors, for ``random_eqx_module(name, module, priors)``.
+        The same, for ``random_eqx_module(name, module, priors)``.
 
     Raises
     ------
     TypeError
-        If ``module`` is not an Equinox module, such as a distribution in place of its
-        energy, or a prior is not a distribution.
+        If ``module`` is not an Equinox module, or a prior is not a distribution.
     ValueError
         If a name is none of the module's, or a shape does not match.
 
@@ -100,7 +100,7 @@ def parameter_priors(
 def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
     r"""Sample a smooth energy inside a NumPyro model: a Bayesian P-spline.
 
-    The coefficients are a random walk of first order that starts at zero,
+    The coefficients are a first-order random walk that starts at zero,
 
     .. math::
 
@@ -108,7 +108,7 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
         \varepsilon_g \sim \text{Normal}(0, 1).
 
     A constant added to all of them would not change the density, so the start is fixed.
-    As the scale :math:`\tau` falls to zero, the energy becomes flat, and a
+    As the scale :math:`\tau` goes to zero, the energy becomes flat, and a
     :class:`KAEMPrior` with it becomes its reference.
 
     Parameters
@@ -119,8 +119,8 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
         B-splines; their features are ordered, and sum to one.
     scale
         Standard deviation :math:`\tau \ge 0` of a step, shape ``batch_shape``; often
-        itself a sample, such as of ``HalfNormal(1.0)``. In a plate there is a walk for
-        each member, and the shape must broadcast with the plate's.
+        itself sampled, such as from ``HalfNormal(1.0)``. In a plate there is one walk
+        per element, and the shape must broadcast with the plate's.
 
     Returns
     -------
@@ -130,18 +130,19 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
     Raises
     ------
     TypeError
-        If ``basis`` is not a B-spline.
+        If ``basis`` is not a B-spline, or ``scale`` not made of numbers.
     ValueError
         If a concrete ``scale`` is negative or not finite.
 
     Notes
     -----
     Sites: ``{name}_steps``, the standardised steps :math:`\varepsilon`, which NUTS
-    samples, and the deterministic ``{name}_coefficients``. This parameterisation is not
-    centred. The steps are correlated in the posterior: with the units integrated out by
-    :func:`unit_log_marginal_likelihood`, ``NUTS(model, dense_mass=True)`` makes
-    trajectories about five times shorter. Where the units' latents are sampled, make
-    the block of the walk dense, as in ``dense_mass=[("scale", "energy_steps")]``.
+    samples (a non-centred parameterisation), and the deterministic
+    ``{name}_coefficients``. The steps are correlated in the posterior: with the units
+    integrated out by :func:`unit_log_marginal_likelihood`,
+    ``NUTS(model, dense_mass=True)`` makes trajectories about five times shorter. Where
+    the units' latents are sampled, make only the block of the walk dense, as in
+    ``dense_mass=[("scale", "energy_steps")]``.
 
     References
     ----------
@@ -152,24 +153,16 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
 
     Examples
     --------
-    The density of a hundred units, each measured with an error:
-
-    >>> import jax
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> import numpyro_kaem as kaem
-    >>> basis = kaem.BSpline(-4.0, 6.0, 12)
-    >>> def model(units):
+    >>> def model():
     ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    ...     basis = kaem.BSpline(-4.0, 6.0, 12)
     ...     energy = kaem.random_walk_energy("energy", basis, scale)
-    ...     prior = kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0))
-    ...     numpyro.factor(
-    ...         "units", kaem.unit_log_marginal_likelihood(prior, units).sum()
-    ...     )
-    >>> x = 1.0 + 1.5 * jax.random.normal(jax.random.key(0), (100,))
-    >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 0.5), x)
+    ...     return numpyro.sample("z", kaem.KAEMPrior(energy, dist.Normal(1.0, 2.0)))
     >>> with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
-    ...     model(units)
+    ...     z = model()
     >>> {site: trace[site]["value"].shape for site in trace if "energy" in site}
     {'energy_steps': (11,), 'energy_coefficients': (12,)}
     """
@@ -179,11 +172,12 @@ def random_walk_energy(name: str, basis: BSpline, scale: ArrayLike) -> Energy:
             f"to one, got {type(basis).__name__}; give the coefficients of another "
             "basis a prior of your own with numpyro.sample or parameter_priors."
         )
-    if not isinstance(scale, jax.core.Tracer) and not np.all(
-        np.isfinite(scale) & (np.asarray(scale) >= 0)
+    given, scale = scale, as_real("scale", scale)
+    if not isinstance(given, jax.core.Tracer) and not np.all(
+        np.isfinite(given) & (np.asarray(given) >= 0)
     ):
-        raise ValueError(f"scale must be finite and >= 0, got {scale!r}.")
-    scale = jnp.asarray(scale, jnp.result_type(float))
+        raise ValueError(f"scale must be finite and >= 0, got {given!r}.")
+    scale = scale.astype(jnp.result_type(float))
     shape = (*scale.shape, basis.num_features - 1)
     steps = numpyro.sample(
         f"{name}_steps", dist.Normal(0.0, 1.0).expand(shape).to_event(1)

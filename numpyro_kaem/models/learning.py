@@ -1,7 +1,7 @@
 """Learnable parts of a distribution as parameters of a NumPyro model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -16,11 +16,11 @@ from numpyro.distributions import constraints
 from numpyro_kaem._checks import as_flag, check_name
 from numpyro_kaem.distributions import (
     AutoregressiveKAEMPrior,
+    DeepEnergyPrior,
     InverseCDFTransform,
     KAEMMixture,
     KAEMPrior,
 )
-from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.references import ReferenceParameters
 
 __all__ = ["learn_module", "learn_prior", "set_parameters", "with_values"]
@@ -28,14 +28,8 @@ __all__ = ["learn_module", "learn_prior", "set_parameters", "with_values"]
 T = TypeVar("T")
 
 _WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
-_PROPORTIONS = {dist.CategoricalLogits: "logits", dist.CategoricalProbs: "probs"}
-
-
-class _What(NamedTuple):
-    """What is learned beside the energies."""
-
-    proportions: bool
-    reference: bool
+# Modules by the name of their site, in the order of the leaves, before the reference.
+_MODULES = {KAEMPrior: ("energy",), AutoregressiveKAEMPrior: ("basis", "conditioner")}
 
 
 def learn_prior(
@@ -53,14 +47,13 @@ def learn_prior(
         Prefix of the names of the sites.
     prior
         A :class:`KAEMPrior`, :class:`KAEMMixture`, :class:`AutoregressiveKAEMPrior`,
-        :class:`~numpyro_kaem.distributions.deep.DeepEnergyPrior`, a
-        ``MixtureSameFamily`` of one, any of them expanded, masked, transformed or with
-        ``to_event``, or a law of NumPyro.
+        :class:`DeepEnergyPrior`, a ``MixtureSameFamily`` of one, any of them expanded,
+        masked, transformed or with ``to_event``, or a distribution of NumPyro.
     learn_proportions
         Whether the weights of mixtures are learned.
     learn_reference
-        Whether the parameters of reference laws are, or those of a univariate law of
-        NumPyro itself. They stay within their constraints.
+        Whether the parameters of reference distributions are, or those of a univariate
+        distribution of NumPyro itself. They stay within their constraints.
 
     Returns
     -------
@@ -70,8 +63,8 @@ def learn_prior(
     Raises
     ------
     TypeError
-        If ``prior`` is not a distribution, hides learnable parts in a way that is not
-        known here, or is multivariate where its own parameters shall be learned.
+        If ``prior`` is not a distribution, contains learnable parts in a way that is
+        not supported, or is multivariate where its own parameters are to be learned.
 
     Notes
     -----
@@ -80,7 +73,7 @@ def learn_prior(
       ``{name}.conditioner$params``, ``{name}.network$params``; ``{name}.logits``;
       ``{name}.reference.loc``, ``{name}.reference.scale`` and so on.
     - Parameters of a reference whose support depends on them stay fixed, such as the
-      ends of a uniform law: the support must not move under the latent values.
+      ends of a uniform distribution: the support must not move under the latents.
     - To sample an energy, and not to learn it, use ``random_eqx_module`` of NumPyro on
       ``prior.energy`` and build the prior from what it returns.
 
@@ -90,11 +83,10 @@ def learn_prior(
     >>> import numpyro
     >>> import numpyro.distributions as dist
     >>> import numpyro_kaem as kaem
-    >>> from numpyro_kaem.models.learning import learn_prior
     >>> energy = kaem.Energy(kaem.RBF(-2.0, 3.0, 6), jnp.zeros((4, 6)))
     >>> prior = kaem.KAEMPrior(energy, dist.Normal(0.5, 2.0)).to_event(1)
     >>> def model():
-    ...     learned = learn_prior("prior", prior, learn_reference=True)
+    ...     learned = kaem.learn_prior("prior", prior, learn_reference=True)
     ...     return numpyro.sample("z", learned)
     >>> with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
     ...     z = model()
@@ -106,36 +98,13 @@ def learn_prior(
             f"prior must be a NumPyro distribution, got {type(prior).__name__}."
         )
     check_name("name", name)
-    learn_proportions = as_flag("learn_proportions", learn_proportions)
-    learn_reference = as_flag("learn_reference", learn_reference)
-    return _learn(name, prior, _What(learn_proportions, learn_reference))
+    proportions = as_flag("learn_proportions", learn_proportions)
+    reference = as_flag("learn_reference", learn_reference)
+    return _learn(name, prior, proportions, reference)
 
 
 def learn_module(name: str, module: T) -> T:
-    """Register an Equinox module by ``eqx_module``, unless it has no parameters.
-
-    Parameters
-    ----------
-    name
-        Name of the module; its site is ``{name}$params``.
-    module
-        Any pytree: a module, or a plain function, which has no parameters.
-
-    Returns
-    -------
-    module
-        The same, with the values of the site.
-
-    Examples
-    --------
-    >>> import jax
-    >>> import numpyro
-    >>> from numpyro_kaem.models.learning import learn_module
-    >>> with numpyro.handlers.trace() as trace:
-    ...     function = learn_module("decoder", jax.nn.relu)
-    >>> len(trace)
-    0
-    """
+    """Register a module by ``eqx_module``, unless it has no parameters."""
     if not jax.tree_util.tree_leaves(eqx.filter(module, eqx.is_inexact_array)):
         return module
     return eqx_module(name, module)
@@ -177,10 +146,9 @@ def set_parameters(
     --------
     >>> import jax.numpy as jnp
     >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.models.learning import set_parameters
-    >>> law = dist.Normal(0.0, 1.0)
-    >>> fitted = set_parameters("prior", law, {"prior.reference.scale": jnp.array(3.0)})
-    >>> print(fitted.scale)
+    >>> import numpyro_kaem as kaem
+    >>> values = {"prior.reference.scale": jnp.array(3.0)}
+    >>> print(kaem.set_parameters("prior", dist.Normal(0.0, 1.0), values).scale)
     3.0
     """
     reference = any(given.startswith(f"{name}.reference.") for given in params)
@@ -189,72 +157,88 @@ def set_parameters(
     )
 
 
-# --- the parts of a distribution -----------------------------------------------------
+def _learn(
+    name: str, prior: dist.Distribution, proportions: bool, reference: bool
+) -> dist.Distribution:
+    """Register the parts of a distribution, and build it from their values."""
 
+    def learn(part: dist.Distribution) -> dist.Distribution:
+        return _learn(name, part, proportions, reference)
 
-def _learn(name: str, law: dist.Distribution, what: _What) -> dist.Distribution:
-    """Register the parts of a distribution, and build it from their values.
-
-    Raises
-    ------
-    TypeError
-        If it is not known how to build it.
-    """
-    if isinstance(law, KAEMPrior):
-        (energy, parameters), aux = law.tree_flatten()
-        energy = learn_module(f"{name}.energy", energy)
-        parts = (energy, _learn_reference(name, parameters, what))
-        return KAEMPrior.tree_unflatten(aux, parts)
-    if isinstance(law, KAEMMixture):
-        (logits, prior), aux = law.tree_flatten()
-        if what.proportions:
+    for kind, names in _MODULES.items():
+        if isinstance(prior, kind):
+            (*modules, parameters), aux = prior.tree_flatten()
+            modules = [
+                learn_module(f"{name}.{site}", module)
+                for site, module in zip(names, modules, strict=True)
+            ]
+            if reference and parameters is not None:
+                parameters = _learn_parameters(f"{name}.reference", parameters)
+            return kind.tree_unflatten(aux, (*modules, parameters))
+    if isinstance(prior, KAEMMixture):
+        (logits, inner), aux = prior.tree_flatten()
+        if proportions:
             logits = numpyro.param(f"{name}.logits", logits)
-        return KAEMMixture.tree_unflatten(aux, (logits, _learn(name, prior, what)))
-    if isinstance(law, AutoregressiveKAEMPrior):
-        (basis, conditioner, parameters), aux = law.tree_flatten()
-        basis = learn_module(f"{name}.basis", basis)
-        conditioner = learn_module(f"{name}.conditioner", conditioner)
-        parts = (basis, conditioner, _learn_reference(name, parameters, what))
-        return AutoregressiveKAEMPrior.tree_unflatten(aux, parts)
-    if isinstance(law, DeepEnergyPrior):
-        scale = law.scale
-        if what.reference:
+        return KAEMMixture.tree_unflatten(aux, (logits, learn(inner)))
+    if isinstance(prior, DeepEnergyPrior):
+        scale = prior.scale
+        if reference:
             scale = numpyro.param(
                 f"{name}.reference.scale", scale, constraint=constraints.positive
             )
-        return law.replace(learn_module(f"{name}.network", law.network), scale)
-    if isinstance(law, dist.MixtureSameFamily):
-        mixing, component = law.mixing_distribution, law.component_distribution
-        changed = {id(component): _learn(name, component, what)}
-        if what.proportions:
-            changed[id(mixing)] = _learn_proportions(name, mixing)
-        return _with_laws(law, changed)
-    if isinstance(law, _WRAPPERS):
-        return _with_laws(law, {id(law.base_dist): _learn(name, law.base_dist, what)})
-    if type(law) is dist.TransformedDistribution:
-        # A quantile function holds a density, and its base law is a fixed one.
+        return prior.replace(learn_module(f"{name}.network", prior.network), scale)
+    if isinstance(prior, dist.MixtureSameFamily):
+        component, mixing = prior.component_distribution, prior.mixing_distribution
+        learned = {id(component): learn(component)}
+        if proportions:
+            learned[id(mixing)] = _learn_proportions(name, mixing)
+        return _with_parts(prior, learned)
+    if isinstance(prior, _WRAPPERS):
+        return _with_parts(prior, {id(prior.base_dist): learn(prior.base_dist)})
+    if type(prior) is dist.TransformedDistribution:
+        # A quantile function holds a density, and its base distribution is fixed.
         inner = [
             transform.prior
-            for transform in law.transforms
+            for transform in prior.transforms
             if isinstance(transform, InverseCDFTransform)
-        ] or [law.base_dist]
-        return _with_laws(law, {id(part): _learn(name, part, what) for part in inner})
-    return _learn_law(name, law, what)
+        ] or [prior.base_dist]
+        return _with_parts(prior, {id(part): learn(part) for part in inner})
+
+    # A distribution of NumPyro.
+    nodes = jax.tree_util.tree_leaves(
+        prior, is_leaf=lambda node: isinstance(node, eqx.Module)
+    )
+    if any(isinstance(node, eqx.Module) for node in nodes):
+        raise TypeError(
+            f"prior must not hide energies in a {type(prior).__name__}, whose parts "
+            "cannot be named; register them in a model of your own by "
+            "numpyro.contrib.module.eqx_module."
+        )
+    if not reference:
+        return prior
+    if prior.event_shape != () or prior.support.is_discrete:
+        raise TypeError(
+            "learn_reference=True needs a continuous univariate distribution, got "
+            f"{type(prior).__name__} with event_shape {prior.event_shape}; give its "
+            "parameters to numpyro.param in a model of your own."
+        )
+    parameters = ReferenceParameters.of(prior)
+    return _learn_parameters(f"{name}.reference", parameters).build()
 
 
-def _with_laws(
-    law: dist.Distribution, changed: dict[int, dist.Distribution]
+def _with_parts(
+    prior: dist.Distribution, changed: dict[int, dist.Distribution]
 ) -> dist.Distribution:
     """Distribution with some of the distributions in it changed, by their identity."""
     return jax.tree_util.tree_map(
         lambda node: changed.get(id(node), node),
-        law,
-        is_leaf=lambda node: node is not law and isinstance(node, dist.Distribution),
+        prior,
+        is_leaf=lambda node: node is not prior and isinstance(node, dist.Distribution),
     )
 
 
 def _learn_proportions(name: str, mixing: dist.Distribution) -> dist.Distribution:
-    key = _PROPORTIONS[type(mixing)]
+    key = "logits" if isinstance(mixing, dist.CategoricalLogits) else "probs"
     value = numpyro.param(
         f"{name}.{key}",
         jnp.asarray(getattr(mixing, key)),
@@ -263,110 +247,38 @@ def _learn_proportions(name: str, mixing: dist.Distribution) -> dist.Distributio
     return jax.tree_util.tree_map(lambda _: value, mixing)
 
 
-def _learn_law(name: str, law: dist.Distribution, what: _What) -> dist.Distribution:
-    """Register the parameters of a law of NumPyro.
-
-    Raises
-    ------
-    TypeError
-        If it holds modules, or its parameters shall be learned and it is multivariate.
-    """
-    nodes = jax.tree_util.tree_leaves(
-        law, is_leaf=lambda node: isinstance(node, eqx.Module)
-    )
-    if any(isinstance(node, eqx.Module) for node in nodes):
-        raise TypeError(
-            f"prior must not hide energies in a {type(law).__name__}, whose parts "
-            "cannot be named; register them in a model of your own by "
-            "numpyro.contrib.module.eqx_module."
-        )
-    if not what.reference:
-        return law
-    if law.event_shape != () or law.support.is_discrete:
-        raise TypeError(
-            "learn_reference=True needs a continuous univariate law, got "
-            f"{type(law).__name__} with event_shape {law.event_shape}; give its "
-            "parameters to numpyro.param in a model of your own."
-        )
-    return _learn_reference(name, ReferenceParameters.of(law), what).build()
-
-
-def _learn_reference(
-    name: str, parameters: ReferenceParameters | None, what: _What
-) -> ReferenceParameters | None:
-    if parameters is None or not what.reference:
-        return parameters
-    return _learn_parameters(f"{name}.reference", parameters)
-
-
-def _learn_parameters(name: str, parameters: ReferenceParameters) -> Any:
-    law = parameters.build()
-    is_free = isinstance(law.support, constraints.ParameterFreeConstraint)
+def _learn_parameters(
+    name: str, parameters: ReferenceParameters
+) -> ReferenceParameters:
+    """Register parameters of a distribution, those of inner distributions included."""
+    reference = parameters.build()
+    is_free = isinstance(reference.support, constraints.ParameterFreeConstraint)
     values = {}
     for key, value in parameters.values.items():
-        constraint = law.arg_constraints.get(key)
+        constraint = reference.arg_constraints.get(key)
         if isinstance(value, ReferenceParameters):
             value = _learn_parameters(f"{name}.{key}", value)
-        elif is_free and constraint is not None and _is_learnable(constraint):
+        elif is_free and not (
+            constraint is None
+            or constraints.is_dependent(constraint)
+            or constraint.is_discrete
+        ):
+            dtype = jnp.result_type(value)
+            if isinstance(value, float) or not jnp.issubdtype(dtype, jnp.floating):
+                dtype = jnp.result_type(float)
             value = numpyro.param(
-                f"{name}.{key}", _as_float(value), constraint=constraint
+                f"{name}.{key}", jnp.asarray(value, dtype), constraint=constraint
             )
         values[key] = value
     return ReferenceParameters(parameters.distribution, values)
 
 
-def _is_learnable(constraint: constraints.Constraint) -> bool:
-    return not (constraints.is_dependent(constraint) or constraint.is_discrete)
-
-
-def _as_float(value: Any) -> jax.Array:
-    dtype = jnp.result_type(value)
-    is_float = jnp.issubdtype(dtype, jnp.floating) and not isinstance(value, float)
-    return jnp.asarray(value, dtype if is_float else jnp.result_type(float))
-
-
 def with_values(
     register: Callable[[], T], params: Mapping[str, Any], prefixes: list[str]
 ) -> T:
-    """Call a function that registers parameters, with given values for them.
-
-    Parameters
-    ----------
-    register
-        Function with ``param`` sites only, such as a call of
-        :func:`~numpyro_kaem.learn_prior`.
-    params
-        Constrained values by the name of their site.
-    prefixes
-        Names of parts. A name in ``params`` that starts with one, and ``.`` or ``$``,
-        must be a site.
-
-    Returns
-    -------
-    Any
-        What ``register`` returns; no handler around sees its sites.
-
-    Raises
-    ------
-    ValueError
-        If no value is given, a name with a prefix is no site, or a value has another
-        structure or shape than the site.
-
-    Warns
-    -----
-    UserWarning
-        If an energy of the result is too steep for the panels of its quadrature.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> import numpyro
-    >>> from numpyro_kaem.models.learning import with_values
-    >>> def register():
-    ...     return 2 * numpyro.param("noise.scale", jnp.array(1.0))
-    >>> print(with_values(register, {"noise.scale": jnp.array(4.0)}, ["noise"]))
-    8.0
-    """
+    """Call a function that registers parameters, with given values for them."""
+    # A name that starts with a prefix, and "." or "$", must be a site. No handler
+    # around sees the sites.
     with handlers.block(), handlers.trace() as trace:
         register()
     sites = {name: site["value"] for name, site in trace.items()}
@@ -383,36 +295,26 @@ def with_values(
         _check_alike(name, value, sites[name])
     with handlers.block(), handlers.substitute(data=given):
         result = register()
-    _warn_if_steep(result)
+    nodes = jax.tree_util.tree_leaves(
+        result, is_leaf=lambda node: isinstance(node, KAEMPrior)
+    )
+    for node in nodes:
+        if isinstance(node, KAEMPrior) and node._is_concrete:
+            # Its panels stay those under which it was learned.
+            node._check_resolution(choose=False)
     return result
 
 
 def _check_alike(name: str, value: Any, site: Any) -> None:
-    """Check a value against the initial one.
-
-    Raises
-    ------
-    ValueError
-        If the structure or a shape differs.
-    """
+    """Check that a value has the structure and the shapes of the initial one."""
+    trees = (site, value)
+    structures = [jax.tree_util.tree_structure(tree) for tree in trees]
     shapes = [
-        [np.shape(leaf) for leaf in jax.tree_util.tree_leaves(tree)]
-        for tree in (site, value)
+        [np.shape(leaf) for leaf in jax.tree_util.tree_leaves(tree)] for tree in trees
     ]
-    structures = [jax.tree_util.tree_structure(tree) for tree in (site, value)]
     if shapes[0] != shapes[1] or structures[0] != structures[1]:
         raise ValueError(
             f"params[{name!r}] must have arrays of shapes {shapes[0]}, as where it "
             f"was learned, got {shapes[1]}"
             + ("." if shapes[0] != shapes[1] else " in another structure.")
         )
-
-
-def _warn_if_steep(tree: Any) -> None:
-    priors = jax.tree_util.tree_leaves(
-        tree, is_leaf=lambda node: isinstance(node, KAEMPrior)
-    )
-    for prior in priors:
-        if isinstance(prior, KAEMPrior) and prior._is_concrete:
-            # Its panels stay those under which it was learned.
-            prior._check_resolution(choose=False)

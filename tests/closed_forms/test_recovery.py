@@ -1,4 +1,4 @@
-"""Twenty known laws, fitted from samples, and what they are recognised as."""
+"""Twenty known distributions, fitted to samples, and what they are recognised as."""
 
 import warnings
 
@@ -28,7 +28,7 @@ class NormalMixture:
         return stats.norm(self.means, self.scales).cdf(z[:, None]) @ self.weights
 
 
-LAWS = {
+KNOWN = {
     "real": [
         ("Normal", stats.norm(3.0, 2.0)),
         ("Laplace", stats.laplace(-1.0, 0.5)),
@@ -61,28 +61,28 @@ LAWS = {
 }
 
 
-def test_laws_are_recovered_from_their_samples():
+def test_distributions_are_recovered_from_their_samples():
     rng = np.random.default_rng(1)
     found = []
-    for support, laws in LAWS.items():
-        samples = [law.rvs(size=NUM_SAMPLES, random_state=rng) for _, law in laws]
+    for support, rows in KNOWN.items():
+        samples = [known.rvs(size=NUM_SAMPLES, random_state=rng) for _, known in rows]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="only the marginals are kept")
             priors = kaem.fit_density(np.stack(samples, axis=1), support=support)
         found += [
             (*named, result)
-            for named, result in zip(laws, kaem.symbolic(priors), strict=True)
+            for named, result in zip(rows, kaem.symbolic(priors), strict=True)
         ]
     missed = [(name, result) for name, _, result in found if result.name != name]
     assert len(found) == 20
-    # The tails of a Cauchy law are lost beside a Normal reference, in some samples.
+    # The tails of a Cauchy density are lost beside a Normal reference, in some samples.
     assert len(missed) <= 2, missed
-    for name, law, result in found:
+    for name, known, result in found:
         assert result.is_short
         assert result.divergence <= 0.02 + 0.5 / 1000
         assert result.cdf_error < 0.05
         if result.name == name:
-            draws = law.rvs(size=1000, random_state=np.random.default_rng(0))
+            draws = known.rvs(size=1000, random_state=np.random.default_rng(0))
             z = np.linspace(draws.min(), draws.max(), 201)
             cdf = result.distribution.cdf(jnp.asarray(z))
-            np.testing.assert_allclose(cdf, law.cdf(z), atol=0.02, err_msg=name)
+            np.testing.assert_allclose(cdf, known.cdf(z), atol=0.02, err_msg=name)

@@ -1,4 +1,4 @@
-"""The table of densities, against SciPy's laws."""
+"""The table of densities, against SciPy."""
 
 import jax.numpy as jnp
 import numpy as np

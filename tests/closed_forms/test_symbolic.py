@@ -11,7 +11,7 @@ import pytest
 from scipy import integrate, stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.closed_forms.distributions import marginals_of
+from numpyro_kaem.closed_forms.families import marginals_of
 from tests.helpers import assert_close
 
 pytestmark = pytest.mark.float64
@@ -58,10 +58,10 @@ def test_each_density_has_its_own_form(results):
     assert results.shape == (4,)
     assert len(results[:2]) == 2
     # exp(-0.3 z) moves the mean by -0.3 times the variance, but for the clipped tails.
-    law = results[0].distribution
-    assert isinstance(law, dist.Normal)
-    np.testing.assert_allclose([law.loc, law.scale], [-0.2, 2.0], atol=0.05)
-    assert results[0].text == f"Normal(loc={law.loc:g}, scale={law.scale:g})"
+    normal = results[0].distribution
+    assert isinstance(normal, dist.Normal)
+    np.testing.assert_allclose([normal.loc, normal.scale], [-0.2, 2.0], atol=0.05)
+    assert results[0].text == f"Normal(loc={normal.loc:g}, scale={normal.scale:g})"
     # Without a short form is no distribution.
     result = results[3]
     assert result.distribution is None
@@ -73,7 +73,14 @@ def test_each_density_has_its_own_form(results):
         result.log_prob(0.0)
     # They print as a table, and their formulas are valid.
     lines = repr(results).splitlines()
-    assert lines[0].split() == ["component", "divergence", "cdf", "error", "law"]
+    assert lines[0].split() == [
+        "component",
+        "divergence",
+        "cdf",
+        "error",
+        "closed",
+        "form",
+    ]
     assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2", "3"]
     assert lines[4].endswith("no short form")
     assert repr(results[1]).startswith("Gumbel(loc=")
@@ -87,23 +94,23 @@ def test_each_density_has_its_own_form(results):
 def test_divergence_and_cdf_error_are_scipys(priors, results):
     log_prob = jax.jit(priors.log_prob)
     first, second = (result.distribution for result in results[:2])
-    laws = [
+    known = [
         stats.norm(float(first.loc), float(first.scale)),
         stats.gumbel_r(float(second.loc), float(second.scale)),
     ]
     z = np.linspace(-6.0, 8.0, 2001)
     cdf = np.asarray(priors.cdf(z[:, None]))
-    for index, law in enumerate(laws):
+    for index, one in enumerate(known):
 
-        def integrand(z, index=index, law=law):
+        def integrand(z, index=index, one=one):
             ours = float(log_prob(z)[index])
-            return np.exp(ours) * (ours - law.logpdf(z))
+            return np.exp(ours) * (ours - one.logpdf(z))
 
         value, _ = integrate.quad(
             integrand, -9.0, 11.0, points=[-4.0, 1.0, 6.0], epsabs=1e-5, limit=20
         )
         np.testing.assert_allclose(results[index].divergence, value, atol=2e-5)
-        error = np.abs(cdf[:, index] - law.cdf(z)).max()
+        error = np.abs(cdf[:, index] - one.cdf(z)).max()
         np.testing.assert_allclose(results[index].cdf_error, error, atol=2e-5)
     # That of an energy by the trapezoidal rule, with the density of its distribution.
     result, z = results[2], np.linspace(-9.0, 11.0, 20_001)
@@ -117,10 +124,10 @@ def test_divergence_and_cdf_error_are_scipys(priors, results):
 def test_expression_is_the_callable_and_recovers_the_wells(results):
     """The text of an energy, read by Python, is the log density up to a constant."""
     result = results[2]
-    law, energy, scaled, _ = re.fullmatch(
+    reference, energy, scaled, _ = re.fullmatch(
         r"(.*) \* exp\((.*)\), t = (.*), z cut to (.*) in t", result.text
     ).groups()
-    assert law == "Normal(loc=1, scale=2)"
+    assert reference == "Normal(loc=1, scale=2)"
     energy = re.sub(r"(\d) ([a-z])", r"\1 * \2", energy).replace("^", "**")
     z = np.linspace(-3.5, 5.5, 19)
     values = eval(energy, {"t": eval(scaled, {"z": z})})
@@ -175,7 +182,7 @@ def test_wrapped_priors_are_taken_by_component(priors):
         np.testing.assert_array_equal(found, priors.energy.coefficients)
 
 
-def test_law_on_an_interval():
+def test_density_on_an_interval():
     """Without a reference the density ends with its grid, where it may have a mode."""
     basis = kaem.Chebyshev(low=-1.0, high=3.0, degree=1)
     energy = kaem.Energy(basis, jnp.array([[0.0, 0.0], [0.0, 1.0], [0.0, -2.0]]))
@@ -193,7 +200,7 @@ def test_law_on_an_interval():
 def test_bad_options_and_priors_are_refused(priors):
     for options, error, message in [
         ({"num_samples": 0.5}, ValueError, "num_samples must be at least 1"),
-        ({"num_samples": "many"}, TypeError, "num_samples must be a number"),
+        ({"num_samples": "many"}, TypeError, "num_samples must be a finite number > 0"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
         ({"max_terms": -1}, ValueError, "max_terms must be an integer >= 0"),
         ({"max_terms": 1.5}, TypeError, "max_terms must be an integer"),

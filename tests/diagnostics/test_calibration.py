@@ -47,11 +47,11 @@ def test_exact_and_overconfident_posterior():
 def test_a_kernel_is_run_on_each_data_set():
     """New data reach the compiled chain."""
     result = kaem.simulation_based_calibration(
-        model,
         jax.random.key(1),
+        model,
         jnp.zeros(2),
         num_simulations=60,
-        num_draws=19,
+        num_samples=19,
         num_warmup=150,
         scale=0.3,
         progress_bar=False,
@@ -90,7 +90,7 @@ def test_bad_input():
         (lambda: sbc(model, 3), "rng_key must be"),
         (lambda: sbc(lambda y: None), "observed site"),
         (lambda: sbc(without_latent), "latent site"),
-        (lambda: sbc(model, num_draws=50), "sampler must return 50 draws, got 49"),
+        (lambda: sbc(model, num_samples=50), "sampler must return 50 draws, got 49"),
         (lambda: sbc(model, num_simulations=0), "num_simulations must be"),
         (lambda: p_values(np.ones((3, 2)), np.ones(3)), shape_match),
         (lambda: p_values(np.ones((0, 2)), np.ones(2)), "replicated must hold draws"),
@@ -111,7 +111,7 @@ def without_latent(y):
 def sbc(model, key=None, **options):
     """Of the exact posterior, with few simulations, unless told otherwise."""
     key = jax.random.key(0) if key is None else key
-    defaults = {"num_simulations": 2, "num_draws": 49, "sampler": conjugate(1.0)}
+    defaults = {"num_simulations": 2, "num_samples": 49, "sampler": conjugate(1.0)}
     return kaem.simulation_based_calibration(
-        model, key, jnp.zeros(2), progress_bar=False, **(defaults | options)
+        key, model, jnp.zeros(2), progress_bar=False, **(defaults | options)
     )

@@ -116,8 +116,8 @@ def test_decode():
     binary = KAEM(simple(2), Decoder(2, (3, 4)), BernoulliLikelihood())
     expected = jax.nn.sigmoid(binary.decoder(z))
     assert_close(binary.decode(z), expected, rtol=1e-5)
-    law = binary.conditional(z)
-    assert (law.batch_shape, law.event_shape) == ((2, 3), (3, 4))
+    data = binary.conditional(z)
+    assert (data.batch_shape, data.event_shape) == ((2, 3), (3, 4))
     with pytest.raises(ValueError, match=r"z must have shape \(..., 2\), got \(2, 3\)"):
         binary.decode(jnp.ones((2, 3)))
 
@@ -182,7 +182,7 @@ def test_bad_counts(linear, key):
 
 
 def test_bad_parts():
-    law = lambda z: dist.Normal(z, 1.0)  # noqa: E731
+    noisy = lambda z: dist.Normal(z, 1.0)  # noqa: E731
     table = dist.Normal(jnp.zeros((3, 1)), 1.0)
     kart = {"joint": "kart"}
     for args, kwargs, error, match in (
@@ -200,12 +200,12 @@ def test_bad_parts():
         ((table, jnp.tanh), kart, TypeError, "with joint='kart', got Normal"),
         ((simple(2), jnp.tanh), {}, TypeError, "decoder must return a NumPyro distrib"),
         (
-            (simple(2), lambda z: law(z).to_event(1), NormalLikelihood()),
+            (simple(2), lambda z: noisy(z).to_event(1), NormalLikelihood()),
             *({}, TypeError, "likelihood must be None where the decoder"),
         ),
         ((simple(2), jnp.tanh, jnp.tanh), {}, TypeError, "likelihood must return"),
-        ((simple(2), law), {}, ValueError, r"got batch shape \(3, 2\).*use to_event"),
-        ((simple(2), jnp.sum, law), {}, ValueError, r"got batch shape \(\)"),
+        ((simple(2), noisy), {}, ValueError, r"got batch shape \(3, 2\).*use to_event"),
+        ((simple(2), jnp.sum, noisy), {}, ValueError, r"got batch shape \(\)"),
         (
             (simple(2), Decoder(3, (4,)), NormalLikelihood()),
             *({}, ValueError, r"decoder must take latents of shape \(\*batch, 2\)"),

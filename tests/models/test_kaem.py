@@ -77,7 +77,7 @@ PRIORS = {
         (2,),
         ["prior.network$params"],
     ),
-    "law of NumPyro": (lambda: dist.Normal(0.0, 1.0).expand([2]), (2,), []),
+    "distribution of NumPyro": (lambda: dist.Normal(0.0, 1.0).expand([2]), (2,), []),
 }
 
 
@@ -121,7 +121,7 @@ def test_inner_sums():
     assert latents.shape == (6, 5, 2)
 
 
-def test_decoder_that_returns_a_law(key):
+def test_decoder_that_returns_a_distribution(key):
     model = KAEM(simple(2), lambda z: dist.Poisson(jnp.exp(z)).to_event(1))
     assert model.event_shape == (2,)
     x = jax.eval_shape(lambda key: model.sample(key, 4), key)
@@ -250,7 +250,7 @@ def test_deep_prior_has_no_exact_draws(key):
     model = KAEM(
         DeepEnergyPrior(lambda z: z[0], 1), Linear(jnp.array(1.5)), NormalLikelihood()
     )
-    with pytest.raises(ValueError, match=r"without a normaliser \(DeepEnergyPrior\)"):
+    with pytest.raises(ValueError, match=r"without a normalizing constant \(DeepEnergyPrior\)"):
         kaem.infer.ImportanceSampling(model).run(key, X)
 
 

@@ -1,4 +1,4 @@
-"""Latents of Kolmogorov and Arnold's form: shapes, joint law, plates."""
+"""Latents of Kolmogorov and Arnold's representation: shapes, joint density, plates."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_every_row_is_a_function_of_the_same_base(num_latents, base):
     assert_close(z, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_marginal_law_of_each_row(key):
+def test_marginal_distribution_of_each_row(key):
     prior = make()
     cdf = jax.jit(lambda z: prior.cdf(z))
     for base in ("normal", "uniform"):

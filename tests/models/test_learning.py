@@ -92,11 +92,14 @@ CASES = {
         ),
         ["energy$params"],
     ),
-    "law of NumPyro": (lambda: dist.Normal(0.0, 1.0).expand([8]).to_event(1), NORMAL),
+    "distribution of NumPyro": (
+        lambda: dist.Normal(0.0, 1.0).expand([8]).to_event(1),
+        NORMAL,
+    ),
 }
 
 
-density = jax.jit(lambda law, z: law.log_prob(z))
+density = jax.jit(lambda prior, z: prior.log_prob(z))
 
 
 def sites_of(prior, **kwargs):
@@ -191,7 +194,7 @@ def test_density_of_fitted_values(name):
 def test_fitted_tables_are_fresh_and_checked():
     prior = simple(2)
     z = points(prior)
-    cdf = jax.jit(lambda law: law.cdf(z))
+    cdf = jax.jit(lambda prior: prior.cdf(z))
     before = cdf(prior)
     _, sites = sites_of(prior)
     fitted = set_parameters("prior", prior, moved(sites))
@@ -252,15 +255,15 @@ def test_bad_input():
         [simple(reference=dist.Normal(0.0, 1.0)), dist.Normal(0.0, 1.0)],
     )
     several = dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
-    for law, match in (
+    for wrong, match in (
         (jnp.zeros(3), "prior must be a NumPyro distribution"),
         (general, "hide energies in a MixtureGeneral"),
-        (several, "continuous univariate law, got Multi"),
+        (several, "continuous univariate distribution, got Multi"),
     ):
         with pytest.raises(TypeError, match=match):
-            learn_prior("prior", law, learn_reference=law is several)
+            learn_prior("prior", wrong, learn_reference=wrong is several)
     others = sites | {"prior.logits": jnp.zeros(2)}
-    for law, params, match in (
+    for learned, params, match in (
         (prior, {"other": jnp.zeros(2)}, r"'prior.energy\$params'; got 'other'"),
         (prior, others, r"got 'prior.logits'"),
         (prior, {}, r"got none"),
@@ -268,4 +271,4 @@ def test_bad_input():
         (simple(2, basis=POSITIVE), sites, "in another structure"),
     ):
         with pytest.raises(ValueError, match=match):
-            set_parameters("prior", law, params)
+            set_parameters("prior", learned, params)

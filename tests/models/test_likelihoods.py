@@ -1,4 +1,4 @@
-"""Likelihoods: laws of a datum, learned noise with a floor."""
+"""Likelihoods: distributions of a datum, learned noise with a lower bound."""
 
 import equinox as eqx
 import jax
@@ -26,35 +26,35 @@ def test_normal(outputs):
     x = outputs + 0.2
     terms = stats.norm.logpdf(np.asarray(x, float), np.asarray(outputs, float), 0.3)
     for event_ndim in (None, 0, 1, 2, 3):
-        law = NormalLikelihood(0.3)(outputs, event_ndim)
+        data = NormalLikelihood(0.3)(outputs, event_ndim)
         ndim = 2 if event_ndim is None else event_ndim
-        assert law.event_shape == outputs.shape[3 - ndim :]
+        assert data.event_shape == outputs.shape[3 - ndim :]
         expected = terms.sum(axis=tuple(range(3 - ndim, 3)))
-        assert_close(law.log_prob(x), expected, rtol=(1e-4, 1e-10))
+        assert_close(data.log_prob(x), expected, rtol=(1e-4, 1e-10))
 
 
-def test_discrete_laws(outputs):
-    law = BernoulliLikelihood()(outputs)
+def test_discrete_distributions(outputs):
+    data = BernoulliLikelihood()(outputs)
     x = (outputs > 0.3).astype(int)
     p = 1 / (1 + np.exp(-np.asarray(outputs, float)))
     expected = np.log(np.where(np.asarray(x) == 1, p, 1 - p)).sum((1, 2))
-    assert_close(law.log_prob(x), expected, rtol=(1e-5, 1e-10))
+    assert_close(data.log_prob(x), expected, rtol=(1e-5, 1e-10))
 
-    law = CategoricalLikelihood()(outputs)
-    assert (law.batch_shape, law.event_shape) == ((5,), (3,))
+    data = CategoricalLikelihood()(outputs)
+    assert (data.batch_shape, data.event_shape) == ((5,), (3,))
     x = np.random.default_rng(1).integers(0, 4, size=(5, 3))
     p = np.exp(np.asarray(outputs, float))
     p = np.take_along_axis(p / p.sum(-1, keepdims=True), x[..., None], -1)[..., 0]
-    assert_close(law.log_prob(x), np.log(p).sum(-1), rtol=(1e-5, 1e-10))
+    assert_close(data.log_prob(x), np.log(p).sum(-1), rtol=(1e-5, 1e-10))
 
     class Poisson(AbstractLikelihood):
-        def law(self, outputs):
+        def distribution(self, outputs):
             return dist.Poisson(jnp.exp(outputs))
 
     assert Poisson()(jnp.zeros((2, 3))).event_shape == (3,)
 
 
-def test_noise_is_static_or_learned_with_a_floor():
+def test_noise_is_static_or_learned_above_a_bound():
     likelihood = NormalLikelihood(0.3)
     assert jax.tree_util.tree_leaves(likelihood) == []
     assert likelihood.scale == 0.3
