@@ -224,28 +224,23 @@ class Warmup(NamedTuple):
 
 
 class AnnealedState(NamedTuple):
-    """State of :class:`~numpyro_kaem.infer.AnnealedLangevin`: of one chain."""
+    """State of one population.
+
+    ``z`` are the unconstrained latent values at ``t = 1``. The means are since the end
+    of warm-up, in warm-up since the window's start. ``accept_prob`` of the local moves
+    is 1 where the prior is drawn exactly; ``swap_acceptance`` is of all pairs, whether
+    or not it was their turn.
+    """
 
     i: jax.Array
-    """Number of iterations done, those of the warm-up included."""
     z: dict[str, jax.Array]
-    """Unconstrained latent values at ``t = 1``."""
     replicas: Replicas
-    """All replicas, in the order of their temperatures."""
     adaptation: Adaptation
-    """Ladder, step sizes and scales."""
     tracker: ReplicaTracker
-    """Which replica is where, and their round trips."""
     means: Means
-    """Running means since the end of warm-up, in warm-up since the window's start."""
     accept_prob: jax.Array
-    """Acceptance of the local moves, shape ``(num_temperatures,)``; 1 where the prior
-    is drawn exactly."""
     swap_acceptance: jax.Array
-    """Probability that each pair of neighbours would swap, whether or not it was their
-    turn, shape ``(num_temperatures - 1,)``."""
     rng_key: jax.Array
-    """Random key of the next iteration."""
 
     @property
     def temperatures(self) -> jax.Array:

@@ -28,23 +28,7 @@ _NUM_CHAINS = 4
 
 @dataclass(frozen=True, repr=False)
 class PosteriorSample:
-    """Draws of a posterior, and how they were made; by :func:`sample_posterior`.
-
-    Examples
-    --------
-    >>> import jax
-    >>> import numpyro
-    >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.infer import sample_posterior
-    >>> def model(y):
-    ...     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
-    ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-    >>> result = sample_posterior(jax.random.key(0), model, 1.1, progress_bar=False)
-    >>> result.sampler, result.reliable, result.samples["mean"].shape
-    ('importance', True, (1000,))
-    >>> result.report[0]
-    'Importance sampling with 4096 draws of the prior: Pareto k ...'
-    """
+    """Draws of a posterior, and how they were made; by :func:`sample_posterior`."""
 
     samples: dict[str, jax.Array]
     """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
@@ -100,11 +84,9 @@ def sample_posterior(
     num_samples
         Number of draws to return.
     num_warmup
-        Number of iterations of warm-up of a chain.
-    num_particles
-        Number of particles of importance sampling.
-    num_temperatures
-        Number of temperatures of an annealed population.
+        Warm-up iterations per chain.
+    num_particles, num_temperatures
+        Of importance sampling, and of an annealed population.
     kernel
         Makes the kernel of the second step from ``model`` and ``init_strategy``:
         :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are expensive.
@@ -138,8 +120,6 @@ def sample_posterior(
     Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), "Rank-normalization,
     folding, and localization: an improved R-hat for assessing convergence of MCMC",
     *Bayesian Analysis* 16(2), on the limits of 1.01 and 400.
-    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
-    sampling", *Journal of Machine Learning Research* 25(72), on that of 0.7.
 
     Examples
     --------
@@ -153,8 +133,10 @@ def sample_posterior(
     ...     numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
     >>> data = jnp.array([0.8, 1.4])
     >>> result = sample_posterior(jax.random.key(0), model, data, progress_bar=False)
-    >>> result.sampler, result.samples["mean"].shape
-    ('importance', (1000,))
+    >>> result.sampler, result.reliable, result.samples["mean"].shape
+    ('importance', True, (1000,))
+    >>> result.report[0]
+    'Importance sampling with 4096 draws of the prior: Pareto k ...'
     """
     num_samples = as_count("num_samples", num_samples)
     num_warmup = as_count("num_warmup", num_warmup)
@@ -168,7 +150,7 @@ def sample_posterior(
     report: list[str] = []
     importance = missed = None
 
-    def tell(line: str) -> None:
+    def note(line: str) -> None:
         report.append(line)
         if progress_bar:
             print(line)
@@ -187,22 +169,22 @@ def sample_posterior(
         sampler = ImportanceSampling(model, num_samples=num_particles)
         importance = sampler.run(keys[0], *model_args, **model_kwargs)
         size, tail = float(importance.ess), float(importance.pareto_k)
-        told = (
+        summary = (
             f"Importance sampling with {num_particles} draws of the prior: Pareto k "
             f"{tail:.2f}, effective sample size {size:.0f}."
         )
         if tail <= MAX_PARETO_K and size >= _MIN_ESS:
-            tell(f"{told} Kept.")
+            note(f"{summary} Kept.")
             samples = importance.resample(keys[1], num_samples)
             return PosteriorSample(
                 samples, "importance", True, tuple(report), importance
             )
-        tell(
-            f"{told} Not enough: at most {MAX_PARETO_K} and at least {_MIN_ESS} are "
+        note(
+            f"{summary} Not enough: at most {MAX_PARETO_K} and at least {_MIN_ESS} are "
             "needed."
         )
     else:
-        tell(
+        note(
             "The prior cannot be drawn from exactly, so that importance sampling has "
             "no proposals."
         )
@@ -223,10 +205,10 @@ def sample_posterior(
     start = init_to_sample if exact else init_to_uniform
     name = getattr(kernel, "__name__", "the kernel")
     mcmc = run(keys[2], kernel(model, init_strategy=start), _MIN_ESS)
-    holds, told = _diagnose(mcmc, name)
-    tell(told)
+    holds, summary = _diagnose(mcmc, name)
+    note(summary)
     if holds and not check_modes:
-        tell(
+        note(
             "Kept. Chains that all miss the same mode look the same: check_modes=True "
             "compares them with an annealed population."
         )
@@ -234,19 +216,19 @@ def sample_posterior(
     # Replicas take many iterations to cross the ladder.
     population = AnnealedLangevin(model, num_temperatures, init_strategy=start)
     annealed = run(keys[3], population, 10 * _MIN_ESS)
-    annealed_holds, told = _diagnose(annealed, "AnnealedLangevin")
-    tell(told)
+    annealed_holds, summary = _diagnose(annealed, "AnnealedLangevin")
+    note(summary)
     if holds:
         missed = check_missed_modes(mcmc, annealed)
-        tell(str(missed))
+        note(str(missed))
         if not missed.found:
-            tell(f"The draws of {name} are kept.")
+            note(f"The draws of {name} are kept.")
             return taken(mcmc, name, True)
-    tell("The draws of the annealed population are taken.")
+    note("The draws of the annealed population are taken.")
     if not annealed_holds:
-        tell(
+        note(
             "They are not reliable either: use a longer warm-up or more temperatures, "
-            "or look for parameters that the data do not tell apart."
+            "or look for parameters that the data do not identify."
         )
         warnings.warn("\n".join(report), UserWarning, stacklevel=2)
     return taken(annealed, "AnnealedLangevin", annealed_holds)
@@ -269,12 +251,12 @@ def _diagnose(mcmc: MCMC, name: str) -> tuple[bool, str]:
         least_size = min(least_size, float(np.min(size)))
     divergences = np.mean(mcmc.get_extra_fields().get("diverging", np.zeros(1)))
     holds = worst_r_hat <= _MAX_R_HAT and least_size >= _MIN_ESS and divergences < 0.01
-    told = (
+    summary = (
         f"{mcmc.num_chains} chains of {name}: largest R-hat {worst_r_hat:.3f}, least "
         f"effective sample size {least_size:.0f}"
     )
     if divergences > 0:
-        told += f", {divergences:.1%} of the draws diverged"
+        summary += f", {divergences:.1%} of the draws diverged"
     if not holds:
-        told += f" (at most {_MAX_R_HAT} and at least {_MIN_ESS} are needed)"
-    return bool(holds), told + "."
+        summary += f" (at most {_MAX_R_HAT} and at least {_MIN_ESS} are needed)"
+    return bool(holds), summary + "."

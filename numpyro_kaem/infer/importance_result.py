@@ -25,24 +25,7 @@ __all__ = ["ImportanceResult", "ResampledDraws"]
 
 
 class ResampledDraws(NamedTuple):
-    """Draws after :meth:`ImportanceResult.resample_below`.
-
-    Examples
-    --------
-    Weights that are nearly equal are kept:
-
-    >>> import jax
-    >>> import numpyro
-    >>> import numpyro.distributions as dist
-    >>> from numpyro_kaem.infer import ImportanceSampling
-    >>> def model(y):
-    ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    ...     numpyro.sample("y", dist.Normal(z, 3.0), obs=y)
-    >>> result = ImportanceSampling(model, num_samples=500).run(jax.random.key(0), 0.5)
-    >>> draws = result.resample_below(jax.random.key(1))
-    >>> draws.samples["z"].shape, bool(draws.resampled)
-    ((500,), False)
-    """
+    """Draws after :meth:`ImportanceResult.resample_below`."""
 
     samples: dict[str, jax.Array]
     """Latent values, one per particle (and unit)."""
@@ -65,11 +48,6 @@ class ImportanceResult:
 
     What is estimated is a number for one weight per particle, and an array of shape
     ``(num_units,)`` for one weight per unit. Printing it shows all, with a verdict.
-
-    References
-    ----------
-    Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
-    sampling", *Journal of Machine Learning Research* 25(72).
 
     Examples
     --------

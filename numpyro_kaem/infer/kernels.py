@@ -191,24 +191,20 @@ class Warmup(NamedTuple):
 
 
 class LangevinKernelState(NamedTuple):
-    """State of a chain, or of vectorised chains, whose axis then comes first."""
+    """State of a chain, or of vectorised chains, whose axis then comes first.
+
+    ``i`` counts iterations, warm-up included; ``mean_accept_prob`` is since the start,
+    or since the end of the warm-up.
+    """
 
     i: jax.Array
-    """Number of iterations so far, warm-up included."""
     z: dict[str, jax.Array]
-    """Unconstrained values of the latent sites."""
-    langevin: LangevinState
-    """The same as one vector, with the density there."""
+    langevin: LangevinState  # The same as one vector, with the density there.
     accept_prob: jax.Array
-    """Probability with which the last proposal was accepted."""
     mean_accept_prob: jax.Array
-    """Its mean since the start, or since the end of the warm-up."""
     used_step_size: jax.Array
-    """Step size of the last step."""
     adaptation: Adaptation
-    """What the warm-up has learned."""
     rng_key: jax.Array
-    """Random key of the next iteration."""
 
     @property
     def potential_energy(self) -> jax.Array:

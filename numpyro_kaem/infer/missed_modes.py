@@ -15,16 +15,7 @@ _MAX_DIRECTIONS = 5
 
 
 class MissedModes(NamedTuple):
-    """Comparison of two runs; made by :func:`check_missed_modes`.
-
-    Printing it says what was found in words.
-
-    Examples
-    --------
-    >>> from numpyro_kaem.infer import MissedModes
-    >>> print(MissedModes(found=False, mass=0.03, where="z", probability=0.6))
-    No sign of a missed mode: the distribution functions of z differ by up to ...
-    """
+    """Comparison of two runs, in words when printed; by :func:`check_missed_modes`."""
 
     found: bool
     """Whether they sampled different distributions."""

@@ -252,16 +252,17 @@ def _next(end: jax.Array, direction: float) -> jax.Array:
 
 
 class Start(NamedTuple):
-    """Where chains start, and what a kernel must know of its model."""
+    """Where chains start, and what a kernel must know of its model.
+
+    ``position`` and ``values``, the same by site, are unconstrained, with an axis of
+    chains in front; ``postprocess`` maps model arguments to the function from such
+    values to sites.
+    """
 
     position: jax.Array
-    """Points in unconstrained space, shape ``(*chains, dim)``."""
     values: Sites
-    """The same by site, each ``(*chains, *shape of the site)``."""
     trace: Trace
-    """NumPyro's trace of one run of the model."""
     postprocess: Callable
-    """From model arguments to the function from unconstrained values to sites."""
 
 
 def initialize(
@@ -322,15 +323,21 @@ def initialize(
             for name, value in values.items()
         }
 
-    def evaluate(values: Sites) -> tuple[jax.Array, jax.Array]:
-        parts = log_prior_and_likelihood(model, model_args, model_kwargs, values)
-        return ravel_pytree(values)[0], sum(parts)
+        def log_density(values: Sites) -> jax.Array:
+            return sum(
+                log_prior_and_likelihood(model, model_args, model_kwargs, values)
+            )
 
-    # Compiled as a whole: one operation at a time, it is several times slower.
-    position, start = jax.jit(evaluate if single else jax.vmap(evaluate))(values)
-    if not_jax_tracer(start) and not np.all(np.isfinite(start)):
-        raise ValueError(
-            "model must have a finite log density where the chains start, got "
-            f"{np.asarray(start)} at init_params."
-        )
+        # Compiled as a whole: one operation at a time, it is several times slower.
+        start = jax.jit(log_density if single else jax.vmap(log_density))(values)
+        if not_jax_tracer(start) and not np.all(np.isfinite(start)):
+            raise ValueError(
+                "model must have a finite log density where the chains start, got "
+                f"{np.asarray(start)} at init_params."
+            )
+
+    def flat(values: Sites) -> jax.Array:
+        return ravel_pytree(values)[0]
+
+    position = (flat if single else jax.vmap(flat))(values)
     return Start(position, values, trace, info.postprocess_fn)

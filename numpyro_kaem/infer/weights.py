@@ -63,20 +63,7 @@ class Estimate(NamedTuple):
 
 
 class SmoothedWeights(NamedTuple):
-    """Smoothed log weights; made by :func:`pareto_smooth`.
-
-    Examples
-    --------
-    Too few weights to fit their tail:
-
-    >>> import numpy as np
-    >>> from numpyro_kaem.infer import pareto_smooth
-    >>> smoothed = pareto_smooth(np.zeros(10))
-    >>> np.exp(smoothed.log_weights).sum().round(3), np.isnan(smoothed.pareto_k).item()
-    (np.float64(1.0), True)
-    >>> len(smoothed.notes)
-    1
-    """
+    """Smoothed log weights; made by :func:`pareto_smooth`."""
 
     log_weights: np.ndarray
     """Normalised log weights, float64, the shape of those given."""
@@ -371,27 +358,14 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
 
 
 class Resampled(NamedTuple):
-    """Particles after :func:`resample_below`.
-
-    Examples
-    --------
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> from numpyro_kaem.infer import resample_below
-    >>> values = jnp.array([1.0, 2.0, 3.0, 4.0])
-    >>> particles = resample_below(jax.random.key(0), jnp.array([9.0, 0.0, 0.0, 0.0]))
-    >>> bool(particles.resampled), values[particles.indices].tolist()
-    (True, [1.0, 1.0, 1.0, 1.0])
-    >>> print(jnp.exp(particles.log_weights))
-    [0.25 0.25 0.25 0.25]
-    """
+    """Particles after :func:`resample_below`; those of each unit in a column."""
 
     indices: jax.Array
     """Which particle now stands in each place, the shape of the log weights."""
     log_weights: jax.Array
     """Normalised log weights now: equal where resampled."""
     resampled: jax.Array
-    """Whether the particles, or those of each unit, were resampled."""
+    """Whether they were resampled, shape () or ``(num_units,)``."""
 
 
 def resample_below(
@@ -423,19 +397,15 @@ def resample_below(
     ValueError
         As :func:`resample_indices`, or if the threshold is not within [0, 1].
 
-    References
-    ----------
-    Del Moral, Doucet and Jasra (2006), "Sequential Monte Carlo samplers", *Journal of
-    the Royal Statistical Society B* 68(3), section 3.
-
     Examples
     --------
     >>> import jax
     >>> import jax.numpy as jnp
     >>> from numpyro_kaem.infer import resample_below
     >>> even_and_uneven = jnp.array([[0.0, 0.0], [0.0, 9.0], [0.0, 0.0]])
-    >>> resample_below(jax.random.key(0), even_and_uneven).resampled.tolist()
-    [False, True]
+    >>> result = resample_below(jax.random.key(0), even_and_uneven)
+    >>> result.resampled.tolist(), result.indices.T.tolist()
+    ([False, True], [[0, 1, 2], [1, 1, 1]])
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be within [0, 1], got {threshold!r}.")

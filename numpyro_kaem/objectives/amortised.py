@@ -28,8 +28,7 @@ class AmortisedELBO(MaximumLikelihood):
         - \beta\,\mathrm{E}_{q(z \mid x)}[\log q(z \mid x) - \log \pi(z)],
 
     with :math:`q` Normal in unconstrained space, its mean and log scale from an encoder
-    network: a variational autoencoder whose prior may be a KAEM. It is a NumPyro
-    ``ELBO``: ``SVI(model, objective.guide(model), optimizer, loss=objective)``.
+    network: a variational autoencoder whose prior may be a KAEM.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ class AmortisedELBO(MaximumLikelihood):
         Name of the observed site.
     kl_weight
         Weight :math:`\beta \ge 0`, or a function from the number of the step to it,
-        such as :func:`~numpyro_kaem.objectives.cyclical_schedule`.
+        such as :func:`~numpyro_kaem.cyclical_schedule`.
     num_particles
         Draws of :math:`q` per unit.
     unit_plate
@@ -51,8 +50,8 @@ class AmortisedELBO(MaximumLikelihood):
     ------
     TypeError, ValueError
         If ``encoder`` is not callable, ``kl_weight`` is negative or a number is out of
-        its range; in use, if the encoder's output has another shape, as other
-        objectives do, or if a schedule has no memory to count steps in.
+        its range; in use, as other objectives, or if the encoder's output has
+        another shape, or a schedule has no memory to count steps in.
 
     Notes
     -----
@@ -125,18 +124,7 @@ class AmortisedELBO(MaximumLikelihood):
         return {"step": jnp.array(0)}
 
     def guide(self, model: Callable) -> Callable:
-        """Guide that draws the latent sites of a model from the encoder's Normal.
-
-        Parameters
-        ----------
-        model
-            The model. Its latent sites may have no plate but that of the units.
-
-        Returns
-        -------
-        Callable
-            Called with the model's arguments, data included.
-        """
+        """Guide that draws the latent sites of a model from the encoder's Normal."""
         remember = super().guide(model)
 
         def guide(*args: Any, **kwargs: Any) -> None:

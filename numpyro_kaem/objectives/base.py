@@ -65,18 +65,7 @@ class MaximumLikelihood(ELBO):
         raise NotImplementedError
 
     def guide(self, model: Callable) -> Callable:
-        """Guide for ``SVI`` that keeps the objective's memory as mutable state.
-
-        Parameters
-        ----------
-        model
-            The model.
-
-        Returns
-        -------
-        Callable
-            A guide without sample sites, called with the model's arguments.
-        """
+        """Guide for ``SVI`` that keeps the objective's memory as mutable state."""
 
         def guide(*args: Any, **kwargs: Any) -> None:
             key_model, key_start = jax.random.split(numpyro.prng_key())
@@ -98,24 +87,7 @@ class MaximumLikelihood(ELBO):
         *args: Any,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Loss for ``SVI``: minus the log likelihood of all units, estimated.
-
-        Parameters
-        ----------
-        rng_key
-            Random key.
-        param_map
-            Values of the parameters by name, and the memory.
-        model, args, kwargs
-            Model and its arguments.
-        guide
-            Not used: None, an empty one, or that of :meth:`guide`.
-
-        Returns
-        -------
-        dict
-            ``"loss"`` and ``"mutable_state"``.
-        """
+        """Loss for ``SVI``: minus the estimated log likelihood of all units."""
         params = dict(param_map)
         memory = params.pop(self.memory_name, None)
         key_model, key_draws, key_contrast = jax.random.split(rng_key, 3)

@@ -26,22 +26,7 @@ _CHUNK = 1 << 20
 
 
 class Degeneracy(NamedTuple):
-    """Whether draws of the prior carry the posteriors, by :class:`ImportanceMLE`.
-
-    Examples
-    --------
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import numpyro.distributions as dist
-    >>> import numpyro_kaem as kaem
-    >>> prior = dist.Normal(jnp.zeros(2), 1.0)
-    >>> model = kaem.KAEM(prior, lambda z: z, kaem.NormalLikelihood(0.5))
-    >>> x = jnp.array([[0.3, -0.5], [1.0, 1.0]])
-    >>> objective = kaem.objectives.ImportanceMLE(num_particles=500)
-    >>> result = objective.diagnose(jax.random.key(0), model.params, model, x)
-    >>> result.degenerate, result.ess.shape
-    (False, (2,))
-    """
+    """Whether draws of the prior represent the posteriors, unit by unit."""
 
     ess: np.ndarray
     """Effective sample size of each unit, shape ``(num_units,)``."""
@@ -64,8 +49,7 @@ class ImportanceMLE(MaximumLikelihood):
         \nabla \log p(x) \approx \sum_s w_s \nabla [\log \pi(z_s) + \log p(x \mid z_s)],
         \qquad w_s = \frac{p(x \mid z_s)}{\sum_r p(x \mid z_r)}.
 
-    It is a NumPyro ``ELBO``: ``SVI(model, objective.guide(model), optimizer,
-    loss=objective)``.
+    It is a NumPyro ``ELBO``, to be used in ``SVI`` as below.
 
     Parameters
     ----------
@@ -99,8 +83,8 @@ class ImportanceMLE(MaximumLikelihood):
     - **Bias**: self-normalised weights bias the gradient by :math:`O(1/S)`; the value
       is low by about half the variance of the mean weight.
     - **Degenerates** within a few effective latents: with twenty, one proposal of
-      thousands has all the weight. :meth:`diagnose` tells; with the memory of
-      :meth:`guide`, the mean effective sample size of each step is kept, as ``"ess"``.
+      thousands has all the weight. :meth:`diagnose` tells; the memory of :meth:`guide`
+      keeps the mean effective sample size of the last step, as ``"ess"``.
     - A prior without a normalizing constant (:class:`~numpyro_kaem.DeepEnergyPrior`) is
       drawn from approximately, so that the weights are approximate too.
 
@@ -221,21 +205,9 @@ class ImportanceMLE(MaximumLikelihood):
     def diagnose(
         self, rng_key: jax.Array, params: dict[str, Any], model: Any, *args: Any
     ) -> Degeneracy:
-        """Say whether the proposals still carry the posteriors.
+        """Whether draws of the prior still represent the posteriors of the batch.
 
-        Parameters
-        ----------
-        rng_key
-            Random key.
-        params
-            Values of the parameters by name.
-        model, args
-            Model and its arguments.
-
-        Returns
-        -------
-        Degeneracy
-            By unit of the batch, with a verdict in words.
+        ``params`` are values of the model's parameters, ``args`` its arguments.
         """
         key_model, key_draws = jax.random.split(rng_key)
         unit_model = UnitModel(key_model, params, model, args, {}, self.unit_plate)
@@ -256,5 +228,5 @@ class ImportanceMLE(MaximumLikelihood):
                 "the prior. Train with LangevinMLE or ThermodynamicMLE."
             )
         else:
-            verdict += "The proposals carry the posteriors."
+            verdict += "The proposals represent the posteriors."
         return Degeneracy(ess, pareto_k, degenerate, verdict)

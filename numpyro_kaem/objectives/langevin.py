@@ -21,8 +21,7 @@ class LangevinMLE(ChainsObjective):
         \nabla \log p(x) \approx \frac{1}{C} \sum_c
         \nabla [\log \pi(z_c) + \log p(x \mid z_c)], \qquad z_c \sim p(z \mid x).
 
-    It is a NumPyro ``ELBO``: ``SVI(model, objective.guide(model), optimizer,
-    loss=objective)``.
+    It is a NumPyro ``ELBO``, to be used in ``SVI`` as below.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from numpyro_kaem.objectives.base import ChainsObjective, Memory, mean_score
 
 __all__ = ["ThermodynamicMLE"]
 
-# Share by which the mean rejection of the swaps follows that of one step.
+# Weight of one step in the running mean of the rejection of the swaps.
 _REJECTION_GAIN = 0.02
 _ADAPT_EVERY = 50
 
@@ -80,7 +80,7 @@ class ThermodynamicMLE(ChainsObjective):
     power
         Exponent :math:`p` of the ladder :math:`t_k = (k / N)^p`, or a function from the
         number of the step to it, such as
-        :func:`~numpyro_kaem.objectives.cyclical_schedule`.
+        :func:`~numpyro_kaem.cyclical_schedule`.
     adapt_ladder
         Whether the ladder moves to equal rejection of the swaps, every 50 steps of
         training; needs the memory of :meth:`guide`.
