@@ -71,7 +71,7 @@ def population(dim: int, num_samples: int) -> Callable:
     def run(key: jax.Array) -> tuple[float, float]:
         mass, *rungs = map(np.asarray, chain(jax.random.split(key, NUM_CHAINS)))
         estimates = [steppingstone(*of_chain) for of_chain in zip(*rungs, strict=True)]
-        return combine(estimates).value, float(mass.mean())
+        return combine(estimates)[0].value, float(mass.mean())
 
     return run
 
