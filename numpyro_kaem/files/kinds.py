@@ -17,37 +17,15 @@ from jax.example_libraries.optimizers import OptimizerState
 from numpyro.distributions import constraints, transforms
 from numpyro.infer.svi import SVIRunResult, SVIState
 
-from numpyro_kaem.bases import (
-    RBF,
-    RSWAF,
-    AbstractBasis,
-    BSpline,
-    Chebyshev,
-    Fourier,
-    Wavelet,
-)
-from numpyro_kaem.decoders import ConvDecoder, KANDecoder, KANLayer, SequenceDecoder
-from numpyro_kaem.decoders.sequence import _Block
-from numpyro_kaem.distributions import (
-    AutoregressiveKAEMPrior,
-    DeepEnergyPrior,
-    InverseCDFTransform,
-    KAEMMixture,
-    KAEMPrior,
-    SkewNormal,
-    TokenSequence,
-    TruncatedKAEM,
-)
+from numpyro_kaem import bases, decoders, distributions
+from numpyro_kaem.decoders import sequence
+from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
 from numpyro_kaem.distributions.autoregressive import MaskedConditioner
 from numpyro_kaem.empirical_bayes import UnitPosterior
 from numpyro_kaem.empirical_bayes.quadrature import UnitQuadrature
 from numpyro_kaem.energy import Energy
+from numpyro_kaem.models import likelihoods
 from numpyro_kaem.models.kaem import KAEM
-from numpyro_kaem.models.likelihoods import (
-    BernoulliLikelihood,
-    CategoricalLikelihood,
-    NormalLikelihood,
-)
 from numpyro_kaem.numerics.panels import Panels
 from numpyro_kaem.references import ReferenceParameters, arguments_of, check_reference
 from numpyro_kaem.training import FitResult
@@ -263,15 +241,10 @@ def _fits(value: Any, hint: Any) -> bool:
 # --- distributions of NumPyro, alone and as references -------------------------------
 
 # Their arguments are sizes of what their constructors make, or functions.
-_LEFT_OUT = {
-    "Distribution",
-    "EulerMaruyama",
-    "GaussianRandomWalk",
-    "GaussianStateSpace",
-    "ImproperUniform",
-    "LKJ",
-    "LKJCholesky",
-}
+_LEFT_OUT = (
+    *("Distribution", "EulerMaruyama", "GaussianRandomWalk", "GaussianStateSpace"),
+    *("ImproperUniform", "LKJ", "LKJCholesky"),
+)
 _NUMPYRO = {
     name: cls
     for name, cls in vars(dist).items()
@@ -281,19 +254,13 @@ _NUMPYRO = {
     and issubclass(cls, dist.Distribution)
 }
 _TRANSFORMS = (
-    transforms.AbsTransform,
-    transforms.AffineTransform,
-    transforms.ComposeTransform,
-    transforms.ExpTransform,
-    transforms.IdentityTransform,
-    transforms.IndependentTransform,
-    transforms.PowerTransform,
-    transforms.SigmoidTransform,
-    transforms.SoftplusTransform,
+    *("Abs", "Affine", "Compose", "Exp", "Identity", "Independent", "Power"),
+    *("Sigmoid", "Softplus"),
 )
-_REFERENCES = {
-    **_NUMPYRO,
-    **{cls.__name__: cls for cls in (KAEMPrior, KAEMMixture, SkewNormal)},
+_REFERENCES = _NUMPYRO | {
+    "KAEMPrior": KAEMPrior,
+    "KAEMMixture": distributions.KAEMMixture,
+    "SkewNormal": distributions.SkewNormal,
 }
 
 
@@ -367,13 +334,13 @@ def _check_by_constructor(module: Any) -> None:
     type(module)(**vars(module))
 
 
-def _check_decoder(decoder: KANDecoder | ConvDecoder) -> None:
+def _check_decoder(decoder: decoders.KANDecoder | decoders.ConvDecoder) -> None:
     shape = jax.eval_shape(decoder, _floats(2, decoder.num_latents)).shape
     if shape != (2, *decoder.output_shape):
         raise ValueError(f"expected outputs {decoder.output_shape}, got {shape[1:]}")
 
 
-def _check_sequence_decoder(decoder: SequenceDecoder) -> None:
+def _check_sequence_decoder(decoder: decoders.SequenceDecoder) -> None:
     tokens = jax.ShapeDtypeStruct((2, decoder.length), jnp.int32)
     jax.eval_shape(decoder.logits, _floats(2, decoder.num_latents), tokens)
 
@@ -384,20 +351,18 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _check_conditioner(conditioner: MaskedConditioner) -> None:
     """Compare shapes, before masks of these sizes are made."""
-    width = conditioner.weights[0].shape[-1]
-    inputs = [conditioner.dim, *[width] * (len(conditioner.weights) - 1)]
-    outputs = [
-        *[(width,)] * (len(conditioner.weights) - 1),
-        (conditioner.dim, conditioner.num_features),
-    ]
+    weights, biases = conditioner.weights, conditioner.biases
+    hidden = [weights[0].shape[-1]] * (len(weights) - 1)
+    inputs = [conditioner.dim, *hidden]
+    outputs = [*((n,) for n in hidden), (conditioner.dim, conditioner.num_features)]
     shapes = [(size, *shape) for size, shape in zip(inputs, outputs, strict=True)]
-    if [w.shape for w in conditioner.weights] != shapes:
-        raise ValueError(f"expected weights of shapes {shapes}")
-    if [b.shape for b in conditioner.biases] != outputs:
-        raise ValueError(f"expected biases of shapes {outputs}")
+    if [w.shape for w in weights] != shapes or [b.shape for b in biases] != outputs:
+        raise ValueError(
+            f"expected weights of shapes {shapes} and biases of shapes {outputs}"
+        )
 
 
-def _check_normal_likelihood(likelihood: NormalLikelihood) -> None:
+def _check_normal_likelihood(likelihood: likelihoods.NormalLikelihood) -> None:
     if (likelihood.raw_scale is None) == (likelihood.fixed_scale is None):
         raise ValueError("expected one of raw_scale and fixed_scale")
     if jnp.shape(likelihood.scale) != ():
@@ -434,7 +399,9 @@ def _build_prior(parts: dict[str, Any]) -> KAEMPrior:
 
 def _build_autoregressive(parts: dict[str, Any]) -> AutoregressiveKAEMPrior:
     basis, conditioner = parts.pop("basis"), parts.pop("conditioner")
-    if not isinstance(basis, AbstractBasis) or not isinstance(conditioner, eqx.Module):
+    if not isinstance(basis, bases.AbstractBasis) or not isinstance(
+        conditioner, eqx.Module
+    ):
         raise TypeError("expected a basis and a conditioner")
     if isinstance(conditioner, MaskedConditioner):
         _check_conditioner(conditioner)
@@ -493,8 +460,11 @@ _KINDS: dict[type, Kind] = {
         # Libraries.
         *(_distribution(c, f"numpyro.distributions.{n}") for n, c in _NUMPYRO.items()),
         *(
-            _by_constructor(cls, f"numpyro.distributions.transforms.{cls.__name__}")
-            for cls in _TRANSFORMS
+            _by_constructor(
+                getattr(transforms, f"{name}Transform"),
+                f"numpyro.distributions.transforms.{name}Transform",
+            )
+            for name in _TRANSFORMS
         ),
         *(
             _module(cls, name=f"equinox.nn.{name}")
@@ -507,20 +477,22 @@ _KINDS: dict[type, Kind] = {
         _record(SVIState, "numpyro.infer.SVIState"),
         _record(SVIRunResult, "numpyro.infer.SVIRunResult"),
         # Modules of the package.
-        *(
-            _module(cls, _check_by_constructor)
-            for cls in (RBF, BSpline, Fourier, Chebyshev, RSWAF, Wavelet)
-        ),
+        _module(bases.RBF, _check_by_constructor),
+        _module(bases.BSpline, _check_by_constructor),
+        _module(bases.Fourier, _check_by_constructor),
+        _module(bases.Chebyshev, _check_by_constructor),
+        _module(bases.RSWAF, _check_by_constructor),
+        _module(bases.Wavelet, _check_by_constructor),
         _module(Energy, _check_by_constructor),
-        _module(KANLayer, _check_by_constructor),
-        _module(KANDecoder, _check_decoder),
-        _module(ConvDecoder, _check_decoder),
-        _module(SequenceDecoder, _check_sequence_decoder),
-        _module(_Block),
+        _module(decoders.KANLayer, _check_by_constructor),
+        _module(decoders.KANDecoder, _check_decoder),
+        _module(decoders.ConvDecoder, _check_decoder),
+        _module(decoders.SequenceDecoder, _check_sequence_decoder),
+        _module(sequence._Block),
         _module(MaskedConditioner, _check_conditioner),
-        _module(NormalLikelihood, _check_normal_likelihood),
-        _module(BernoulliLikelihood),
-        _module(CategoricalLikelihood),
+        _module(likelihoods.NormalLikelihood, _check_normal_likelihood),
+        _module(likelihoods.BernoulliLikelihood),
+        _module(likelihoods.CategoricalLikelihood),
         _module(KAEM, _check_model),
         _module(Panels),
         # Its distributions.
@@ -532,11 +504,11 @@ _KINDS: dict[type, Kind] = {
             _describe_prior,
             _build_autoregressive,
         ),
-        _distribution(KAEMMixture),
-        _distribution(DeepEnergyPrior),
-        _distribution(TokenSequence),
-        _distribution(TruncatedKAEM),
-        _by_constructor(InverseCDFTransform),
+        _distribution(distributions.KAEMMixture),
+        _distribution(distributions.DeepEnergyPrior),
+        _distribution(distributions.TokenSequence),
+        _distribution(distributions.TruncatedKAEM),
+        _by_constructor(distributions.InverseCDFTransform),
         # Its results.
         _record(FitResult),
         _record(TrainingState),

@@ -1,5 +1,6 @@
 """Checkpoints of a fit, and the fingerprint of what it was of."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -478,16 +479,13 @@ def _describe_function(
 ) -> None:
     words = sorted(_words(function.__code__, function.__doc__))
     found[name] = f"{function.__qualname__} {_hash(repr(words).encode())}"
-    enclosed = zip(
-        function.__code__.co_freevars, function.__closure__ or (), strict=True
-    )
     contents: dict[str, Any] = {}
-    for variable, cell in enclosed:
-        try:
+    for variable, cell in zip(
+        function.__code__.co_freevars, function.__closure__ or (), strict=True
+    ):
+        # Raised by a variable that is not set yet.
+        with contextlib.suppress(ValueError):
             contents[variable] = cell.cell_contents
-        except ValueError:
-            # Not set yet.
-            contents[variable] = None
     if function.__defaults__:
         contents["defaults"] = function.__defaults__
     contents.update(function.__kwdefaults__ or {})

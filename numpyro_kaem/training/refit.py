@@ -474,8 +474,14 @@ def _is_density(node: Any) -> bool:
     return isinstance(node, KAEMPrior)
 
 
+def _densities(prior: Any) -> list[KAEMPrior]:
+    """Univariate densities of which a prior is made, in a fixed order."""
+    nodes = jax.tree.leaves(prior, is_leaf=_is_density)
+    return [node for node in nodes if _is_density(node)]
+
+
 def _map_densities(function: Callable[[KAEMPrior], Any], prior: Any) -> Any:
-    """Change the univariate densities of which a prior is made."""
+    """Prior with its univariate densities changed."""
     return jax.tree.map(
         lambda node: function(node) if _is_density(node) else node,
         prior,
@@ -502,8 +508,7 @@ def _map_energies(
 
 def refinement_of(prior: Any) -> int | None:
     """How far the panels of a prior are divided, None if it has none."""
-    nodes = jax.tree.leaves(prior, is_leaf=_is_density)
-    return max((node.refinement for node in nodes if _is_density(node)), default=None)
+    return max((d.refinement for d in _densities(prior)), default=None)
 
 
 def with_refinement(prior: Any, refinement: int) -> Any:
@@ -516,27 +521,15 @@ def with_refinement(prior: Any, refinement: int) -> Any:
     return _map_densities(divide, prior)
 
 
-def _bases_of(model: KAEM) -> list[AbstractBasis]:
-    """Bases whose grids can move, in a fixed order."""
-    found: list[AbstractBasis] = []
-
-    def note(energy: Energy) -> Energy:
-        found.append(energy.basis)
-        return energy
-
-    if model.joint is None:
-        _map_energies(note, model.prior)
-    if isinstance(model.decoder, KANDecoder):
-        found.extend(layer.basis for layer in model.decoder.layers)
-    return found
-
-
 def grids_of(model: KAEM) -> list[list[Any]]:
     """List the ends of the grids that can move, as JSON holds them to the last bit."""
-    return [
-        [np.asarray(basis.low).tolist(), np.asarray(basis.high).tolist()]
-        for basis in _bases_of(model)
-    ]
+    found = []
+    if model.joint is None:
+        densities = _densities(model.prior)
+        found = [d.energy.basis for d in densities if _reference(d) is not None]
+    if isinstance(model.decoder, KANDecoder):
+        found += [layer.basis for layer in model.decoder.layers]
+    return [[np.asarray(b.low).tolist(), np.asarray(b.high).tolist()] for b in found]
 
 
 def with_grids(model: KAEM, grids: list[list[Any]]) -> KAEM:

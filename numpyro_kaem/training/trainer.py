@@ -303,15 +303,15 @@ class _ByChunks(ELBO):
         def loss_of(
             params: dict[str, Any], memory: Any, key: jax.Array, index: jax.Array
         ) -> tuple[jax.Array, Any]:
-            given = params if memory is None else {**params, name: memory}
+            arguments = (model, guide, data, index, fixed)
+            if memory is None:
+                return self.objective.loss(key, params, *arguments), None
             done = self.objective.loss_with_mutable_state(
-                key, given, model, guide, data, index, fixed
+                key, {**params, name: memory}, *arguments
             )
-            return done["loss"], (done["mutable_state"] or {}).get(name)
+            return done["loss"], done["mutable_state"][name]
 
-        def of_step(new: Any, old: Any) -> Any:
-            kept = {} if old is None else {k: old[k] for k in _OF_STEP if k in old}
-            return {**new, **kept} if kept else new
+        of_step = {k: v for k, v in (memory or {}).items() if k in _OF_STEP}
 
         def add(carry: tuple, this: tuple) -> tuple[tuple, None]:
             loss, gradient, kept, _ = carry
@@ -319,7 +319,8 @@ class _ByChunks(ELBO):
                 fixed_params, kept, *this
             )
             gradient = jax.tree.map(jnp.add, gradient, slope)
-            return (loss + value, gradient, of_step(new, memory), new), None
+            kept = new if new is None else {**new, **of_step}
+            return (loss + value, gradient, kept, new), None
 
         fixed_params = jax.lax.stop_gradient(params)
         chunks = index.reshape(-1, self.chunk_size)

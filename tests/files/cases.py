@@ -48,8 +48,8 @@ def autoregressive():
         lambda key: kaem.MaskedConditioner(key, 3, 5, width=4, depth=1)
     )
     basis = kaem.BSpline([-1.0, -2.0, -1.5], [2.0, 1.0, 2.5], 5)
-    law = dist.StudentT(jnp.array([3.0, 4.0, 5.0]), 0.5, 1.0)
-    return kaem.AutoregressiveKAEMPrior(basis, conditioner, law, refinement=2)
+    reference = dist.StudentT(jnp.array([3.0, 4.0, 5.0]), 0.5, 1.0)
+    return kaem.AutoregressiveKAEMPrior(basis, conditioner, reference, refinement=2)
 
 
 def deep():
@@ -78,7 +78,7 @@ DECODERS = {
     ),
 }
 
-LAWS = {
+DISTRIBUTIONS = {
     "prior": lambda: prior(3, reference=dist.Normal(jnp.array([0.1, 0.2, 0.3]), 0.7)),
     "without-reference": prior,
     "base-activation": lambda: kaem.KAEMPrior.tree_unflatten(
@@ -95,7 +95,7 @@ LAWS = {
     ),
     "mixture": lambda: kaem.KAEMMixture(jnp.array([0.3, -0.2]), prior(3, 2)),
     "cut": lambda: TruncatedKAEM(prior(3), jnp.array([-0.5, 0.1, 0.3]), 1.5),
-    "cut-mixture": lambda: TruncatedKAEM(LAWS["mixture"](), low=0.25),
+    "cut-mixture": lambda: TruncatedKAEM(DISTRIBUTIONS["mixture"](), low=0.25),
     "mixture-of-products": lambda: dist.MixtureSameFamily(
         dist.Categorical(jnp.array([0.25, 0.75])), prior(2, 3).to_event(1)
     ),

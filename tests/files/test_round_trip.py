@@ -25,9 +25,10 @@ from tests.bases.cases import CASES as BASES
 from tests.distributions.cases import REFERENCES
 from tests.files.cases import (
     DECODERS,
-    LAWS,
+    DISTRIBUTIONS,
     OTHERS,
     Scale,
+    bits,
     described,
     header_of,
     names_of,
@@ -50,13 +51,13 @@ def saved_and_loaded(path, tree, **options):
 
 def make(basis, reference, grid=None):
     """Density of a basis and a reference, without its quadrature."""
-    case, law = BASES[basis], REFERENCES[reference]
+    case, chosen = BASES[basis], REFERENCES[reference]
     rng = np.random.default_rng([*basis.encode(), *reference.encode()])
-    low, high = grid or law.grid
+    low, high = grid or chosen.grid
     coefficients = jnp.asarray(rng.normal(size=case.num_features))
     energy = kaem.Energy(case.make(low, high), coefficients)
-    law = law.make()
-    parameters = None if law is None else ReferenceParameters.of(law)
+    made = chosen.make()
+    parameters = None if made is None else ReferenceParameters.of(made)
     return kaem.KAEMPrior.tree_unflatten((1, False), (energy, parameters))
 
 
@@ -74,16 +75,16 @@ def test_every_basis_and_every_reference(path):
     assert '"(complete)": false' not in json.dumps(header_of(path))
 
 
-def test_laws_and_modules(path):
+def test_distributions_and_modules(path):
     """And all were checked when they were loaded, but for those that are not whole."""
-    trees = {name: make() for name, make in (LAWS | DECODERS | OTHERS).items()}
+    trees = {name: make() for name, make in (DISTRIBUTIONS | DECODERS | OTHERS).items()}
     loaded = saved_and_loaded(path, trees)
     parts = header_of(path)["tree"]["parts"]
     for name, tree in trees.items():
         assert same(loaded[name], tree), name
         incomplete = name in ("filtered", "gradient", "batch-of-layers")
         assert ('"(complete)": false' in json.dumps(parts[name])) == incomplete, name
-    for name in LAWS:
+    for name in DISTRIBUTIONS:
         assert loaded[name].batch_shape == trees[name].batch_shape
         assert loaded[name].event_shape == trees[name].event_shape
     # What is not complete may be made so again.
@@ -92,16 +93,16 @@ def test_laws_and_modules(path):
     assert same(eqx.combine(*saved_and_loaded(path, network_parts)), network)
 
 
-def test_univariate_laws_of_numpyro(path):
+def test_univariate_distributions_of_numpyro(path):
     location = [dist.Normal, dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic]
     location += [dist.SoftLaplace, dist.LogNormal, dist.VonMises, dist.Levy]
     scale = [dist.HalfNormal, dist.HalfCauchy, dist.Exponential, dist.Chi2]
     two = [dist.Gamma, dist.InverseGamma, dist.Weibull, dist.Beta, dist.Kumaraswamy]
     two += [dist.Pareto, dist.Gompertz]
-    laws = [cls(jnp.array([0.1, 0.7]), 1.3) for cls in location]
-    laws += [cls(0.37) for cls in scale]
-    laws += [cls(0.37, jnp.array([[1.3], [0.9]])) for cls in two]
-    laws += [
+    made = [cls(jnp.array([0.1, 0.7]), 1.3) for cls in location]
+    made += [cls(0.37) for cls in scale]
+    made += [cls(0.37, jnp.array([[1.3], [0.9]])) for cls in two]
+    made += [
         dist.Uniform(-1, 2.5),
         dist.LogUniform(0.1, 2.5),
         dist.StudentT(3, 0.2, 1.1),
@@ -117,7 +118,29 @@ def test_univariate_laws_of_numpyro(path):
         # Made by one form of its parameters, and kept in another.
         dist.Normal(0.1, 0.2).expand([3]),
     ]
-    assert all(map(same, saved_and_loaded(path, laws), laws))
+    assert all(map(same, saved_and_loaded(path, made), made))
+
+
+def test_what_is_computed_from_python_numbers_stays_weakly_typed(path):
+    """Else functions of it would be compiled anew."""
+    grid = jnp.array([[1.3], [0.9]])
+    for made in (
+        dist.Pareto(0.37, grid),
+        dist.Pareto(grid, 0.37),
+        dist.LogUniform(0.1, grid),
+        dist.StudentT(0.37, grid),
+        dist.NegativeBinomialProbs(grid, 0.37),
+        dist.Gamma(np.array([[0.37]]), grid),
+    ):
+        loaded = saved_and_loaded(path, made)
+        assert same(loaded, made)
+        assert kinds(loaded) == kinds(made)
+
+
+def kinds(tree):
+    # NumPyro's leaves have no fixed order.
+    leaves = jax.tree.leaves(tree)
+    return sorted((str(bits(x)), getattr(x, "weak_type", None)) for x in leaves)
 
 
 def test_a_module_of_the_user(path):

@@ -161,13 +161,13 @@ def test_what_cannot_be_saved(tmp_path):
         def __repr__(self):
             return "Key"
 
-    law = {"law": dist.Normal(np.ones(2), 2.0)}
-    no_law = r"no NumPyro distribution, got a Normal at state"
+    normal = {"normal": dist.Normal(np.ones(2), 2.0)}
+    no_numpyro = r"no NumPyro distribution, got a Normal at state"
     same_names = r"must differ, got two with the name 'state\[Key\]'"
     no_array = r"state\['a'\] must be an array of numbers"
     cases = [
-        (1, law, {}, ValueError, no_law),
-        (1, numpyro.optim.Adam(1e-2).init(law), {}, ValueError, no_law),
+        (1, normal, {}, ValueError, no_numpyro),
+        (1, numpyro.optim.Adam(1e-2).init(normal), {}, ValueError, no_numpyro),
         (1, {Key(1): np.ones(2), Key(2): np.ones(2)}, {}, ValueError, same_names),
         (1, {"a": "text"}, {}, TypeError, no_array),
         (1, {"a": jax.nn.relu}, {}, TypeError, no_array),
