@@ -194,8 +194,10 @@ def check_name(name: str, value: Any, expected: str = "the name of a site") -> N
 
 def as_name(name: str, value: Any, table: Mapping[Any, Any]) -> Any:
     """Check a key of a table of strings, and perhaps ``None``."""
-    if not isinstance(value, str | None) or value not in table:
-        known = ", ".join(repr(entry) for entry in table)
+    known = ", ".join(repr(entry) for entry in table)
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} must be one of {known}, got {_show(value)}.")
+    if value not in table:
         raise ValueError(f"{name} must be one of {known}, got {value!r}.")
     return value
 

@@ -170,7 +170,7 @@ CALLS = [
     row("margin must be a finite", kaem.GridUpdate, 1, 1, margin="a"),
     row(r"tail must be in \[0, 0", kaem.GridUpdate, 1, 1, tail=None),
     row("scale must be positive and finite, got", kaem.NormalLikelihood, "a"),
-    row("step_size must be positive and finite, got 'a'", deep_of, step_size="a"),
+    row(f"step_size {A_NUMBER}", deep_of, step_size="a"),
     row("scale must be a finite number >= 0, got 'a'", random_of, scale="a"),
     row(f"init_scale {A_NUMBER}", kaem.AutoKAEM, model, init_scale="a"),
     # --- functions, of which a distribution is none
