@@ -381,17 +381,7 @@ class KANDecoder(eqx.Module):
         return _decode(self, self._as_latents(z))
 
     def layer_inputs(self, z: ArrayLike) -> tuple[jax.Array, ...]:
-        """Return the inputs of each layer, shapes ``(*batch, num_inputs)``.
-
-        Examples
-        --------
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import numpyro_kaem as kaem
-        >>> decoder = kaem.KANDecoder(jax.random.key(0), 2, 3, hidden=(5,))
-        >>> [x.shape for x in decoder.layer_inputs(jnp.zeros((10, 2)))]
-        [(10, 2), (10, 5)]
-        """
+        """Return the inputs of each layer, shapes ``(*batch, num_inputs)``."""
         return _inputs(self, self._as_latents(z))
 
     def _as_latents(self, z: ArrayLike) -> jax.Array:

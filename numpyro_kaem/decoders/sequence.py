@@ -26,10 +26,9 @@ class SequenceDecoder(eqx.Module):
     ----------
     key, num_latents
         Random key, and number of latents.
-    num_tokens
-        Size of the vocabulary; tokens are the integers from 0 to ``num_tokens - 1``.
-    length
-        Number :math:`T` of tokens in a sequence.
+    num_tokens, length
+        Size of the vocabulary, with tokens from 0 to ``num_tokens - 1``; number
+        :math:`T` of tokens in a sequence.
     width, num_heads, num_blocks
         Size of the embeddings; number of attention heads, which divides it; number of
         blocks.

@@ -183,8 +183,6 @@ class AutoregressiveKAEMPrior(dist.Distribution):
 
     References
     ----------
-    Germain, Gregor, Murray and Larochelle (2015), "MADE: masked autoencoder for
-    distribution estimation", *International Conference on Machine Learning*.
     Rosenblatt (1952), "Remarks on a multivariate transformation", *Annals of
     Mathematical Statistics* 23(3).
 

@@ -143,7 +143,8 @@ class LearnedDensity(dist.Distribution):
     def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
         """Return the same distribution as the transform of a fixed one.
 
-        NumPyro's ``TransformReparam`` then samples that instead.
+        NumPyro's ``TransformReparam`` then samples that instead. Draws are
+        reparameterised.
 
         Parameters
         ----------
@@ -151,11 +152,6 @@ class LearnedDensity(dist.Distribution):
             ``"uniform"``: Uniform(0, 1) through the quantile function. ``"normal"``:
             Normal(0, 1) through the quantiles of its own distribution function, which
             samplers explore better.
-
-        Returns
-        -------
-        TransformedDistribution
-            Of the same batch shape and support, with reparameterised draws.
 
         Raises
         ------
@@ -227,7 +223,6 @@ class KAEMPrior(LearnedDensity):
 
     Notes
     -----
-    - ``batch_shape`` is the broadcast of the energy's and the reference's.
     - Accuracy: the distribution function is exact to 1e-12 in float64, and to
       ``max(1e-6, 4 * density * spacing of numbers)`` in float32, for energies up to 20;
       beyond, see ``quadrature_error``.
@@ -421,9 +416,8 @@ class KAEMPrior(LearnedDensity):
     def quadrature_error(self) -> jax.Array:
         """Estimated error of :math:`Z`, relative, and of masses: shape ``batch_shape``.
 
-        By the Gauss-Kronrod rule on the same panels, plus the last terms of the series
-        within a panel, plus rounding, plus the difference from 1 of the reference's own
-        mass on these panels and beyond.
+        By the Gauss-Kronrod rule, plus the last terms of the series within a panel,
+        rounding, and the difference from 1 of the mass of the reference.
         """
         return self._error
 
@@ -471,30 +465,23 @@ class KAEMPrior(LearnedDensity):
 
     @promoting_ranks
     def expectation(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Mean of a function under the density, by the quadrature of :math:`Z`.
+        """Mean of a function under the density, by quadrature: shape ``batch_shape``.
 
         Parameters
         ----------
         function
             Elementwise and smooth: ``(num_nodes, *batch_shape)`` to the same shape.
 
-        Returns
-        -------
-        Array
-            Shape ``batch_shape``.
-
         Raises
         ------
         ValueError
-            If the function does not keep the shape of its argument, or its value at a
-            node depends on the order of the nodes.
+            If it changes the shape, or its values depend on the order of the nodes.
 
         Examples
         --------
         >>> import numpy as np
         >>> import numpyro_kaem as kaem
-        >>> basis = kaem.Chebyshev(low=0.0, high=3.0, degree=2)
-        >>> flat = kaem.KAEMPrior(kaem.Energy(basis, np.zeros(3)))
+        >>> flat = kaem.KAEMPrior(kaem.Energy(kaem.RBF(0.0, 3.0, 5), np.zeros(5)))
         >>> round(float(flat.expectation(lambda z: z**2)), 4)
         3.0
         """
