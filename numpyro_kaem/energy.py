@@ -1,4 +1,4 @@
-"""Energies: one edge of a Kolmogorov-Arnold network."""
+"""Energies: a function on one edge of a Kolmogorov-Arnold network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_number, as_real, as_sample_shape, check_key
+from numpyro_kaem._checks import (
+    as_name,
+    as_positive,
+    as_real,
+    as_sample_shape,
+    check_key,
+)
 from numpyro_kaem.bases import AbstractBasis, on_unit_grid
 
 __all__ = ["BASE_ACTIVATIONS", "Energy", "UnitGridEnergy"]
@@ -26,31 +32,29 @@ BASE_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """Base activations by name: static, hashable, and saved as text."""
 
 
+_POLYNOMIAL_ACTIVATIONS = ("identity", "square")
+# Where the other activations bend: panels are split there when they are coarser.
+_BENDS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+
+
 class UnitGridEnergy(eqx.Module):
-    """Energy whose grid is two arrays, so that compiled code serves every grid."""
+    """Energy with features on [0, 1] and its grid as two arrays.
+
+    Compiled code then serves every grid. ``low`` and ``high`` have the shape
+    ``grid_shape``; the rest is as in :class:`Energy`.
+    """
 
     basis: AbstractBasis
-    """Features on the unit interval."""
     coefficients: jax.Array
-    """Weights of the features, shape ``(*batch_shape, num_features)``."""
     base_weight: jax.Array | None
-    """Weight of the base activation, or ``None``."""
     base_activation: str = eqx.field(static=True)
-    """Name of the base activation."""
     low: jax.Array
-    """Lower ends of the grid, shape ``grid_shape``."""
     high: jax.Array
-    """Upper ends of the grid, the same shape."""
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Broadcast of the shapes of the coefficients, the grid and the weight."""
-        return jnp.broadcast_shapes(
-            np.shape(self.coefficients)[:-1],
-            np.shape(self.low),
-            np.shape(getattr(self.basis, "bandwidth", 0.0)),
-            np.shape(0.0 if self.base_weight is None else self.base_weight),
-        )
+        return _batch_shape(self, np.shape(self.low))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -71,18 +75,15 @@ class UnitGridEnergy(eqx.Module):
         low, high = self.ends(z.dtype)
         return jnp.clip((z - low) / (high - low), 0, 1)
 
+    def from_unit(self, s: jax.Array) -> jax.Array:
+        """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""
+        low, high = self.ends(s.dtype)
+        return low * (1 - s) + high * s
+
     def at_shared(self, s: jax.Array) -> jax.Array:
         """Energy at the same unit positions of every grid, by one matrix product.
 
-        Parameters
-        ----------
-        s
-            Positions in [0, 1], shape ``(num_points,)``.
-
-        Returns
-        -------
-        Array
-            Shape ``(num_points, *batch_shape)``.
+        ``(num_points,)`` -> ``(num_points, *batch_shape)``.
         """
         rank = len(self.batch_shape)
         column = jnp.reshape(s, (-1,) + (1,) * rank)
@@ -99,11 +100,6 @@ class UnitGridEnergy(eqx.Module):
         values = self._with_base(spline, self.from_unit(column))
         return jnp.broadcast_to(values, (s.shape[0], *self.batch_shape))
 
-    def from_unit(self, s: jax.Array) -> jax.Array:
-        """Latent value at a unit position, shape broadcast(s.shape, grid_shape)."""
-        low, high = self.ends(s.dtype)
-        return low * (1 - s) + high * s
-
     def _with_base(self, spline: jax.Array, z: jax.Array) -> jax.Array:
         if self.base_weight is None:
             return spline
@@ -111,9 +107,13 @@ class UnitGridEnergy(eqx.Module):
         return spline + self.base_weight * activation(jnp.clip(z, *self.ends(z.dtype)))
 
 
-_POLYNOMIAL_ACTIVATIONS = ("identity", "square")
-# Where the other activations bend: panels are split there when they are coarser.
-_BENDS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+def _batch_shape(energy: Any, grid_shape: tuple[int, ...]) -> tuple[int, ...]:
+    return jnp.broadcast_shapes(
+        np.shape(energy.coefficients)[:-1],
+        grid_shape,
+        np.shape(getattr(energy.basis, "bandwidth", 0.0)),
+        np.shape(0.0 if energy.base_weight is None else energy.base_weight),
+    )
 
 
 @jax.jit
@@ -194,11 +194,7 @@ class Energy(eqx.Module):
         base_activation: str = "silu",
     ) -> None:
         _check_basis(basis)
-        if base_activation not in BASE_ACTIVATIONS:
-            raise ValueError(
-                f"base_activation must be one of {', '.join(BASE_ACTIVATIONS)}, got "
-                f"{base_activation!r}."
-            )
+        as_name("base_activation", base_activation, BASE_ACTIVATIONS)
         coefficients = _finite("coefficients", coefficients)
         if coefficients.ndim == 0 or coefficients.shape[-1] != basis.num_features:
             raise ValueError(
@@ -231,7 +227,7 @@ class Energy(eqx.Module):
         base_scale: float | None = None,
         base_activation: str = "silu",
     ) -> "Energy":
-        """Random energy to start training from.
+        """Random energy to start training from, with Normal coefficients.
 
         Parameters
         ----------
@@ -250,11 +246,6 @@ class Energy(eqx.Module):
         base_activation
             Name of the base activation.
 
-        Returns
-        -------
-        Energy
-            With Normal coefficients, shape ``batch_shape + (basis.num_features,)``.
-
         Raises
         ------
         TypeError
@@ -272,7 +263,7 @@ class Energy(eqx.Module):
         """
         for name, value in (("scale", scale), ("base_scale", base_scale)):
             if value is not None:
-                as_number(name, value, "a finite number >= 0", lambda x: x >= 0)
+                as_positive(name, value, or_zero=True)
         check_key(key, "key")
         _check_basis(basis)
         batch_shape = as_sample_shape(batch_shape, "batch_shape")
@@ -290,12 +281,7 @@ class Energy(eqx.Module):
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Broadcast of the shapes of the coefficients, the grid and the weight."""
-        return jnp.broadcast_shapes(
-            np.shape(self.coefficients)[:-1],
-            self.basis.grid_shape,
-            np.shape(getattr(self.basis, "bandwidth", 0.0)),
-            np.shape(0.0 if self.base_weight is None else self.base_weight),
-        )
+        return _batch_shape(self, self.basis.grid_shape)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -348,18 +334,14 @@ class Energy(eqx.Module):
         """Transfer to another basis or grid by least squares.
 
         The base activation keeps its weight; the expansion in ``basis`` is fitted to
-        the rest, on points that resolve both bases across the new grid. Where the new
-        grid is wider, the constant continuation of the old energy is fitted.
+        the rest, on points that resolve both bases across the new grid, with the
+        coefficients of smallest norm. Where the new grid is wider, the constant
+        continuation of the old energy is fitted.
 
         Parameters
         ----------
         basis
             The new basis; its grid shape broadcasts with ``batch_shape``.
-
-        Returns
-        -------
-        Energy
-            On ``basis``, with the least-squares coefficients of smallest norm.
 
         Raises
         ------
@@ -377,8 +359,7 @@ class Energy(eqx.Module):
         >>> bool(np.max(np.abs(fine(z) - coarse(z))) < 1e-5)
         True
         """
-        if not isinstance(basis, AbstractBasis):
-            raise TypeError(f"basis must be a basis, got {type(basis).__name__}.")
+        _check_basis(basis)
         resolution = len(self.basis.panel_breaks) + len(basis.panel_breaks)
         s = jnp.linspace(0.0, 1.0, 8 * resolution, dtype=self.dtype)
         shell = Energy(
@@ -399,13 +380,6 @@ class Energy(eqx.Module):
 
 
 def _check_basis(basis: Any) -> None:
-    """Check that a basis is one.
-
-    Raises
-    ------
-    TypeError
-        If it is not.
-    """
     if not isinstance(basis, AbstractBasis):
         raise TypeError(
             "basis must be a basis such as numpyro_kaem.RBF(low, high, num_basis), "
@@ -414,15 +388,7 @@ def _check_basis(basis: Any) -> None:
 
 
 def _finite(name: str, value: ArrayLike) -> jax.Array:
-    """Convert to an array of floating-point format.
-
-    Raises
-    ------
-    TypeError
-        If the entries are not real numbers.
-    ValueError
-        If a concrete entry is not finite.
-    """
+    """Convert to a floating-point array; entries that are concrete must be finite."""
     array = as_real(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))

@@ -30,7 +30,7 @@ class AbstractBasis(eqx.Module):
     ----------
     low, high
         Ends of the grid, in units of ``z``; static. Numbers, or lists or arrays with
-        one grid a column, which broadcast against each other to ``grid_shape``.
+        one grid per column, which broadcast against each other to ``grid_shape``.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class AbstractBasis(eqx.Module):
     @property
     @abstractmethod
     def panel_breaks(self) -> tuple[float, ...]:
-        """Breaks, from 0 to 1, of panels on which exponentials of features are smooth.
+        """Breaks, from 0 to 1, between which exponentials of features are smooth.
 
         A composite Gauss rule on these panels integrates the exponential of a sum of
         features.
@@ -106,21 +106,10 @@ class AbstractBasis(eqx.Module):
     def unit_combine(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> Float[Array, "..."]:
-        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
+        """Sum of features at ``s`` in [0, 1] times coefficients.
 
-        Parameters
-        ----------
-        s
-            Points in [0, 1], shape (...,).
-        coefficients
-            Shape ``batch_shape + (num_features,)``; ``batch_shape`` broadcasts against
-            the shape of ``s``.
-
-        Returns
-        -------
-        Array
-            The same numbers as ``jnp.sum(unit_features(s) * coefficients, axis=-1)``,
-            computed without an array of features in compiled code.
+        Shapes ``(...,)`` and ``batch_shape + (num_features,)`` give the broadcast of
+        the first and ``batch_shape``.
 
         Raises
         ------
@@ -131,7 +120,7 @@ class AbstractBasis(eqx.Module):
         return jnp.sum(self.unit_features(s) * coefficients, axis=-1)
 
     def to_unit(self, z: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Position in the grid cut to [0, 1], shape broadcast(z.shape, grid_shape).
+        """Position in the grid, in [0, 1], of shape broadcast(z.shape, grid_shape).
 
         Raises
         ------
@@ -139,7 +128,7 @@ class AbstractBasis(eqx.Module):
             If the ends of the grid, rounded to the format of ``z``, have no positive
             and finite distance.
         """
-        z = as_float(z)
+        z = as_float(z, "z")
         low, high = self.ends(z.dtype)
         # The width from the rounded ends, so that they map to exactly 0 and 1.
         width = high - low
@@ -148,7 +137,7 @@ class AbstractBasis(eqx.Module):
         return jnp.clip((z - low) / width, 0.0, 1.0)
 
     def ends(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ends of the grid as arrays of a format, each ``grid_shape``.
+        """Return the ends of the grid in a floating-point format, each ``grid_shape``.
 
         Raises
         ------
@@ -173,14 +162,8 @@ class AbstractBasis(eqx.Module):
     def _align(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> tuple[Float[Array, "..."], Float[Array, "... features"]]:
-        """Arrays of equal rank, not counting the axis of features.
-
-        Raises
-        ------
-        ValueError
-            If the last axis of ``coefficients`` is not of size ``num_features``.
-        """
-        s, coefficients = as_float(s), as_float(coefficients)
+        """Arrays of equal rank, not counting the axis of features."""
+        s, coefficients = as_float(s), as_float(coefficients, "coefficients")
         if coefficients.ndim == 0 or coefficients.shape[-1] != self.num_features:
             raise ValueError(
                 "the last axis of coefficients must have one entry for each of the "
@@ -193,48 +176,30 @@ class AbstractBasis(eqx.Module):
 def on_unit_grid(basis: AbstractBasis) -> AbstractBasis:
     """Return the same features on the grid [0, 1], so that compiled code is shared.
 
-    Parameters
-    ----------
-    basis
-        Features with any grid or grids.
-
-    Returns
-    -------
-    AbstractBasis
-        Of the same class, with one grid.
-
     Examples
     --------
     >>> from numpyro_kaem.bases import BSpline, on_unit_grid
     >>> on_unit_grid(BSpline(low=-4.0, high=[3.0, 5.0], num_basis=8))
     BSpline(low=0.0, high=1.0, num_basis=8, degree=3)
     """
-    return on_grid(basis, 0.0, 1.0)
+    return _with_ends(basis, 0.0, 1.0)
 
 
 def on_grid(basis: AbstractBasis, low: GridLike, high: GridLike) -> AbstractBasis:
-    """Return the same features on another grid.
+    """Return the same features on another grid."""
+    return _with_ends(basis, *as_grid(low, high))
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the ends are not those of a grid; see :class:`AbstractBasis`.
-    """
+
+def _with_ends(basis: AbstractBasis, low: Grid, high: Grid) -> AbstractBasis:
     basis = copy.copy(basis)
-    for name, value in zip(("low", "high"), as_grid(low, high), strict=True):
+    for name, value in (("low", low), ("high", high)):
         object.__setattr__(basis, name, value)
     return basis
 
 
-def as_float(value: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
-    """Convert to an array of the same floating-point format, or of the default one.
-
-    Raises
-    ------
-    TypeError
-        If they are not real numbers.
-    """
-    array = as_real("z", value, or_bool=True)
+def as_float(value: Real[ArrayLike, "..."], name: str = "s") -> Float[Array, "..."]:
+    """Convert to an array of the same floating-point format, or of the default one."""
+    array = as_real(name, value, or_bool=True)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))

@@ -37,8 +37,8 @@ class BSpline(AbstractBasis):
     Parameters
     ----------
     low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
+        Ends :math:`l < h` of the grid, in units of ``z``, as of
+        :class:`~numpyro_kaem.bases.AbstractBasis`; static.
     num_basis
         Number :math:`G > p` of B-splines; the grid is divided into :math:`G - p` equal
         cells.
@@ -51,16 +51,14 @@ class BSpline(AbstractBasis):
         If an end of the grid is not a real number, or ``num_basis`` or ``degree`` not
         an integer.
     ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, ``num_basis`` is not positive, ``degree`` is negative, or
-        ``num_basis`` is not greater than ``degree``.
+        If the ends are no grid, or ``num_basis`` or ``degree`` is too small.
 
     Notes
     -----
     Only :math:`p + 1` B-splines are not zero in a cell: ``unit_combine`` gathers their
     coefficients and costs the same for every ``num_basis``. Cells contain their left
     ends, the last one both. Inside the grid the features sum to 1, so a constant added
-    to all coefficients adds that constant. Outside the grid they continue as constants.
+    to all coefficients adds that constant.
 
     References
     ----------
@@ -120,11 +118,7 @@ class BSpline(AbstractBasis):
     def unit_combine(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> Float[Array, "..."]:
-        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
-
-        See :meth:`AbstractBasis.unit_combine`. By a gather of ``degree + 1``
-        coefficients a point.
-        """
+        """Sum of features times coefficients: ``degree + 1`` per point are gathered."""
         s, coefficients = self._align(s, coefficients)
         cell, values = self._local_values(s)
         batch_shape = coefficients.shape[:-1]

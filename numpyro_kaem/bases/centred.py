@@ -3,14 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from types import MappingProxyType
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from numpyro_kaem._checks import GridLike, as_bandwidth, as_count
+from numpyro_kaem._checks import GridLike, as_bandwidth, as_count, as_name
 from numpyro_kaem.bases._base import (
     AbstractBasis,
     as_float,
@@ -53,7 +52,7 @@ class AbstractCentredBasis(AbstractBasis):
 
     @property
     def num_features(self) -> int:
-        """Number of features, one a centre."""
+        """Number of features, one per centre."""
         return self.num_basis
 
     @property
@@ -80,10 +79,7 @@ class AbstractCentredBasis(AbstractBasis):
     def unit_combine(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> Float[Array, "..."]:
-        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
-
-        See :meth:`AbstractBasis.unit_combine`. Of many sums, centre by centre.
-        """
+        """Sum of features times coefficients; of many sums, centre by centre."""
         s, coefficients = self._align(s, coefficients)
         bandwidth = jnp.asarray(self.bandwidth, s.dtype)
         ndim = max(s.ndim, bandwidth.ndim)
@@ -131,8 +127,8 @@ class RBF(AbstractCentredBasis):
     Parameters
     ----------
     low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
+        Ends :math:`l < h` of the grid, in units of ``z``, as of
+        :class:`~numpyro_kaem.bases.AbstractBasis`; static.
     num_basis
         Number :math:`G` of centres, the first on ``low`` and the last on ``high``. A
         single centre lies in the middle, and :math:`d = 1`.
@@ -146,15 +142,13 @@ class RBF(AbstractCentredBasis):
         If an end of the grid or ``bandwidth`` is not a real number, or ``num_basis``
         not an integer.
     ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, ``num_basis`` is not positive, or ``bandwidth`` is not a positive and
-        finite scalar; its sign is not checked under ``jit``.
+        If the ends are no grid, ``num_basis`` is not positive, or ``bandwidth`` is not
+        a positive and finite scalar; its sign is not checked under ``jit``.
 
     Notes
     -----
-    Outside the grid the features continue as constants. ``panel_breaks`` do not follow
-    ``bandwidth``: well below 1 it needs panels that are split further. Above about 2
-    the features are nearly linearly dependent.
+    ``panel_breaks`` do not follow ``bandwidth``: well below 1 it needs panels that are
+    split further. Above about 2 the features are nearly linearly dependent.
 
     References
     ----------
@@ -181,40 +175,24 @@ class RSWAF(AbstractCentredBasis):
 
     .. math::
 
-        \phi_j(s) = 1 - \tanh(x_j)^2, \qquad
-        x_j = \frac{s - c_j}{b\,d}, \qquad s = \frac{z - l}{h - l},
+        \phi_j(s) = 1 - \tanh(x_j)^2, \qquad x_j = \frac{s - c_j}{b\,d},
 
-    with centres :math:`c_j = j d`, :math:`d = 1 / (G - 1)`, :math:`j = 0, \dots, G-1`.
+    with the centres :math:`c_j`, their spacing :math:`d` and the position :math:`s` of
+    :class:`RBF`, whose parameters it has and whose errors it raises.
 
     Parameters
     ----------
-    low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
-    num_basis
-        Number :math:`G` of centres, the first on ``low`` and the last on ``high``. A
-        single centre lies in the middle, and :math:`d = 1`.
+    low, high, num_basis
+        As of :class:`RBF`.
     bandwidth
         Width :math:`b > 0` of the profile, in units of the spacing of the centres; a
         scalar, which can be trained.
-
-    Raises
-    ------
-    TypeError
-        If an end of the grid or ``bandwidth`` is not a real number, or ``num_basis``
-        not an integer.
-    ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, ``num_basis`` is not positive, or ``bandwidth`` is not a positive and
-        finite scalar; its sign is not checked under ``jit``.
 
     Notes
     -----
     Computed as :math:`4 \sigma(2x) \sigma(-2x)`, with :math:`\sigma` the logistic
     function: the tails and all derivatives keep their relative accuracy, where
-    ``1 - tanh(x)**2`` is rounded to 0 from ``x = 9`` in float32. Outside the grid the
-    features continue as constants. ``panel_breaks`` do not follow ``bandwidth``: well
-    below 1 it needs panels that are split further.
+    ``1 - tanh(x)**2`` is rounded to 0 from ``x = 9`` in float32.
 
     References
     ----------
@@ -236,32 +214,18 @@ class RSWAF(AbstractCentredBasis):
         return 4.0 * jax.nn.sigmoid(2.0 * x) * jax.nn.sigmoid(-2.0 * x)
 
 
-def _morlet(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.cos(5.0 * x) * jnp.exp(-0.5 * x**2)
+def _gaussian(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.exp(-0.5 * x**2)
 
 
-def _mexican_hat(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    height = 2.0 / (math.sqrt(3.0) * math.pi**0.25)
-    return height * (1.0 - x**2) * jnp.exp(-0.5 * x**2)
-
-
-def _derivative_of_gaussian(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return -x * jnp.exp(-0.5 * x**2)
-
-
-def _shannon(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.sinc(0.5 * x) * jnp.cos(1.5 * math.pi * x)
-
-
-_PROFILES: MappingProxyType[str, Callable[[Array], Array]] = MappingProxyType(
-    {
-        "morlet": _morlet,
-        "mexican_hat": _mexican_hat,
-        "dog": _derivative_of_gaussian,
-        "shannon": _shannon,
-    }
-)
-
+_PROFILES: dict[str, Callable[[Array], Array]] = {
+    "morlet": lambda x: jnp.cos(5.0 * x) * _gaussian(x),
+    "mexican_hat": lambda x: (
+        2.0 / (math.sqrt(3.0) * math.pi**0.25) * (1.0 - x**2) * _gaussian(x)
+    ),
+    "dog": lambda x: -x * _gaussian(x),
+    "shannon": lambda x: jnp.sinc(0.5 * x) * jnp.cos(1.5 * math.pi * x),
+}
 _OSCILLATING = ("morlet", "shannon")
 
 
@@ -270,11 +234,10 @@ class Wavelet(AbstractCentredBasis):
 
     .. math::
 
-        \phi_j(s) = \psi(x_j), \qquad
-        x_j = \frac{s - c_j}{b\,d}, \qquad s = \frac{z - l}{h - l},
+        \phi_j(s) = \psi(x_j), \qquad x_j = \frac{s - c_j}{b\,d},
 
-    with centres :math:`c_j = j d`, :math:`d = 1 / (G - 1)`, :math:`j = 0, \dots, G-1`,
-    and the mother wavelet
+    with the centres :math:`c_j`, their spacing :math:`d` and the position :math:`s` of
+    :class:`RBF`, and the mother wavelet
 
     .. math::
 
@@ -288,12 +251,8 @@ class Wavelet(AbstractCentredBasis):
 
     Parameters
     ----------
-    low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
-    num_basis
-        Number :math:`G` of centres, the first on ``low`` and the last on ``high``. A
-        single centre lies in the middle, and :math:`d = 1`.
+    low, high, num_basis
+        As of :class:`RBF`, whose errors it raises too.
     kind
         Name of the mother wavelet: ``"morlet"``, ``"mexican_hat"``, ``"dog"`` or
         ``"shannon"``; static.
@@ -304,19 +263,14 @@ class Wavelet(AbstractCentredBasis):
     Raises
     ------
     TypeError
-        If an end of the grid or ``bandwidth`` is not a real number, ``num_basis`` not
-        an integer, or ``kind`` not a string.
+        If ``kind`` is not a string.
     ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, ``num_basis`` is not positive, ``kind`` is unknown, or ``bandwidth``
-        is not a positive and finite scalar; its sign is not checked under ``jit``.
+        If ``kind`` is unknown.
 
     Notes
     -----
-    Outside the grid the features continue as constants. The Shannon wavelet decays only
-    as :math:`1 / x`, so each of its features reaches over the whole grid.
-    ``panel_breaks`` do not follow ``bandwidth``: well below 1 it needs panels that are
-    split further.
+    The Shannon wavelet decays only as :math:`1 / x`, so each of its features reaches
+    over the whole grid.
 
     References
     ----------
@@ -347,12 +301,7 @@ class Wavelet(AbstractCentredBasis):
         bandwidth: ArrayLike = 1.0,
     ) -> None:
         super().__init__(low, high, num_basis, bandwidth=bandwidth)
-        expected = ", ".join(repr(name) for name in _PROFILES)
-        if not isinstance(kind, str):
-            raise TypeError(f"kind must be one of {expected}, got {kind!r}.")
-        if kind not in _PROFILES:
-            raise ValueError(f"kind must be one of {expected}, got {kind!r}.")
-        self.kind = kind
+        self.kind = as_name("kind", kind, _PROFILES)
 
     @property
     def panel_breaks(self) -> tuple[float, ...]:

@@ -30,8 +30,8 @@ class Chebyshev(AbstractBasis):
     Parameters
     ----------
     low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
+        Ends :math:`l < h` of the grid, in units of ``z``, as of
+        :class:`~numpyro_kaem.bases.AbstractBasis`; static.
     degree
         Highest degree :math:`N \ge 0`; there are :math:`N + 1` features, the first of
         which is the constant 1.
@@ -41,15 +41,13 @@ class Chebyshev(AbstractBasis):
     TypeError
         If an end of the grid is not a real number, or ``degree`` not an integer.
     ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, or ``degree`` is negative.
+        If the ends are no grid, or ``degree`` is negative.
 
     Notes
     -----
     Computed by the recurrence, and sums by Clenshaw's, so that all derivatives are
     finite at the ends, where those of :math:`\cos(n \arccos t)` are not. Slopes reach
     :math:`N^2` at the ends, which amplifies the rounding of ``z`` there by as much.
-    Outside the grid the features continue as constants.
 
     References
     ----------
@@ -106,10 +104,7 @@ class Chebyshev(AbstractBasis):
     def unit_combine(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> Float[Array, "..."]:
-        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
-
-        See :meth:`AbstractBasis.unit_combine`. By Clenshaw's recurrence.
-        """
+        """Sum of features times coefficients, by Clenshaw's recurrence."""
         s, coefficients = self._align(s, coefficients)
         first, *others = jnp.unstack(coefficients, axis=-1)
         t = 2.0 * s - 1.0
@@ -131,8 +126,8 @@ class Fourier(AbstractBasis):
     Parameters
     ----------
     low, high
-        Ends :math:`l < h` of the grid, in units of ``z``; static. Numbers, or lists or
-        arrays with one grid a column; they broadcast to ``grid_shape``.
+        Ends :math:`l < h` of the grid, in units of ``z``, as of
+        :class:`~numpyro_kaem.bases.AbstractBasis`; static.
     num_frequencies
         Number :math:`K` of frequencies; there are :math:`2K` features, all cosines
         first.
@@ -143,15 +138,14 @@ class Fourier(AbstractBasis):
         If an end of the grid is not a real number, or ``num_frequencies`` not an
         integer.
     ValueError
-        If an end is not finite, ``low`` not less than ``high``, their shapes do not
-        broadcast, or ``num_frequencies`` is not positive.
+        If the ends are no grid, or ``num_frequencies`` is not positive.
 
     Notes
     -----
     The period is twice the grid, so that the two ends are free: a sum of features need
     not have the same value, nor the same slope, at ``low`` and at ``high``. Within half
     a period cosines and sines are not orthogonal, and nearly linearly dependent for
-    many frequencies. Outside the grid the features continue as constants.
+    many frequencies.
 
     References
     ----------
@@ -178,7 +172,7 @@ class Fourier(AbstractBasis):
 
     @property
     def num_features(self) -> int:
-        """Number of features, two a frequency."""
+        """Number of features, two per frequency."""
         return 2 * self.num_frequencies
 
     @property
@@ -199,10 +193,7 @@ class Fourier(AbstractBasis):
     def unit_combine(
         self, s: Real[ArrayLike, "..."], coefficients: Real[ArrayLike, "... features"]
     ) -> Float[Array, "..."]:
-        """Sum of features times coefficients, shape broadcast(s.shape, batch shape).
-
-        See :meth:`AbstractBasis.unit_combine`. By one cosine and one sine a point.
-        """
+        """Sum of features times coefficients, by one cosine and one sine per point."""
         s, coefficients = self._align(s, coefficients)
         columns = jnp.unstack(coefficients, axis=-1)
         first_cosine, first_sine = jnp.cos(math.pi * s), jnp.sin(math.pi * s)
