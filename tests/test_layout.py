@@ -58,3 +58,15 @@ def test_imports_point_one_way():
             if ROW[place(target)] >= ROW[place(own)]:
                 wrong.append(f"{own} imports {target}")
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_the_map_of_contributors_is_this_table_and_names_all_files():
+    root = Path(numpyro_kaem.__path__[0])
+    text = (root.parent / "CONTRIBUTING.md").read_text()
+    package = text.split("## The package")[1].split("## Recipes")[0]
+    rows = [line.split("  ")[0] for line in package.split("```")[1].splitlines()[1:]]
+    assert rows[::-1] == ORDER.split("\n")[1:-1]
+    for path in root.glob("*/*.py"):
+        if path.name != "__init__.py":
+            paragraph = package.split(f"**`{path.parent.name}/`**")[1].split("- **")[0]
+            assert f"`{path.stem}`" in paragraph, path
