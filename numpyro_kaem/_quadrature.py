@@ -1,4 +1,4 @@
-"""Gauss and Gauss-Kronrod rules, and composite panels."""
+"""Gauss and Gauss-Kronrod rules, and moments by them."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ __all__ = ["gauss_kronrod", "gauss_legendre", "mean_and_variance", "nodes_per_pa
 
 
 def nodes_per_panel(dtype: np.dtype) -> int:
-    """Gauss nodes a panel: 8 in float32 (and narrower), 16 in float64."""
+    """Gauss nodes per panel: 8 in float32 (and narrower), 16 in float64."""
     return 16 if np.dtype(dtype) == np.float64 else 8
 
 
@@ -26,30 +26,9 @@ def gauss_kronrod(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
     The extension adds the zeros of the Stieltjes polynomial :math:`E_{n+1}`, which is
     orthogonal to all polynomials of degree at most :math:`n` under the weight
-    :math:`P_n`. The weights make the rule interpolatory.
-
-    Parameters
-    ----------
-    num_nodes
-        Number :math:`n \ge 1` of Gauss nodes.
-
-    Returns
-    -------
-    tuple
-        ``2 * num_nodes + 1`` increasing nodes in (-1, 1), of which every second one is
-        a Gauss node, and their weights; float64.
-
-    References
-    ----------
-    Kronrod (1965), *Nodes and Weights of Quadrature Formulas*, Consultants Bureau.
-    Patterson (1968), "The optimum addition of points to quadrature formulae",
-    *Mathematics of Computation* 22(104).
-
-    Examples
-    --------
-    >>> nodes, weights = gauss_kronrod(7)
-    >>> round(float(nodes[-1]), 12), round(float(weights[-1]), 12)
-    (0.991455371121, 0.022935322011)
+    :math:`P_n`: every second of the ``2 * num_nodes + 1`` increasing nodes is a Gauss
+    node. The weights make the rule interpolatory. Patterson (1968), "The optimum
+    addition of points to quadrature formulae", *Mathematics of Computation* 22(104).
     """
     legendre = np.polynomial.legendre
     n = num_nodes

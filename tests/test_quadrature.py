@@ -90,9 +90,9 @@ def test_moments_of_heavy_tails():
     """Squares of the far nodes overflow in float32, whose masses are not zero."""
     flat = kaem.Energy(kaem.BSpline(1e11, 1e13, 8), np.zeros(8))
     prior = kaem.KAEMPrior(flat, dist.LogNormal(27.6, 1.5))
-    law = stats.lognorm(1.5, scale=np.exp(27.6))
-    assert_allclose(prior.mean, law.mean(), rtol=1e-5)
-    assert_allclose(prior.variance, law.var(), rtol=1e-5)
+    lognormal = stats.lognorm(1.5, scale=np.exp(27.6))
+    assert_allclose(prior.mean, lognormal.mean(), rtol=1e-5)
+    assert_allclose(prior.variance, lognormal.var(), rtol=1e-5)
     flat = kaem.Energy(kaem.BSpline(-2.0, 3.0, 8), np.zeros(8))
     prior = kaem.KAEMPrior(flat, dist.StudentT(2.5, 1.0, 2.0))
     assert_allclose(prior.variance, 20.0, rtol=1e-5)

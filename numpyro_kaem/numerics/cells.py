@@ -14,7 +14,7 @@ from numpyro_kaem._quadrature import gauss_legendre
 from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.numerics.density import Integrand, integrand
 from numpyro_kaem.numerics.panels import Panels
-from numpyro_kaem.references import ReferenceParameters
+from numpyro_kaem.references import ReferenceParameters, with_rank
 
 __all__ = [
     "Table",
@@ -213,9 +213,8 @@ def _log_scale(
 def _of_all(edges: jax.Array, values: Integrand) -> jax.Array:
     """Edges of every density, shape ``(num_edges, *batch_shape)``."""
     shape = values.log_normalizer.shape
-    edges = edges.astype(values.log_mass.dtype)
-    edges = edges.reshape(-1, *(1,) * (len(shape) - edges.ndim + 1), *edges.shape[1:])
-    return jnp.broadcast_to(edges, (edges.shape[0], *shape))
+    edges = with_rank(edges.astype(values.log_mass.dtype), len(shape))
+    return jnp.broadcast_to(edges, (len(edges), *shape))
 
 
 def _cell_edges(edges: jax.Array) -> jax.Array:

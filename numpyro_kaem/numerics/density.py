@@ -22,6 +22,7 @@ from numpyro_kaem.references import (
     log_density,
     log_tail_mass,
     tail_nodes,
+    with_rank,
 )
 
 __all__ = [
@@ -300,9 +301,7 @@ def resolution(
     width = jnp.diff(panels.edges, axis=0)
     gap = eps * jnp.maximum(jnp.abs(panels.edges[:-1]), jnp.abs(panels.edges[1:]))
     share = jnp.minimum(gap / jnp.where(width > 0, width, 1), 1)
-    share = share.reshape(
-        len(share), *(1,) * (difference.ndim + 1 - share.ndim), *share.shape[1:]
-    )
+    share = with_rank(share, difference.ndim)
     spacing = jnp.max(share * panel_masses, initial=0.0)
     rounding = eps * (24 + 2 * scale)
     return Resolution(change, difference, series, rounding, own_error, spacing)

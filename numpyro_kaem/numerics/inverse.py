@@ -152,7 +152,7 @@ def _all_zero(tree: Any) -> bool:
 
 
 def _instantiate(primals: Any, tangents: Any) -> Any:
-    """Tangents with zeros in the place of symbols."""
+    """Directions of derivatives, with zeros in the place of symbols."""
     return jax.tree_util.tree_map(
         lambda x, dot: jnp.zeros_like(x) if _is_zero(dot) else dot,
         primals,

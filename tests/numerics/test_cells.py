@@ -37,8 +37,8 @@ def test_one_point_of_each_density(name):
     upper = jnp.asarray([[False], [True]]) & jnp.ones(mass.shape, bool)
 
     def invert(make, energy, mass):
-        placed, parameters = energy.on_unit_grid, prior._parameters
-        table = make(placed, parameters, prior._panels)
+        unit, parameters = energy.on_unit_grid, prior._parameters
+        table = make(unit, parameters, prior._panels)
         return icdf_of_tail(table, parameters, mass, upper)
 
     def whole(energy, mass):
