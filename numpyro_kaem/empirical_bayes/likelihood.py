@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
-from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import check_function
+from numpyro_kaem.estimation.samples import Numbers
 from numpyro_kaem.references import is_concrete
 
 __all__ = [
@@ -29,7 +29,7 @@ LogLikelihood = Callable[[jax.Array], jax.Array]
 
 
 def unit_log_likelihood(
-    observation: Callable[[jax.Array], dist.Distribution], data: ArrayLike
+    observation: Callable[[jax.Array], dist.Distribution], data: Numbers
 ) -> LogLikelihood:
     """Log likelihood of many units from the distribution of their observations.
 

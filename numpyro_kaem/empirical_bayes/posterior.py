@@ -5,7 +5,6 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_sample_shape, check_key
 from numpyro_kaem._quadrature import mean_and_variance
@@ -19,6 +18,7 @@ from numpyro_kaem.empirical_bayes.quadrature import (
     unit_quadrature,
 )
 from numpyro_kaem.energy import UnitGridEnergy
+from numpyro_kaem.estimation.samples import Numbers
 from numpyro_kaem.numerics.cells import Table, tabulate_integrand
 from numpyro_kaem.numerics.density import integrand
 from numpyro_kaem.numerics.inverse import icdf_of_tail, masses, sample
@@ -185,7 +185,7 @@ class UnitPosterior:
     def _table(self) -> Table:
         return _table(*self._parts)
 
-    def quantile(self, q: ArrayLike) -> jax.Array:
+    def quantile(self, q: Numbers) -> jax.Array:
         """Posterior quantiles.
 
         Parameters
@@ -209,7 +209,7 @@ class UnitPosterior:
         value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
         return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
 
-    def cdf(self, z: ArrayLike) -> jax.Array:
+    def cdf(self, z: Numbers) -> jax.Array:
         """Posterior probabilities of a latent value below ``z``.
 
         ``z`` broadcasts with ``(num_units,)``: a number for all units, or one per unit.
@@ -222,11 +222,11 @@ class UnitPosterior:
         """
         return self._masses(z)[0]
 
-    def sf(self, z: ArrayLike) -> jax.Array:
+    def sf(self, z: Numbers) -> jax.Array:
         """Posterior probabilities of a latent value above ``z``, shaped as ``cdf``."""
         return self._masses(z)[1]
 
-    def _masses(self, z: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    def _masses(self, z: Numbers) -> tuple[jax.Array, jax.Array]:
         z = jnp.asarray(z, self.prior.energy.dtype)
         try:
             shape = jnp.broadcast_shapes(z.shape, (self.num_units,))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.distributions import KAEMPrior
@@ -22,6 +21,7 @@ from numpyro_kaem.empirical_bayes.family import (
 )
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import node_positions
+from numpyro_kaem.estimation.samples import Numbers
 from numpyro_kaem.numerics.panels import Panels
 
 __all__ = ["Band", "Bootstrap", "MarginalFit"]
@@ -148,7 +148,7 @@ class MarginalFit:
 
     def density_band(
         self,
-        z: ArrayLike,
+        z: Numbers,
         level: float = 0.9,
         *,
         bootstrap: Bootstrap | None = None,
@@ -182,7 +182,7 @@ class MarginalFit:
 
     def cdf_band(
         self,
-        z: ArrayLike,
+        z: Numbers,
         level: float = 0.9,
         *,
         bootstrap: Bootstrap | None = None,
@@ -221,13 +221,12 @@ class MarginalFit:
         ValueError
             If ``level`` is not in (0, 1).
         """
+        _check(level, bootstrap)
         nodes = node_positions(self._panels)
-        parameters = self._maximum.parameters
-        mean, slopes = unit_moments(self._problem, parameters, nodes)
+        mean, slopes = unit_moments(self._problem, self._maximum.parameters, nodes)
         if bootstrap is None:
-            half = _half(level) * _deviation(slopes, self._maximum)
+            half = ndtri(0.5 + 0.5 * level) * _deviation(slopes, self._maximum)
             return Band(mean - half, mean, mean + half)
-        _check_bootstrap(bootstrap)
         means = jax.lax.map(
             lambda row: unit_moments(self._problem, row, nodes)[0],
             bootstrap.parameters,
@@ -238,20 +237,20 @@ class MarginalFit:
         self,
         function: Callable[[KAEMPrior, jax.Array], jax.Array],
         link: Callable[[jax.Array], jax.Array],
-        z: ArrayLike,
+        z: Numbers,
         level: float,
         bootstrap: Bootstrap | None,
     ) -> Band:
+        _check(level, bootstrap)
         z = jnp.asarray(z, self._model.flat.dtype)
         flat = z.reshape(-1)
         value = function(self.prior, flat)
         if bootstrap is None:
             slopes = _slopes(function, self._model, self._maximum.parameters, flat)
             deviation = _deviation(slopes, self._maximum)
-            half = _half(level) * deviation
+            half = ndtri(0.5 + 0.5 * level) * deviation
             band = Band(link(value - half), link(value), link(value + half))
         else:
-            _check_bootstrap(bootstrap)
             values = link(function(bootstrap.prior, flat[:, None])).T
             band = _quantiles(values, level, link(value))
         return Band(*(end.reshape(z.shape) for end in band))
@@ -330,27 +329,17 @@ def _deviation(slopes: jax.Array, maximum: Maximum) -> jax.Array:
     return jnp.sqrt(jnp.maximum(variance, 0))
 
 
-def _half(level: float) -> jax.Array:
-    """Half width of an interval in standard errors."""
-    _check_level(level)
-    return ndtri(0.5 + 0.5 * level)
-
-
 def _quantiles(values: jax.Array, level: float, value: jax.Array) -> Band:
-    _check_level(level)
     tail = 0.5 - 0.5 * level
     lower, upper = jnp.quantile(values, jnp.asarray([tail, 1 - tail]), axis=0)
     return Band(lower, value, upper)
 
 
-def _check_bootstrap(bootstrap: Bootstrap) -> None:
-    if not isinstance(bootstrap, Bootstrap):
+def _check(level: float, bootstrap: Bootstrap | None) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}.")
+    if not isinstance(bootstrap, Bootstrap | None):
         raise TypeError(
             "bootstrap must be the result of the method bootstrap, or None, got "
             f"{type(bootstrap).__name__}."
         )
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level!r}.")

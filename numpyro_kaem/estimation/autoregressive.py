@@ -24,10 +24,8 @@ from numpyro_kaem.estimation.exponential_family import (
 from numpyro_kaem.estimation.samples import (
     Numbers,
     as_penalty,
-    check_joint,
     coarse,
-    generator_of,
-    spread_at_random,
+    joint_samples,
 )
 from numpyro_kaem.numerics.nodes import make_nodes
 from numpyro_kaem.references import ReferenceParameters
@@ -158,8 +156,16 @@ def fit_autoregressive(
     >>> bool(np.corrcoef(draws.T)[0, 1] > 0.9)
     True
     """
-    data, shares, num_effective = check_joint(
-        "fit_autoregressive", samples, weights, penalty, reference, basis, support
+    data, shares, num_effective, widths, rng = joint_samples(
+        "fit_autoregressive",
+        rng_key,
+        samples,
+        weights,
+        reference,
+        support,
+        rounding,
+        penalty,
+        basis,
     )
     dim = data.shape[1]
     used = np.flatnonzero(shares)
@@ -176,8 +182,6 @@ def fit_autoregressive(
     batch_size = as_count("batch_size", batch_size)
     learning_rate = as_positive("learning_rate", learning_rate)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    rng = generator_of(rng_key)
-    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     left_out = np.zeros(len(data), bool)
     left_out[rng.permutation(used)[: max(1, int(_HELD_OUT * len(used)))]] = True
     # Samples held out have no part in the grid and the start either.

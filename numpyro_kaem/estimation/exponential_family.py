@@ -116,7 +116,7 @@ def make_design(basis: AbstractBasis, dtype: Any) -> Design:
 def _make_design(treedef: Any, leaves: tuple[float, ...], dtype: np.dtype) -> Design:
     basis = jax.tree_util.tree_unflatten(treedef, [dtype.type(x) for x in leaves])
     breaks = np.asarray(basis.panel_breaks)
-    x, weights = gauss_legendre(nodes_per_panel(np.float64))
+    x, weights = gauss_legendre(nodes_per_panel(np.dtype(np.float64)))
     width = np.diff(breaks)[:, None]
     s = (breaks[:-1, None] + width * (x + 1) / 2).reshape(-1)
     weights = (width * weights / 2).reshape(-1)

@@ -1,7 +1,8 @@
 """Joint densities from samples: mixtures of products."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -27,10 +28,8 @@ from numpyro_kaem.estimation.mixture_em import (
 from numpyro_kaem.estimation.samples import (
     Numbers,
     as_penalty,
-    check_joint,
     coarse,
-    generator_of,
-    spread_at_random,
+    joint_samples,
 )
 
 __all__ = ["fit_mixture"]
@@ -188,8 +187,17 @@ def fit_mixture(
     >>> bool(np.corrcoef(draws.T)[0, 1] > 0.8)
     True
     """
-    data, shares, num_effective = check_joint(
-        "fit_mixture", samples, weights, penalty, reference, basis, support, start
+    data, shares, num_effective, widths, rng = joint_samples(
+        "fit_mixture",
+        rng_key,
+        samples,
+        weights,
+        reference,
+        support,
+        rounding,
+        penalty,
+        basis,
+        start,
     )
     candidates = _as_candidates(num_components, int(np.sum(shares > 0)))
     num_folds = as_count("num_folds", num_folds, 2)
@@ -205,24 +213,40 @@ def fit_mixture(
     pseudo_count = as_positive("pseudo_count", pseudo_count, or_zero=True)
     if start is not None and basis is None:
         basis = _energy_of(start).basis
-    rng = generator_of(jax.random.key(0) if rng_key is None else rng_key)
-    data, widths = spread_at_random(data, shares, support, reference, rounding, rng)
     basis, reference, parameters = choose_parts(
         data, shares[:, None], basis, reference, support
     )
     coarse(widths, basis, rounding)
     problem = make_problem(basis, parameters, data, shares, num_effective)
-    options = (rng, data, penalty, pseudo_count, num_starts, max_steps, tolerance)
+    fit_from = partial(
+        fit_product_mixture,
+        penalty=penalty,
+        pseudo_count=pseudo_count,
+        max_steps=max_steps,
+        tolerance=tolerance,
+    )
+
+    def fit_clusters(problem: Problem, count: int) -> MixtureFit:
+        """Best of several fits, started from different clusters."""
+        weights = np.asarray(problem.shares, float)
+        mean = weights @ data
+        scale = np.sqrt(weights @ np.square(data - mean))
+        points = (data - mean) / np.where(scale > 0, scale, 1)
+        fits = []
+        for _ in range(num_starts):
+            labels = k_means(rng, points, weights, count)
+            fits.append(fit_from(problem, from_labels(problem, labels, count)))
+        return max(fits, key=lambda fit: fit.objective[-1])
+
     if start is not None:
         first = _as_start(start, basis, candidates)
-        division = expect(problem, *first)[1:]
-        fit = fit_product_mixture(problem, division, *options[2:4], *options[5:])
-    elif len(candidates) > 1:
-        folds = np.argsort(rng.permutation(len(data))) % num_folds
-        scores = [_score(problem, k, folds, options) for k in candidates]
-        candidates = [candidates[int(np.argmax(scores))]]
-    if start is None:
-        fit = _best_start(problem, candidates[0], *options)
+        fit = fit_from(problem, expect(problem, *first)[1:])
+    else:
+        if len(candidates) > 1:
+            folds = np.argsort(rng.permutation(len(data))) % num_folds
+            scores = [_score(problem, k, folds, fit_clusters) for k in candidates]
+            candidates = [candidates[int(np.argmax(scores))]]
+        fit = fit_clusters(problem, candidates[0])
     if not fit.converged:
         warnings.warn(
             f"the fit stopped after max_steps={max_steps} iterations, the last of "
@@ -246,36 +270,11 @@ def fit_mixture(
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), component)
 
 
-def _best_start(
+def _score(
     problem: Problem,
     num_components: int,
-    rng: np.random.Generator,
-    data: np.ndarray,
-    penalty: np.ndarray | None,
-    pseudo_count: float,
-    num_starts: int,
-    max_steps: int,
-    tolerance: float,
-) -> MixtureFit:
-    """Best of several fits, started from different clusters."""
-    shares = np.asarray(problem.shares, float)
-    mean = shares @ data
-    scale = np.sqrt(shares @ np.square(data - mean))
-    points = (data - mean) / np.where(scale > 0, scale, 1)
-    fits = []
-    for _ in range(num_starts):
-        labels = k_means(rng, points, shares, num_components)
-        division = from_labels(problem, labels, num_components)
-        fits.append(
-            fit_product_mixture(
-                problem, division, penalty, pseudo_count, max_steps, tolerance
-            )
-        )
-    return max(fits, key=lambda fit: fit.objective[-1])
-
-
-def _score(
-    problem: Problem, num_components: int, folds: np.ndarray, options: tuple
+    folds: np.ndarray,
+    fit_clusters: Callable[[Problem, int], MixtureFit],
 ) -> float:
     """Mean log likelihood of the folds, each held out of a fit."""
     total = 0.0
@@ -289,7 +288,7 @@ def _score(
         training = problem._replace(
             shares=kept / share, num_effective=problem.num_effective * share
         )
-        fit = _best_start(training, num_components, *options)
+        fit = fit_clusters(training, num_components)
         left = problem._replace(shares=left)
         total += float(expect(left, fit.log_weights, fit.coefficients)[0])
     return total

@@ -17,19 +17,16 @@ from numpyro_kaem.references import is_concrete, support_bounds
 
 __all__ = [
     "Numbers",
-    "Samples",
     "as_float64",
     "as_penalty",
     "as_samples",
     "as_shares",
     "as_widths",
     "cell_ends",
-    "check_joint",
     "coarse",
-    "generator_of",
     "hint_of_chains",
+    "joint_samples",
     "spread",
-    "spread_at_random",
     "support_ends",
     "warn_of_width",
 ]
@@ -201,23 +198,37 @@ def hint_of_chains(shape: tuple[int, ...], width: str) -> str:
 
 
 class Samples(NamedTuple):
-    """Checked samples ``(n, dim)`` of a joint density, and weights that sum to 1.
+    """Checked samples ``(n, dim)`` of a joint density, spread over their cells.
 
-    ``num_effective`` is the effective sample size of the weights.
+    ``shares`` are weights that sum to 1, ``num_effective`` is their effective sample
+    size, ``widths`` are those of the cells, and ``rng`` goes on where the spread ended.
     """
 
     data: np.ndarray
     shares: np.ndarray
     num_effective: float
+    widths: np.ndarray
+    rng: np.random.Generator
 
 
-def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
-    """Check the samples of a joint density, and that no other argument is traced."""
-    if not is_concrete((samples, weights, *others)):
+def joint_samples(
+    name: str,
+    rng_key: jax.Array | None,
+    samples: Any,
+    weights: Any,
+    reference: Any,
+    support: Any,
+    rounding: Any,
+    *others: Any,
+) -> Samples:
+    """Check joint samples, and spread rounded ones; :func:`coarse` tells of these."""
+    if not is_concrete((samples, weights, reference, support, *others)):
         raise TypeError(
             f"{name} needs concrete arguments, got a traced one: the grid is static. "
             "Call it outside jit, vmap and grad."
         )
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    check_key(rng_key)
     data = as_samples(samples)
     if data.ndim != 2:
         raise ValueError(
@@ -233,31 +244,11 @@ def check_joint(name: str, samples: Any, weights: Any, *others: Any) -> Samples:
             f"{np.shape(weights)}."
         )
     shares, num_effective = as_shares(weights, data)
-    return Samples(data, shares[:, 0], float(num_effective.flat[0]))
-
-
-def generator_of(rng_key: jax.Array) -> np.random.Generator:
-    """NumPy's random numbers, seeded by a key."""
-    check_key(rng_key)
     words = np.asarray(jax.random.key_data(rng_key))
-    return np.random.default_rng([int(word) for word in words])
-
-
-def spread_at_random(
-    data: np.ndarray,
-    shares: np.ndarray,
-    support: Any,
-    reference: Any,
-    rounding: Any,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Spread rounded joint samples over their cells; also the widths of these.
-
-    The caller warns of what was found, by :func:`coarse`, once there is a basis.
-    """
-    widths = as_widths(rounding, data, shares[:, None])
-    ends = support_ends(support, reference, data.shape[1:])
-    return spread(data, widths, ends, rng), widths
+    rng = np.random.default_rng([int(word) for word in words])
+    widths = as_widths(rounding, data, shares)
+    data = spread(data, widths, support_ends(support, reference, data.shape[1:]), rng)
+    return Samples(data, shares[:, 0], float(num_effective.flat[0]), widths, rng)
 
 
 # --- rounded samples -----------------------------------------------------------------

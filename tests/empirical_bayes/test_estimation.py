@@ -56,7 +56,7 @@ def claims_units():
 
 @pytest.mark.parametrize("penalty", [None, 1e-10])
 def test_claims_lie_between_their_bounds(penalty, x64):
-    """Above the gamma law that is tilted, never above the maximum over all laws."""
+    """Above the gamma distribution that is tilted, below the maximum over all."""
     fit = kaem.fit_marginal(
         claims_units(),
         kaem.BSpline(0.0, 4.0, 24),
@@ -160,7 +160,7 @@ def test_fitted_reference_is_that_of_the_parametric_model():
         fit_reference=True,
         penalty=1.0,
     )
-    # A cubic penalty of this weight leaves a Normal law; values of float64.
+    # A cubic penalty of this weight leaves a Normal distribution; values of float64.
     np.testing.assert_allclose(fit.degrees_of_freedom, 2.0, atol=1e-3)
     np.testing.assert_allclose(fit.log_evidence, -407.4045, atol=2e-3)
     total = np.hypot(float(fit.prior.variance) ** 0.5, errors)
@@ -171,7 +171,7 @@ def test_fitted_reference_is_that_of_the_parametric_model():
 def test_covariance_with_a_fitted_reference_is_of_the_hessian():
     """Guards the curvature of the log reference in its own parameters.
 
-    That of a Normal law cancels at a maximum: here it is Student's.
+    That of a Normal distribution cancels at a maximum: here it is Student's.
     """
     z, x = jnp.linspace(-12.0, 12.0, 81), jnp.array([-4.0, -1.0, 0.5, 5.0])
     log_likelihood = -0.5 * (x[:, None] - z) ** 2
@@ -300,7 +300,7 @@ def test_bands_contain_their_estimate_and_widen_with_their_level(fit, posterior)
         assert np.all(band.value <= band.upper)
         np.testing.assert_allclose(band.value, value, **tolerance)
     assert np.all(bands[0].lower >= 0)
-    # On log odds a band is symmetric, its half a quantile of the normal law.
+    # On log odds a band is symmetric, its half a quantile of the normal distribution.
     z, halves = np.array([-2.0, 0.0, 1.5]), []
     for level in (0.5, 0.9):
         band = fit.cdf_band(z, level)

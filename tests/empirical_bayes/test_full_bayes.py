@@ -44,7 +44,7 @@ def test_walk_is_that_of_numpyro():
     assert_close(steps["fn"].log_prob(steps["value"]), walk + change, rtol=1e-4)
     np.testing.assert_array_equal(energy.coefficients, coefficients)
     assert energy.basis == basis
-    # At scale zero the law is the reference.
+    # At scale zero the distribution is the reference.
     energy = handlers.seed(kaem.random_walk_energy, 0)("energy", BASIS, 0.0)
     log_prob = kaem.KAEMPrior(energy, REFERENCE).log_prob(X)
     assert_close(log_prob, stats.norm(2.0, 2.5).logpdf(X), rtol=1e-5)

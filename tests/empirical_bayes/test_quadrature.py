@@ -73,17 +73,19 @@ CASES = {
 
 
 class Oracle:
-    """The posterior of one unit, of SciPy's laws, by a Gauss rule on many pieces."""
+    """The posterior of one unit, by SciPy and a Gauss rule on many pieces."""
 
     def __init__(self, name, unit):
-        (low, high, _), law, _, _, log_likelihood = CASES[name]
+        (low, high, _), distribution, _, _, log_likelihood = CASES[name]
         energy = spline(low, high)
-        bottom, top = law.support()
+        bottom, top = distribution.support()
         bottom, top = max(bottom, -30.0), min(top, 200.0)
-        self.log_joint = lambda z: energy(z) + law.logpdf(z) + log_likelihood(z, unit)
-        self.log_prior = lambda z: energy(z) + law.logpdf(z)
-        self.tails = np.exp(energy(bottom)) * law.cdf(bottom)
-        self.tails += np.exp(energy(top)) * law.sf(top)
+        self.log_joint = lambda z: (
+            energy(z) + distribution.logpdf(z) + log_likelihood(z, unit)
+        )
+        self.log_prior = lambda z: energy(z) + distribution.logpdf(z)
+        self.tails = np.exp(energy(bottom)) * distribution.cdf(bottom)
+        self.tails += np.exp(energy(top)) * distribution.sf(top)
         # Split at the knots and about the mode, so that nothing narrow is missed.
         z = np.linspace(bottom, top, 40_001)[1:-1]
         with np.errstate(divide="ignore"):
@@ -123,10 +125,10 @@ def built(name):
 def assert_log_marginals(actual, name, x64):
     expected = [Oracle(name, i).log_marginal() for i in range(len(actual))]
     if name == "binomial":
-        # What NumPyro's own law is off by, for log n! is large.
+        # What NumPyro's own distribution is off by, for log n! is large.
         z = np.clip(SUCCESSES / TRIALS, 0.01, 0.99)
-        law = dist.Binomial(TRIALS, probs=jnp.asarray(z))
-        own = np.asarray(law.log_prob(SUCCESSES), float)
+        distribution = dist.Binomial(TRIALS, probs=jnp.asarray(z))
+        own = np.asarray(distribution.log_prob(SUCCESSES), float)
         expected = expected + own - stats.binom.logpmf(SUCCESSES, TRIALS, z)
     # In float32 the log likelihood itself is rounded.
     np.testing.assert_allclose(
@@ -212,14 +214,14 @@ LOG_LINKS = {
 }
 
 
-def log_masses(low, high, law):
+def log_masses(low, high, distribution):
     """Nodes and masses of a Gauss rule on so many panels that it need not adapt."""
     x, weights = np.polynomial.legendre.leggauss(20)
-    mean, scale = law.mean(), law.std()
+    mean, scale = distribution.mean(), distribution.std()
     edges = mean + scale * np.linspace(-14.0, 14.0, 4001)
     edges = np.union1d(edges, np.linspace(low, high, 10))
     z = (edges[:-1, None] + np.diff(edges)[:, None] * (x + 1) / 2).ravel()
-    log_mass = spline(low, high)(z) + law.logpdf(z)
+    log_mass = spline(low, high)(z) + distribution.logpdf(z)
     log_mass += np.log(np.diff(edges)[:, None] * weights / 2).ravel()
     return z, log_mass - special.logsumexp(log_mass)
 
@@ -238,7 +240,7 @@ def log_masses(low, high, law):
 def test_latent_values_that_are_logarithms(case, x64):
     """No NaN of the far tails, nor its loss, moves the marginal likelihood."""
     name, scale = case
-    law, data, log_pdf = LOG_LINKS[name]
+    distribution, data, log_pdf = LOG_LINKS[name]
     low, high, data = -3 * scale, 3 * scale, np.array(data)
     prior = make_prior(low, high, dist.Normal(0.3, scale))
     z, log_mass = log_masses(low, high, stats.norm(0.3, scale))
@@ -250,7 +252,7 @@ def test_latent_values_that_are_logarithms(case, x64):
     bar = 3e-6 if x64 else 3e-5
     for options in ({}, {"validate_args": False}):
         units = kaem.unit_log_likelihood(
-            lambda z, options=options: law(jnp.exp(z), **options), data
+            lambda z, options=options: distribution(jnp.exp(z), **options), data
         )
         actual = kaem.unit_log_marginal_likelihood(prior, units)
         np.testing.assert_allclose(actual, expected, atol=bar)

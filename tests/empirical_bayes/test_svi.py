@@ -170,7 +170,7 @@ COEFFICIENTS = jnp.asarray(np.random.default_rng(3).normal(size=(3, 6)))
 
 
 def test_transform_carries_normal_draws_to_the_guide():
-    """Of parameters with the documented shapes; flat energies are a Normal law."""
+    """Of parameters with the documented shapes; flat energies are Normal."""
     guide, params = prepared(three_latents)
     assert guide.latent_dim == 3
     assert {name: value.shape for name, value in params.items()} == {

@@ -1,4 +1,4 @@
-"""Densities from samples, against SciPy's optimiser, histograms and known laws."""
+"""Densities from samples, against SciPy, histograms and known distributions."""
 
 import warnings
 from fractions import Fraction
@@ -30,10 +30,10 @@ from tests.helpers import assert_close, with_long
 SEED = 20
 
 
-def divergence(law, prior, low, high):
-    """Kullback-Leibler divergence of a prior from a SciPy law."""
+def divergence(distribution, prior, low, high):
+    """Kullback-Leibler divergence of a prior from a SciPy distribution."""
     z = np.linspace(low, high, 20_001)
-    density = law.pdf(z)
+    density = distribution.pdf(z)
     log_ratio = np.log(np.maximum(density, 1e-300)) - np.asarray(prior.log_prob(z))
     return np.sum(np.where(density > 0, density * log_ratio, 0)) * (z[1] - z[0])
 
@@ -181,14 +181,14 @@ def test_coordinates_are_orthonormal():
     np.testing.assert_allclose(gram, np.eye(6), atol=1e-3)
 
 
-# --- known laws ----------------------------------------------------------------------
+# --- known distributions --------------------------------------------------------------
 
 
 POSITIVE, INTERVAL = {"support": "positive"}, {"support": (1.0, 5.0)}
 ABOVE = {"support": (2.5, np.inf)}
 CAUCHY = {"basis": kaem.BSpline(-8.0, 12.0, 40), "reference": dist.Cauchy(2.0, 1.0)}
 # Law, options of the fit, ends and bound of the divergence, and later observations.
-KNOWN_LAWS = {
+KNOWN_DISTRIBUTIONS = {
     "normal": (stats.norm(3.0, 2.0), {}, -13.0, 19.0, 0.003, -1e3, 1e3),
     "far": (stats.norm(3e3, 2.0), {"support": "real"}, 2984, 3016, 0.003, 2e3, 4e3),
     "gamma": (stats.gamma(3.0, scale=2.0), POSITIVE, 1e-6, 60.0, 0.01, 1e-4, 1e4),
@@ -202,14 +202,15 @@ KNOWN_LAWS = {
 
 
 @pytest.mark.parametrize(
-    "name", with_long(KNOWN_LAWS, "normal", "far", "gamma", "beta", "heavy tails")
+    "name",
+    with_long(KNOWN_DISTRIBUTIONS, "normal", "far", "gamma", "beta", "heavy tails"),
 )
-def test_recovers_a_known_law(name):
-    law, options, low, high, bound, *later = KNOWN_LAWS[name]
-    samples = law.rvs(2000, random_state=np.random.RandomState(SEED))
+def test_recovers_a_known_distribution(name):
+    distribution, options, low, high, bound, *later = KNOWN_DISTRIBUTIONS[name]
+    samples = distribution.rvs(2000, random_state=np.random.RandomState(SEED))
     prior = kaem.fit_density(samples, **options)
     assert prior.batch_shape == ()
-    assert divergence(law, prior, low, high) < bound
+    assert divergence(distribution, prior, low, high) < bound
     assert np.all(np.isfinite(prior.log_prob(np.array(later))))
 
 
@@ -351,8 +352,11 @@ def test_bandwidth_search_does_not_lose():
     assert float(kept.energy.basis.bandwidth) == 0.5
     chosen = kaem.fit_density(samples, basis, fit_bandwidth=True)
     assert 0.25 <= float(chosen.energy.basis.bandwidth) <= 2.0
-    law, ends = stats.norm(3.0, 2.0), (-13.0, 19.0)
-    assert divergence(law, chosen, *ends) <= divergence(law, kept, *ends) + 1e-3
+    distribution, ends = stats.norm(3.0, 2.0), (-13.0, 19.0)
+    assert (
+        divergence(distribution, chosen, *ends)
+        <= divergence(distribution, kept, *ends) + 1e-3
+    )
 
 
 @pytest.mark.long

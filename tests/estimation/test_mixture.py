@@ -107,7 +107,7 @@ def test_clusters_are_found():
     assert len({(int(a), int(b)) for a, b in zip(truth, labels, strict=True)}) == 3
 
 
-# --- the law -------------------------------------------------------------------------
+# --- the distribution -----------------------------------------------------------------
 
 
 def test_integrates_to_one_and_draws_follow(ring, key):
@@ -140,7 +140,7 @@ def test_integrates_to_one_and_draws_follow(ring, key):
 def test_numpyro_citizen(ring, key):
     assert (ring.batch_shape, ring.event_shape) == ((), (2,))
     z = ring.sample(key, (5,))
-    jitted = jax.jit(lambda law, z: law.log_prob(z))(ring, z)
+    jitted = jax.jit(lambda distribution, z: distribution.log_prob(z))(ring, z)
     assert_close(jitted, ring.log_prob(z), rtol=1e-4, atol=1e-5)
     by_row = jax.vmap(ring.log_prob)(z)
     assert_close(by_row, ring.log_prob(z), rtol=1e-4, atol=1e-5)
@@ -255,7 +255,8 @@ def test_goes_on_from_a_start(ring):
     again = kaem.fit_mixture(samples, 6, GRID, REFERENCE, **options)
     # The components keep their places.
     fitted, given = (
-        np.asarray(law.component_distribution.base_dist.mean) for law in (again, ring)
+        np.asarray(distribution.component_distribution.base_dist.mean)
+        for distribution in (again, ring)
     )
     assert_close(fitted, given, rtol=0, atol=0.1)
     gain = again.log_prob(samples).mean() - ring.log_prob(samples).mean()

@@ -14,7 +14,6 @@ from numpyro_kaem.estimation import exponential_family
 from numpyro_kaem.estimation.samples import (
     as_widths,
     spread,
-    spread_at_random,
     support_ends,
 )
 from numpyro_kaem.numerics.nodes import Cells
@@ -219,15 +218,15 @@ def test_spread_keeps_cells_and_dependence():
     rng = np.random.default_rng(9)
     first = rng.normal(size=2000)
     samples = np.round(np.stack([first, first + rng.normal(size=2000)], axis=1))
-    shares = np.full(2000, 1 / 2000)
-    even, widths = spread_at_random(samples, shares, None, None, None, rng)
+    widths = as_widths(None, samples, np.full((2000, 1), 1 / 2000))
     assert np.all(widths == 1.0)
+    even = spread(samples, widths, REAL, rng)
     noise = even - samples
     assert np.max(np.abs(noise)) < 0.5
     assert abs(np.corrcoef(noise.T)[0, 1]) < 0.09
-    same, widths = spread_at_random(samples, shares, None, None, "none", rng)
-    assert same is samples
+    widths = as_widths("none", samples, np.ones((2000, 1)))
     assert not np.any(widths)
+    assert spread(samples, widths, REAL, rng) is samples
 
 
 @pytest.mark.long
@@ -279,20 +278,20 @@ def test_fits_that_samples_do_not_support_are_told():
 def test_divergence_is_below_that_of_kernels(size):
     """Normal, gamma and beta at spacings of 0.05 to 2 standard deviations."""
     better = []
-    for law, support, ends in (
+    for distribution, support, ends in (
         (stats.norm(3.0, 2.0), None, (-9.0, 15.0)),
         (stats.gamma(3.0, scale=2.0), "positive", (1e-4, 50.0)),
         (stats.beta(2.0, 5.0, 1.0, 4.0), (1.0, 5.0), (1.0001, 4.9999)),
     ):
         z = np.linspace(*ends, 4001)
-        density, step = law.pdf(z), z[1] - z[0]
+        density, step = distribution.pdf(z), z[1] - z[0]
         divergence = lambda log_q: np.sum(  # noqa: E731
             density * (np.log(density) - log_q) * step  # noqa: B023
         )
         for part in (0.05, 0.1, 0.25, 0.5, 1.0, 2.0):
-            spacing = part * law.std()
+            spacing = part * distribution.std()
             random = np.random.RandomState(size + int(100 * part))
-            exact = law.rvs(size, random_state=random)
+            exact = distribution.rvs(size, random_state=random)
             samples = np.round(exact / spacing) * spacing
             samples = samples if support != (1.0, 5.0) else np.clip(samples, 1.0, 5.0)
             with warnings.catch_warnings():
@@ -309,11 +308,14 @@ def test_divergence_is_below_that_of_kernels(size):
             if part <= 1:
                 if size >= 500:
                     corrected = np.sqrt(samples.var() - spacing**2 / 12)
-                    # On the range of the law: LogNormal tails reach further.
+                    # On the range of the distribution: LogNormal tails reach further.
                     mass = np.exp(ours) / np.sum(np.exp(ours))
                     deviation = np.sqrt(mass @ z**2 - (mass @ z) ** 2)
                     assert abs(deviation / corrected - 1) < 0.03
                 low, high = np.floor(ends[0] / spacing), np.ceil(ends[1] / spacing)
                 mass = mass_between(prior.cdf, spacing, low, high)
-                assert abs(mass - mass_between(law.cdf, spacing, low, high)) < 0.01
+                assert (
+                    abs(mass - mass_between(distribution.cdf, spacing, low, high))
+                    < 0.01
+                )
     assert np.mean(better) >= 0.9
