@@ -369,8 +369,8 @@ class StoredArrays:
 def _as_weak(array: jax.Array) -> jax.Array:
     """Give an array the weak type that a Python number has.
 
-    Counters such as ``jnp.array(0)`` have it. With a strong type a function would be
-    compiled anew, and what a counter is combined with could be promoted.
+    Counters such as ``jnp.array(0)`` have it. With a strong type functions would be
+    compiled again, and what a counter is combined with could be promoted.
     """
     zero = jnp.asarray(np.zeros((), array.dtype).item())
     weak = jax.lax.full_like(zero, 0, shape=array.shape).at[...].set(array)

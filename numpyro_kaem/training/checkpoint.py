@@ -146,8 +146,8 @@ class Checkpoint:
         for later, path in self._files():
             if later <= step:
                 break
-            # Of a run that went on from an earlier one. A sound file is not ours to
-            # remove, and would be taken for the newest.
+            # Of a run that was resumed from an earlier one. An intact file is not ours
+            # to remove, and would be taken for the newest.
             try:
                 _read(path, later)
             except DamagedFileError:
@@ -183,7 +183,7 @@ class Checkpoint:
             path.unlink(missing_ok=True)
 
     def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Read the newest checkpoint that is sound.
+        """Read the newest checkpoint that is intact.
 
         Parameters
         ----------
@@ -208,7 +208,7 @@ class Checkpoint:
         Warns
         -----
         UserWarning
-            If a damaged checkpoint is passed over.
+            If a damaged checkpoint is skipped.
         """
         found = read_newest(self)
         if found is None:
@@ -228,7 +228,7 @@ class Checkpoint:
 
 
 def read_newest(checkpoint: Checkpoint) -> "SavedState | None":
-    """Contents of the newest checkpoint that is sound; None if there is none."""
+    """Contents of the newest checkpoint that is intact; None if there is none."""
     damaged = []
     for step, path in checkpoint._files():
         try:
@@ -244,7 +244,7 @@ def read_newest(checkpoint: Checkpoint) -> "SavedState | None":
     if damaged:
         raise ValueError(
             f"all checkpoints in {checkpoint.directory} are damaged ("
-            f"{'; '.join(damaged)}); remove them to start anew."
+            f"{'; '.join(damaged)}); remove them to start again."
         )
     return None
 

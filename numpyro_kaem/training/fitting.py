@@ -44,7 +44,7 @@ class FitProgress:
 
     Examples
     --------
-    A callback that keeps the mean loss of each epoch, and stops after three:
+    A callback that stops after the third epoch:
 
     >>> import jax.numpy as jnp
     >>> import numpyro
@@ -55,22 +55,12 @@ class FitProgress:
     ...     with numpyro.plate("data", len(x), subsample_size=subsample_size) as index:
     ...         z = numpyro.sample("z", dist.Normal(loc, 1.0))
     ...         numpyro.sample("x", dist.Normal(z, 0.5), obs=x[index])
-    >>> steps = []
-    >>> def callback(progress):
-    ...     steps.append(progress.step)
-    ...     return len(steps) == 3
-    >>> result = kaem.fit(
-    ...     model,
-    ...     jnp.linspace(0.0, 3.0, 40),
-    ...     kaem.objectives.ImportanceMLE(num_particles=20),
-    ...     numpyro.optim.Adam(0.1),
-    ...     100,
-    ...     batch_size=20,
-    ...     callback=callback,
-    ...     progress_bar=False,
-    ... )
-    >>> steps, result.stopped
-    ([2, 4, 6], 'callback')
+    >>> x = jnp.linspace(0.0, 3.0, 40)
+    >>> objective = kaem.objectives.ImportanceMLE(num_particles=20)
+    >>> options = {"batch_size": 20, "progress_bar": False}
+    >>> options["callback"] = lambda progress: progress.step >= 6
+    >>> kaem.fit(model, x, objective, numpyro.optim.Adam(0.1), 100, **options)
+    FitResult(6 steps, 0 skipped, last loss ..., stopped by callback)
     """
 
     step: int
@@ -78,7 +68,7 @@ class FitProgress:
     losses: np.ndarray
     """Loss of every step so far, shape ``(step,)``."""
     num_skipped: int
-    """Number of steps that were not taken because something was not finite."""
+    """Number of steps that were skipped because something was not finite."""
     params: dict[str, Any]
     """Values of the parameters by name."""
     memory: dict[str, jax.Array]
@@ -91,20 +81,10 @@ class FitResult:
 
     Examples
     --------
-    >>> import jax.numpy as jnp
-    >>> import numpyro
-    >>> import numpyro.distributions as dist
+    >>> import numpy as np
     >>> import numpyro_kaem as kaem
-    >>> def model(x):
-    ...     loc = numpyro.param("loc", 0.0)
-    ...     with numpyro.plate("data", len(x)):
-    ...         z = numpyro.sample("z", dist.Normal(loc, 1.0))
-    ...         numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
-    >>> x = jnp.linspace(0.0, 3.0, 40)
-    >>> objective = kaem.objectives.ImportanceMLE(num_particles=20)
-    >>> optimizer = numpyro.optim.Adam(0.1)
-    >>> kaem.fit(model, x, objective, optimizer, 30, progress_bar=False)
-    FitResult(30 steps, 0 skipped, last loss ..., stopped by num_steps)
+    >>> kaem.FitResult(None, {"loc": 0.5}, np.array([3.0, 2.5]), 0, {}, "patience")
+    FitResult(2 steps, 0 skipped, last loss 2.5, stopped by patience)
     """
 
     model: Any
@@ -114,7 +94,7 @@ class FitResult:
     losses: np.ndarray
     """Loss of every step, shape ``(num_steps,)``; NaN or infinite where skipped."""
     num_skipped: int
-    """Number of steps that were not taken because something was not finite."""
+    """Number of steps that were skipped because something was not finite."""
     memory: dict[str, jax.Array]
     """What the objective keeps, such as the chains of each unit."""
     stopped: str
@@ -168,15 +148,15 @@ def fit(
     optimizer
         Of optax, with any schedule of its learning rate, or of NumPyro.
     num_steps
-        Number of steps, those of a checkpoint from which training goes on included.
+        Total number of steps, those before a checkpoint included.
     rng_key
         Random key; None is ``jax.random.key(0)``.
     batch_size
         Number of data of a step; None is all. Every epoch has a new order.
     chunk_size
         How many data of a step run through the model at once, a divisor of their
-        number; None is all. Memory grows with it, and with the number of particles or
-        chains; gradients are those of the step, but for the draws.
+        number; None is all. The gradient is accumulated over such chunks. Memory grows
+        with the size of a chunk and the number of particles or chains.
     guide
         Guide for an ``ELBO`` of NumPyro, called as the model is.
     params
@@ -186,19 +166,18 @@ def fit(
         ``lambda params: kan_regularizer(params, l1=1.0)``.
     refit
         When to fit the prior to the chains of the objective, in place of training it by
-        gradient. The model is then a :class:`KAEM`, and the objective keeps chains.
+        gradient. The model must be a :class:`KAEM`, and the objective keep chains.
     grid_update
-        When to move the grids of the decoder and the prior to where the draws of the
-        posteriors are. The model is then a :class:`KAEM`, and the objective keeps
-        chains.
+        When to move the grids of the decoder and the prior to the range of the draws
+        of the posteriors. The model and the objective are as for ``refit``.
     patience
         Number of epochs without a smaller mean loss after which to stop.
     callback
-        Called with a :class:`FitProgress` after every epoch; training stops if it
-        returns True.
+        Function of a :class:`FitProgress`, called after every epoch; training stops if
+        it returns True.
     checkpoint
-        Folder and interval of checkpoints. If it holds one, training goes on from it,
-        with the draws of an unbroken run; it must be of the same data.
+        Folder and interval of checkpoints. If the folder holds one, training continues
+        from it as if it had not been interrupted; it must be of the same data.
     progress_bar
         Whether to show progress, with the mean loss of the last epoch and what the
         objective reports.
@@ -223,19 +202,19 @@ def fit(
     Warns
     -----
     UserWarning
-        If steps were skipped; if a checkpoint is damaged, and one before it is used; if
-        training goes on with another objective, optimiser or setting than before.
+        If steps were skipped; if a checkpoint is damaged, so that an earlier one is
+        used; if training continues with another objective, optimiser or setting.
 
     Notes
     -----
-    - A step whose loss or result is not finite is not taken, and counted.
+    - A step whose loss or result is not finite is skipped and counted.
     - A job that is killed loses at most ``checkpoint.every`` steps.
-    - A checkpoint knows what it was trained by: the data (by a hash of their numbers),
-      the model and its first values, the objective, the optimiser, the key, the size of
-      batches, and ``guide``, ``params``, ``regularizer``, ``refit``, ``grid_update``
-      and ``unit_plate``. Where one differs, training goes on with a warning that names
-      it, or, if no step is left, is refused. Of functions the names and constants in
-      their code and what they enclose are compared. Other data are always refused:
+    - A checkpoint records what it was trained by: the data (by a hash), the model and
+      its first values, the objective, the optimiser, the key, the size of batches, and
+      ``guide``, ``params``, ``regularizer``, ``refit``, ``grid_update`` and
+      ``unit_plate``. Where one differs, training continues with a warning that names
+      it, or is refused if no step is left. Functions are compared by the names and
+      constants in their code and by what they enclose. Other data are always refused:
       train on them in another folder, starting from ``params=result.params``.
 
     Examples
@@ -256,6 +235,8 @@ def fit(
     >>> result = kaem.fit(
     ...     model, x, objective, optimizer, 400, batch_size=50, progress_bar=False
     ... )
+    >>> result
+    FitResult(400 steps, 0 skipped, last loss ..., stopped by num_steps)
     >>> bool(abs(result.params["loc"] - x.mean()) < 0.2)
     True
     """
@@ -265,7 +246,7 @@ def fit(
     if patience is not None:
         patience = as_count("patience", patience)
     progress_bar = as_flag("progress_bar", progress_bar)
-    # What the numbers of the run depend on, beside the data and the sizes of batches.
+    # What the results depend on, beside data, key and sizes of batches.
     parts = {
         "model": model,
         "objective": objective,
@@ -347,7 +328,7 @@ def _check_parts(
     checkpoint: Any,
     unit_plate: Any,
 ) -> None:
-    """Check that the parts are of their kinds and go together."""
+    """Check the types of the parts, and that they fit together."""
     check_function("model", model, "a numpyro_kaem.KAEM or another NumPyro model")
     if not isinstance(objective, ELBO):
         raise TypeError(
@@ -366,16 +347,20 @@ def _check_parts(
     ):
         if given is not None:
             check_function(name, given, expected)
+    if not isinstance(params, Mapping | None):
+        raise TypeError(
+            f"params must be values by name, or None, got {params!r} of type "
+            f"{type(params).__name__}."
+        )
     for name, given, kind, example in (
-        ("params", params, Mapping, "values by name"),
-        ("refit", refit, PriorRefit, "such as {}.PriorRefit(500, 500)"),
-        ("grid_update", grid_update, GridUpdate, "such as {}.GridUpdate(100, 100)"),
-        ("checkpoint", checkpoint, Checkpoint, "such as {}.Checkpoint('folder')"),
+        ("refit", refit, PriorRefit, "500, 500"),
+        ("grid_update", grid_update, GridUpdate, "100, 100"),
+        ("checkpoint", checkpoint, Checkpoint, "'folder'"),
     ):
-        if given is not None and not isinstance(given, kind):
+        if not isinstance(given, kind | None):
             raise TypeError(
-                f"{name} must be {example.format('numpyro_kaem')}, or None, got "
-                f"{given!r} of type {type(given).__name__}."
+                f"{name} must be such as numpyro_kaem.{kind.__name__}({example}), or "
+                f"None, got {given!r} of type {type(given).__name__}."
             )
     if not isinstance(unit_plate, str):
         raise TypeError(f"unit_plate must be the name of a plate, got {unit_plate!r}.")
@@ -387,17 +372,15 @@ def _check_parts(
         )
     if ours and guide is not None:
         raise ValueError(
-            f"guide must be left out with {type(objective).__name__}, which makes its "
-            "own."
+            f"guide must be None with {type(objective).__name__}, which makes its own."
         )
     if not ours and guide is None:
         raise ValueError(
             f"guide must be given with {type(objective).__name__}, such as "
             "numpyro.infer.autoguide.AutoNormal(model)."
         )
-    for name, given in (("refit", refit), ("grid_update", grid_update)):
-        if given is None:
-            continue
+    needs_chains = {"refit": refit, "grid_update": grid_update}
+    for name in [name for name, given in needs_chains.items() if given is not None]:
         if not isinstance(model, KAEM):
             raise TypeError(
                 f"{name} needs a numpyro_kaem.KAEM as the model, got "
@@ -464,10 +447,10 @@ def _check_chunk_size(chunk_size: int | None, batch_size: int) -> int | None:
 
 
 class _Run:
-    """Training under way: its state, and what is done to it.
+    """The state of a training and what changes it.
 
-    ``make_trainer`` makes the compiled steps of a model, ``params`` are values to start
-    from by name, or None. With ``has_refit`` the prior is not trained by gradient.
+    ``make_trainer`` makes the compiled steps of a model; ``params`` are initial values
+    by name, or None. With ``has_refit`` the prior is not trained by gradient.
     """
 
     def __init__(
@@ -517,7 +500,7 @@ class _Run:
         """Return what the trainer of a model is started with."""
         fixed = _prior_values(model, model.prior) if self._has_refit else {}
         if params is not None and hasattr(model, "params"):
-            # They are given for the grids with which training began.
+            # They belong to the grids with which training began.
             like = {**params, **model.params}
             params = {
                 name: jax.tree.unflatten(
@@ -534,7 +517,7 @@ class _Run:
         # Not fetched yet, so that the device does not wait.
         self.losses.append(loss)
 
-    # --- other grids, and another prior
+    # --- changes of the model
 
     def move_grids(self, update: GridUpdate) -> None:
         """Move the grids of the model to its draws of the posteriors."""
@@ -581,7 +564,7 @@ class _Run:
             for name, value in draws.items()
         }
 
-    # --- what is known of it
+    # --- progress and results
 
     def fetch(self) -> np.ndarray:
         """Loss of every step."""
@@ -595,7 +578,7 @@ class _Run:
         return kept.get(MaximumLikelihood.memory_name, {})
 
     def describe(self) -> str:
-        """Text beside the progress bar."""
+        """Text next to the progress bar."""
         losses = self.fetch()[-self.batches.steps_per_epoch :]
         finite = losses[np.isfinite(losses)]
         words = [f"loss {finite.mean():.5g}" if finite.size else "loss not finite"]
@@ -634,8 +617,8 @@ class _Run:
         params = self.trainer.params(self.state)
         if skipped:
             _warn(
-                f"{skipped} of {len(losses)} steps were not taken, because their loss "
-                "or what they led to was not finite. Try a smaller learning rate, or "
+                f"{skipped} of {len(losses)} steps were skipped, because their loss "
+                "or result was not finite. Try a smaller learning rate, or "
                 "clip gradients (optax.clip_by_global_norm)."
             )
         model = self.model
@@ -678,8 +661,8 @@ class _Run:
         if changes:
             lines = "\n".join(changes)
             _warn(
-                f"training goes on from step {step} of one that was not the same:\n"
-                f"{lines}\nTo train anew, give another folder to Checkpoint."
+                f"training continues from step {step} of one that was not the same:\n"
+                f"{lines}\nTo start again, give another folder to Checkpoint."
             )
 
 
@@ -690,13 +673,11 @@ def _changes(
     fingerprint: dict[str, str],
 ) -> list[str]:
     """One line for each part of a training that is not as in a checkpoint of it."""
-    # Refused is what would give the answer of another training, or use its chains for
-    # other data.
     step, where = len(metadata["losses"]), checkpoint.directory
     if step > num_steps:
         raise ValueError(
             f"num_steps must be at least {step}, the steps of the checkpoint in "
-            f"{where}, got {num_steps}; to train anew, give another folder to "
+            f"{where}, got {num_steps}; to start again, give another folder to "
             "Checkpoint."
         )
     # Earlier versions wrote none.
@@ -710,8 +691,8 @@ def _changes(
     if changes and step == num_steps:
         raise ValueError(
             f"the checkpoint in {where} is of a training that was not the same, and "
-            f"has all {num_steps} steps:\n{lines}\nTo train anew, give another folder "
-            "to Checkpoint; to go on as now, ask for more steps."
+            f"has all {num_steps} steps:\n{lines}\nTo start again, give another folder "
+            "to Checkpoint; to continue with what is given now, ask for more steps."
         )
     return list(changes.values())
 

@@ -1,4 +1,4 @@
-"""Refits of the prior in training, and moves of the grids."""
+"""Changes of the model between steps of training: refits of the prior, new grids."""
 
 import warnings
 from collections.abc import Callable
@@ -71,10 +71,10 @@ class _StepSchedule:
 class PriorRefit(_StepSchedule):
     """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
 
-    Until ``start`` the prior is as it is given: with flat energies, its reference. Its
+    Until ``start`` the prior stays as given: with flat energies, its reference. Its
     parameters are never trained by gradient. A mixture starts from clusters at the
     first refit, and later from the last fit. Where an energy needs finer panels than
-    before, the step of training is compiled anew.
+    before, the step of training is compiled again.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class PriorRefit(_StepSchedule):
     every
         Number of steps from one to the next.
     stop
-        Step after which there is none; None goes on to the end.
+        Step after which there is none; None is the end of training.
     options
         For the function that fits, see :func:`refit_prior`. A mixture takes 20
         iterations, unless ``max_steps`` says otherwise.
@@ -132,7 +132,7 @@ class PriorRefit(_StepSchedule):
         if isinstance(prior, dist.MixtureSameFamily):
             options.setdefault("max_steps", _MIXTURE_STEPS)
         with warnings.catch_warnings():
-            # The next refit goes on.
+            # The next refit continues.
             warnings.filterwarnings("ignore", message="the fit stopped after max_steps")
             return refit_prior(
                 prior, draws, rng_key=rng_key, warm_start=warm_start, **options
@@ -150,8 +150,8 @@ def refit_prior(
     """Fit a prior of the same form, bases and references to draws of the latents.
 
     With draws of each datum's posterior this is the exact maximisation step of the
-    prior: for a decoder that was trained with another prior, a variational
-    autoencoder's too, it makes generated data like the training data.
+    prior. For a decoder that was trained with another prior, such as that of a
+    variational autoencoder, it makes generated data like the training data.
 
     Parameters
     ----------
@@ -206,6 +206,12 @@ def refit_prior(
     while isinstance(base, dist.Independent):
         num_events += base.reinterpreted_batch_ndims
         base = base.base_dist
+    forms = KAEMPrior | dist.MixtureSameFamily | AutoregressiveKAEMPrior
+    if not isinstance(base, forms):
+        raise TypeError(
+            "prior must be a KAEMPrior, a MixtureSameFamily of it or an "
+            f"AutoregressiveKAEMPrior, got {type(base).__name__}."
+        )
     draws = np.asanyarray(draws)
     shape = prior.shape()
     if draws.ndim != 2 or draws.shape[1:] != shape:
@@ -223,13 +229,8 @@ def refit_prior(
         if warm_start:
             options["start"] = base
         fitted = _fit_mixture(base, draws, rng_key, options)
-    elif isinstance(base, AutoregressiveKAEMPrior):
-        fitted = _fit_autoregressive(base, draws, rng_key, options)
     else:
-        raise TypeError(
-            "prior must be a KAEMPrior, a MixtureSameFamily of it or an "
-            f"AutoregressiveKAEMPrior, got {type(base).__name__}."
-        )
+        fitted = _fit_autoregressive(base, draws, rng_key, options)
     return fitted.to_event(num_events) if num_events else fitted
 
 
@@ -342,11 +343,11 @@ def _with_coefficients(prior: KAEMPrior, coefficients: jax.Array) -> KAEMPrior:
 class GridUpdate(_StepSchedule):
     r"""When :func:`~numpyro_kaem.fit` moves the grids of a model, and where to.
 
-    A grid is moved to the range of what arrives at it for the current draws of the
-    posteriors: the layers of a :class:`~numpyro_kaem.KANDecoder`, each input where it
-    has a grid of its own, and the energies of the prior. Functions are carried over by
-    least squares, as :meth:`~numpyro_kaem.Energy.refit` does. Outside of the old grid
-    they continue as constants.
+    A grid is moved to the range of its inputs for the current draws of the posteriors:
+    those of the layers of a :class:`~numpyro_kaem.KANDecoder`, per input where inputs
+    have grids of their own, and of the energies of the prior. Functions are transferred
+    by least squares, as in :meth:`~numpyro_kaem.Energy.refit`. Outside the old grid
+    they are constant.
 
     Parameters
     ----------
@@ -355,27 +356,27 @@ class GridUpdate(_StepSchedule):
     every
         Number of steps from one to the next.
     stop
-        Step after which there is none; None goes on to the end.
+        Step after which there is none; None is the end of training.
     margin
-        Share of the range by which the grid is longer at either end, at least 0.
+        Share of the range that is added at either end, at least 0.
     tail
-        Share of the inputs that may lie beyond either end of the range, in [0, 0.5).
+        Share of the inputs left out at either end, in [0, 0.5).
 
     Raises
     ------
     TypeError
-        If a count is not an integer.
+        If a count is not an integer, or a share not a number.
     ValueError
         If a number is out of its range.
 
     Notes
     -----
-    - Grids are static: the step of training is compiled anew after each update.
+    - Grids are static: the step of training is compiled again after each update.
     - The optimiser keeps its state, the averages of the gradients of the coefficients
       included, although the basis functions have moved with the grid.
     - The energies of a prior without a reference keep their grid, which is the support
       of the latents; so do those of an :class:`~numpyro_kaem.AutoregressiveKAEMPrior`.
-    - The number of basis functions stays. For more of them, train on with
+    - The number of basis functions stays. For more of them, continue with
       :meth:`KANDecoder.refit <numpyro_kaem.KANDecoder.refit>`.
 
     References
@@ -392,9 +393,9 @@ class GridUpdate(_StepSchedule):
     """
 
     margin: float = 0.1
-    """Share of the range by which the grid is longer at either end."""
+    """Share of the range that is added at either end."""
     tail: float = 0.0
-    """Share of the inputs that may lie beyond either end of the range."""
+    """Share of the inputs left out at either end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,8 +81,8 @@ def entropy(coefficients: ArrayLike) -> jax.Array:
     Notes
     -----
     The derivative with respect to the norm of an edge grows like :math:`-\log s_e` as
-    its share falls to zero. Edges of exactly zero stay there: their gradient is zero,
-    and not infinite. The entropy does not change with the scale of the coefficients.
+    its share falls to zero; at exactly zero it is zero, so that edges stay there. The
+    entropy does not depend on the scale of the coefficients.
 
     References
     ----------

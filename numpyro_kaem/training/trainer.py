@@ -38,7 +38,7 @@ def cyclical_schedule(
     .. math:: v(t) = l + (h - l) \min(\tau / R, 1)^p.
 
     As the weight of the prior's divergence in a variational loss it keeps latents from
-    being ignored: at each return to the lower value they are put to use anew.
+    being ignored: they come into use again at each return to the lower value.
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def cyclical_schedule(
 
 
 class Batches:
-    """Which units are in the batch of each step: a new order in every epoch.
+    """Indices of the units in the batch of each step, shuffled in every epoch.
 
-    Units that are left over at the end of an epoch are left out, others in each.
+    The units left over at the end of an epoch are left out, others in each epoch.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class TrainingState(NamedTuple):
 
     ``svi`` is NumPyro's ``SVIState`` of optimiser, mutable state and random key,
     ``fixed`` holds parameters by name that are not trained by gradient, and
-    ``num_skipped`` counts steps that were not taken because something was not finite.
+    ``num_skipped`` counts steps whose loss or result was not finite.
     """
 
     svi: Any
@@ -144,8 +144,7 @@ class Trainer:
 
     Model and guide are called as ``model(data)`` and, with a ``subsample_size``, as
     ``model(data, subsample_size=...)``. A guide of None is the objective's own, or an
-    empty one. The ``regularizer`` is a function of the parameters by name. With a
-    ``chunk_size``, a divisor of the batch, so many units run through the model at once.
+    empty one. The ``chunk_size`` divides that of the batch.
     """
 
     def __init__(
@@ -221,7 +220,7 @@ class Trainer:
         new, loss = self._svi.update(state.svi, data, index, state.fixed)
         changed = (new.optim_state, new.mutable_state)
         finite = jnp.isfinite(loss) & _all_finite(changed)
-        # The key goes on: the same numbers would fail again.
+        # With the new key: the same numbers would fail again.
         optim_state, mutable_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             changed,

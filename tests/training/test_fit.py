@@ -367,7 +367,7 @@ def test_patience_ends_training_that_does_not_improve():
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted():
-    with pytest.warns(UserWarning, match=r"of 12 steps were not taken"):
+    with pytest.warns(UserWarning, match=r"of 12 steps were skipped"):
         result = train(12, ImportanceMLE(10), data=X.at[7].set(jnp.inf))
     # One of the three batches of an epoch holds the datum.
     assert result.num_skipped == 4
@@ -522,7 +522,7 @@ def test_wrong_options():
         ("batch_size", 61, "at most the number of data, 60, got 61"),
         ("patience", 0, "patience"),
         ("objective", Trace_ELBO(), "guide must be given with Trace_ELBO"),
-        ("guide", model, "guide must be left out with LangevinMLE"),
+        ("guide", model, "guide must be None with LangevinMLE"),
         ("params", {"lco": 1.0}, r"parameters, which are \['loc'\], got 'lco'"),
         ("params", {"loc": np.ones(3)}, other_shape),
         ("params", {"loc": np.nan}, not_finite),
