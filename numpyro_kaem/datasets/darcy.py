@@ -18,16 +18,16 @@ def gaussian_random_field(
     variance: float = 1.0,
     smoothness: float = 1.0,
 ) -> np.ndarray:
-    r"""Draw Gaussian random fields with a Matérn-like covariance on the unit square.
+    r"""Draw Matérn-like Gaussian random fields, ``(num_fields, size, size)``.
 
     .. math::
 
         a \sim \text{Normal}\!\left(0, \; c \, (-\Delta + \tau^2 I)^{-(\nu + 1)}\right),
         \qquad \tau = \sqrt{2 \nu} \, / \, \ell,
 
-    where the Laplacian has zero normal derivative on the boundary. Its eigenfunctions
-    are products of cosines, so a draw is one cosine transform of independent normal
-    numbers.
+    on the unit square, where the Laplacian has zero normal derivative on the boundary.
+    Its eigenfunctions are products of cosines, so a draw is one cosine transform of
+    independent normal numbers.
 
     Parameters
     ----------
@@ -43,11 +43,6 @@ def gaussian_random_field(
         Variance averaged over the square; it sets the constant :math:`c`.
     smoothness
         Smoothness :math:`\nu` of the Matérn covariance.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape ``(num_fields, size, size)``; the first axis of a field is x.
 
     Raises
     ------
@@ -137,10 +132,6 @@ def darcy_flow(
     progress_bar
         Whether to show progress.
 
-    Returns
-    -------
-    DarcyFlow
-
     Raises
     ------
     TypeError
@@ -186,9 +177,9 @@ def solve_darcy(
     *,
     progress_bar: bool = False,
 ) -> np.ndarray:
-    r"""Pressure of Darcy flow on the unit square, zero on the boundary.
+    r"""Pressure of Darcy flow on the unit square, of ``log_permeability``'s shape.
 
-    .. math:: -\nabla \cdot (e^{a} \, \nabla p) = s
+    .. math:: -\nabla \cdot (e^{a} \, \nabla p) = s,\quad p = 0 \text{ at the boundary}
 
     Finite volumes: the flow out of a cell through its four faces equals its source.
     The permeability of a face is the harmonic mean of its two cells. The error falls as
@@ -202,11 +193,6 @@ def solve_darcy(
         Values of :math:`s` there, of a shape that broadcasts to ``log_permeability``.
     progress_bar
         Whether to show progress.
-
-    Returns
-    -------
-    numpy.ndarray
-        Pressures at cell centres, float64, shape ``(*batch, size, size)``.
 
     Raises
     ------

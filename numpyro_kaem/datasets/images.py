@@ -51,14 +51,10 @@ def load_digits(test_size: int = 0, *, seed: int = 0) -> Digits:
     Parameters
     ----------
     test_size
-        Number of test images, 0 or from 10 to 1787; the split is stratified by digit.
+        Number of test images, 0 or from 10 to 1787. The split is random and stratified
+        by digit; without test images the original order is kept.
     seed
         Seed of the split.
-
-    Returns
-    -------
-    Digits
-        In their original order without test images, else in random order.
 
     Raises
     ------
@@ -209,18 +205,14 @@ class LabelledImages(NamedTuple):
 def read_svhn(path: str | PathLike, *, scale: bool = True) -> LabelledImages:
     """Read a file of the street view house numbers (SVHN), cropped digits.
 
+    Images have shape ``(num_images, 32, 32, 3)``; the file's label 10 becomes 0.
+
     Parameters
     ----------
     path
         Path of ``train_32x32.mat``, ``test_32x32.mat`` or ``extra_32x32.mat``.
     scale
         Whether to scale images to [0, 1].
-
-    Returns
-    -------
-    LabelledImages
-        Images of shape ``(num_images, 32, 32, 3)``, and their digits: the file's
-        label 10 stands for 0.
 
     Raises
     ------
@@ -330,7 +322,7 @@ def _variables(path: Path) -> dict[str, np.ndarray]:
 def read_cifar10(
     paths: str | PathLike | Sequence[str | PathLike], *, scale: bool = True
 ) -> LabelledImages:
-    """Read files of CIFAR-10, binary version.
+    """Read files of CIFAR-10, binary version: images ``(num_images, 32, 32, 3)``.
 
     Parameters
     ----------
@@ -339,11 +331,6 @@ def read_cifar10(
         this order.
     scale
         Whether to scale images to [0, 1].
-
-    Returns
-    -------
-    LabelledImages
-        Images of shape ``(num_images, 32, 32, 3)``, and their classes.
 
     Raises
     ------
@@ -438,16 +425,11 @@ def read_image_folder(
         Pixels along a side of the cropped square; by default the shorter side of each
         image. For CelebA, 148 or 140 keeps the face.
     limit
-        Largest number of images to read, the first by name; by default all.
+        Largest number of images to read, in order of their names; by default all.
     scale
         Whether to scale images to [0, 1].
     progress_bar
         Whether to show progress.
-
-    Returns
-    -------
-    ImageFolder
-        In order of the names.
 
     Raises
     ------

@@ -55,10 +55,6 @@ def load_text(
     alphabet
         Characters to keep, as of :func:`clean_text`.
 
-    Returns
-    -------
-    TextWindows
-
     Raises
     ------
     ImportError
@@ -103,10 +99,6 @@ def clean_text(text: str, alphabet: str = ALPHABET) -> str:
     alphabet
         Characters to keep, each once.
 
-    Returns
-    -------
-    str
-
     Raises
     ------
     TypeError
@@ -142,7 +134,7 @@ def clean_text(text: str, alphabet: str = ALPHABET) -> str:
 def character_windows(
     text: str, length: int, *, stride: int | None = None, alphabet: str = ALPHABET
 ) -> np.ndarray:
-    """Cut a text into sequences of one length.
+    """Cut a text into sequences: indices into the alphabet, ``(num_windows, length)``.
 
     Parameters
     ----------
@@ -155,11 +147,6 @@ def character_windows(
         shorter rest at the end is dropped.
     alphabet
         Characters, each once.
-
-    Returns
-    -------
-    numpy.ndarray
-        Indices into the alphabet, int32, shape ``(num_windows, length)``.
 
     Raises
     ------
@@ -199,7 +186,7 @@ def character_windows(
 
 
 def decode_characters(tokens: np.ndarray, alphabet: str = ALPHABET) -> str | list[str]:
-    """Text of tokens.
+    """Text of tokens, or a list of one text per sequence.
 
     Parameters
     ----------
@@ -208,11 +195,6 @@ def decode_characters(tokens: np.ndarray, alphabet: str = ALPHABET) -> str | lis
         ``(num_sequences, length)``.
     alphabet
         Characters, each once.
-
-    Returns
-    -------
-    str or list of str
-        One text, or one per sequence.
 
     Raises
     ------

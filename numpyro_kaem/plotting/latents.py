@@ -58,12 +58,8 @@ def plot_samples(
     titles
         Above the real and the generated images.
     ax
-        Axes to draw in: one, or two with ``real``. ``None`` makes a new figure.
-
-    Returns
-    -------
-    Axes or ndarray
-        The axes, or the two of them with ``real``.
+        Axes to draw in, and returned: one, or two with ``real``. ``None`` makes new
+        ones.
 
     Raises
     ------
@@ -165,7 +161,7 @@ def interpolate_latents(
     *,
     method: str = "cdf",
 ) -> jax.Array:
-    r"""Path between two latent vectors.
+    r"""Path between two latent vectors, shape ``(num_points, *prior.shape())``.
 
     Through the cdf the path is a straight line in :math:`u = F(z)`: equal steps have
     equal probability in every latent, and no step lands where the prior has no mass.
@@ -183,11 +179,6 @@ def interpolate_latents(
         Number of points, both ends included, at least 2.
     method
         ``"cdf"`` or ``"spherical"``.
-
-    Returns
-    -------
-    Array
-        Shape ``(num_points, *prior.shape())``; the ends are ``start`` and ``end``.
 
     Raises
     ------
@@ -297,12 +288,8 @@ def plot_interpolation(
     cmap
         Colour map of matplotlib.
     ax
-        ``2 * num_points`` axes to draw in; ``None`` makes a new figure.
-
-    Returns
-    -------
-    ndarray
-        Axes of shape ``(2, num_points)``.
+        Axes to draw in, and returned, shape ``(2, num_points)``; ``None`` makes new
+        ones.
 
     Raises
     ------
@@ -358,12 +345,8 @@ def plot_traversal(
     cmap
         Colour map of matplotlib.
     ax
-        Axes to draw in, one per image; ``None`` makes a new figure.
-
-    Returns
-    -------
-    ndarray
-        Axes of shape ``(num_rows, num_points)``.
+        Axes to draw in, and returned, shape ``(num_rows, num_points)``; ``None`` makes
+        new ones.
 
     Raises
     ------

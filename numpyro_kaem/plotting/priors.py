@@ -57,6 +57,9 @@ def plot_prior(
 ) -> "Axes | np.ndarray":
     """Draw a learned density, its reference and data.
 
+    The range covers the grid of the energy, the data, and all but 0.1 % of the
+    probability on either side, within the support.
+
     Parameters
     ----------
     prior
@@ -106,16 +109,6 @@ def plot_prior(
         If the batch is empty; if ``ax`` or ``names`` do not hold one per density; if
         ``data``, ``posterior`` or ``band`` have another shape, or the first two are
         empty or not finite; or if ``num_points`` or ``level`` is out of its range.
-
-    Notes
-    -----
-    The range covers the grid of the energy, the data, and all but 0.1 % of the
-    probability on either side, within the support.
-
-    References
-    ----------
-    Okabe and Ito (2008), "Color Universal Design", https://jfly.uni-koeln.de/color/,
-    for the colours.
 
     Examples
     --------
@@ -343,7 +336,10 @@ def plot_band(
     xlabel: str = "z",
     ylabel: str = "density",
 ) -> "Axes":
-    """Draw an uncertain density: a curve between pointwise intervals.
+    """Draw an uncertain density: a curve between pointwise, equal-tailed intervals.
+
+    The whole curve leaves the band more often than the density at one latent value. The
+    pointwise median is not itself a density.
 
     Parameters
     ----------
@@ -354,24 +350,18 @@ def plot_band(
         a finished band over ``z``, such as ``density_band(z)`` of the result of
         :func:`fit_marginal`.
     level
-        Probability of each interval, in (0, 1), with equal tails; a finished band has
-        its own.
+        Probability of each interval, in (0, 1); a finished band has its own.
     truth
         A density to compare with, dashed: a distribution, or values of shape
         ``(num_points,)``.
     ax
-        Axes to draw in; ``None`` makes a new figure.
+        Axes to draw in, and returned; ``None`` makes new ones.
     label
         Legend entry of the curve; that of the interval adds to it.
     color, linestyle
         Of the curve and its band, to tell two bands in one figure apart.
     xlabel, ylabel
         Labels of the axes.
-
-    Returns
-    -------
-    Axes
-        The axes drawn in.
 
     Raises
     ------
@@ -380,12 +370,6 @@ def plot_band(
     ValueError
         If ``z`` is not increasing and finite, a shape does not fit, ``level`` is not in
         (0, 1), or ``ax`` holds several axes.
-
-    Notes
-    -----
-    The intervals are pointwise: each covers the density at one latent value, and the
-    whole curve leaves the band more often. The pointwise median is not itself a
-    density.
 
     Examples
     --------

@@ -38,12 +38,7 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
         Finished run of :class:`~numpyro_kaem.infer.AnnealedLangevin`. What is not among
         its ``extra_fields`` is taken from its last state.
     ax
-        Three axes to draw in; ``None`` makes a new figure.
-
-    Returns
-    -------
-    ndarray
-        The three axes, for likelihood, swaps and round trips.
+        Three axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
@@ -132,12 +127,7 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
     result
         Weighted draws.
     ax
-        Axes to draw in; ``None`` makes a new figure.
-
-    Returns
-    -------
-    Axes
-        The axes drawn in.
+        Axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
@@ -212,12 +202,7 @@ def plot_history(
     window
         Number of steps of the median, by default a fiftieth of all.
     ax
-        Axes to draw in; ``None`` makes a new figure.
-
-    Returns
-    -------
-    Axes
-        The axes drawn in.
+        Axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
@@ -290,12 +275,7 @@ def plot_calibration(
     level
         Probability that a curve stays within the envelope, in (0, 1).
     ax
-        Axes to draw in; ``None`` makes a new figure.
-
-    Returns
-    -------
-    Axes
-        The axes drawn in.
+        Axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------

@@ -8,8 +8,9 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, which readers with any common colour vision tell apart. Each
-# kind of curve has its own line style too, so that figures survive black and white.
+# The palette of Okabe and Ito (2008), "Color Universal Design", which readers with any
+# common colour vision can distinguish. Each kind of curve also has its own line style,
+# so that figures survive black and white.
 LEARNED = {"color": "#0072B2", "linewidth": 2.0, "zorder": 3}
 REFERENCE = {"color": "#D55E00", "linewidth": 1.5, "linestyle": "--", "zorder": 2.5}
 COMPONENT = {"linewidth": 1.2, "linestyle": "-.", "zorder": 2}
