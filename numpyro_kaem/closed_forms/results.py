@@ -52,25 +52,10 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class SymbolicResult:
-    """Closed form of one density.
+    """Closed form of one density; made by :func:`symbolic`.
 
     Without a short form, ``distribution`` is ``None``, and ``divergence``,
     ``cdf_error`` and ``criterion`` are those of the nearest candidate.
-
-    Examples
-    --------
-    A flat energy leaves the reference as it is:
-
-    >>> import jax.numpy as jnp
-    >>> import numpyro.distributions as dist
-    >>> import numpyro_kaem as kaem
-    >>> energy = kaem.Energy(kaem.BSpline(-1.0, 5.0, 8), jnp.zeros(8))
-    >>> prior = kaem.KAEMPrior(energy, dist.Normal(2.0, 1.5))
-    >>> result = kaem.symbolic(prior, max_terms=0)
-    >>> result.name, result.is_short, len(result.candidates) > 5
-    ('Normal', True, True)
-    >>> print(f"{result.log_prob(2.0):.3f}")
-    -1.324
     """
 
     name: str

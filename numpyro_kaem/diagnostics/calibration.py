@@ -23,19 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class CalibrationResult:
-    """Ranks of true values; made by :func:`simulation_based_calibration`.
-
-    Examples
-    --------
-    Ranks of a posterior that is too narrow are often near either end:
-
-    >>> import numpy as np
-    >>> import numpyro_kaem as kaem
-    >>> ranks = np.random.default_rng(0).beta(0.5, 0.5, size=200) * 99
-    >>> result = kaem.CalibrationResult({"mean": ranks.round()}, num_samples=99)
-    >>> result.num_simulations, bool(result.p_values["mean"] < 0.01)
-    (200, True)
-    """
+    """Ranks of true values; made by :func:`simulation_based_calibration`."""
 
     ranks: dict[str, np.ndarray]
     """Number of draws below the true value, 0 to ``num_samples``, shape

@@ -201,7 +201,7 @@ def test_bad_options_and_priors_are_refused(priors):
     for options, error, message in [
         ({"num_samples": 0.5}, ValueError, "num_samples must be at least 1"),
         ({"num_samples": "many"}, TypeError, "num_samples must be a finite number > 0"),
-        ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
+        ({"tolerance": 0.0}, ValueError, "tolerance must be a finite number > 0"),
         ({"max_terms": -1}, ValueError, "max_terms must be an integer >= 0"),
         ({"max_terms": 1.5}, TypeError, "max_terms must be an integer"),
     ]:

@@ -250,7 +250,8 @@ def test_deep_prior_has_no_exact_draws(key):
     model = KAEM(
         DeepEnergyPrior(lambda z: z[0], 1), Linear(jnp.array(1.5)), NormalLikelihood()
     )
-    with pytest.raises(ValueError, match=r"without a normalizing constant \(DeepEnergyPrior\)"):
+    message = r"without a normalizing constant \(DeepEnergyPrior\)"
+    with pytest.raises(ValueError, match=message):
         kaem.infer.ImportanceSampling(model).run(key, X)
 
 
