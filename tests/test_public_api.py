@@ -20,7 +20,7 @@ RESULTS = set(
     CalibrationResult Degeneracy Evidence Estimate FitProgress FitResult
     HeldOutLogLikelihood ImportanceResult MarginalFit MissedModes
     PosteriorSample PriorSummary Resampled ResampledDraws SampleQuality
-    SmoothedWeights SymbolicResult SymbolicResults UnitPosterior
+    SmoothedWeights SymbolicResult SymbolicResults TemperedSMCResult UnitPosterior
     """.split()
 )
 
@@ -34,18 +34,17 @@ def test_names_are_those_that_are_there():
         Fourier GridUpdate InverseCDFTransform KAEM KAEMMixture KAEMPrior KANDecoder
         KANLayer MaskedConditioner NormalLikelihood PriorRefit RBF RSWAF SequenceDecoder
         TokenSequence Wavelet cyclical_schedule fit fit_autoregressive fit_density
-        fit_marginal fit_mixture interpolate_latents kan_regularizer kart learn_prior load
-        parameter_priors plot_band plot_calibration plot_history
-        plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
-        plot_weights posterior_predictive_p_values random_walk_energy refit_prior
-        sample_quality save set_parameters simulation_based_calibration summarize_prior
-        symbolic to_arviz truncated unit_log_likelihood
-        unit_log_marginal_likelihood unit_posterior
+        fit_marginal fit_mixture interpolate_latents kan_regularizer kart learn_prior
+        load parameter_priors plot_band plot_calibration plot_history plot_interpolation
+        plot_ladder plot_prior plot_samples plot_traversal plot_weights
+        posterior_predictive_p_values random_walk_energy refit_prior sample_quality save
+        set_parameters simulation_based_calibration summarize_prior symbolic to_arviz
+        truncated unit_log_likelihood unit_log_marginal_likelihood unit_posterior
     """
     assert set(PUBLIC) - RESULTS == set(expected.split())
     expected = """
         AmortisedELBO AnnealedLangevin AutoMALA ImportanceMLE ImportanceSampling
-        LangevinMLE MALA PCNL ThermodynamicMLE ULA check_missed_modes
+        LangevinMLE MALA PCNL TemperedSMC ThermodynamicMLE ULA check_missed_modes
         held_out_log_likelihood log_evidence pareto_smooth resample_below
         resample_indices sample_posterior
     """
