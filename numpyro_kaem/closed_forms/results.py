@@ -187,7 +187,7 @@ class PriorSummary:
 
 
 def summarize_prior(prior: dist.Distribution) -> PriorSummary:
-    """Tabulate the one-dimensional densities of a prior.
+    """Tabulate moments, modes and entropies of one-dimensional densities of a prior.
 
     Parameters
     ----------
@@ -195,12 +195,6 @@ def summarize_prior(prior: dist.Distribution) -> PriorSummary:
         A :class:`KAEMPrior`, :class:`KAEMMixture` or a ``MixtureSameFamily`` of
         :class:`KAEMPrior`, also with ``to_event``, expanded or masked. For mixtures the
         densities are those of the components.
-
-    Returns
-    -------
-    PriorSummary
-        Of each density: mean, standard deviation, modes, entropy, and divergence from
-        the reference.
 
     Raises
     ------

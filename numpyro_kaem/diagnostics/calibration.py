@@ -127,11 +127,6 @@ def simulation_based_calibration(
     progress_bar
         Whether to show progress.
 
-    Returns
-    -------
-    CalibrationResult
-        Ranks and tests of their uniformity.
-
     Raises
     ------
     TypeError
@@ -238,7 +233,8 @@ def posterior_predictive_p_values(
     .. math:: p = \Pr(T(\tilde x) > T(x)) + \tfrac{1}{2} \Pr(T(\tilde x) = T(x))
 
     with :math:`\tilde x` from the posterior predictive distribution. Values near 0 or 1
-    show that the model does not generate data like these.
+    show that the model does not generate data like these. They are returned by name, in
+    the shape of the statistic.
 
     Parameters
     ----------
@@ -250,11 +246,6 @@ def posterior_predictive_p_values(
         Functions from one data set, of shape ``data``, to a number or an array of
         numbers, by name. By default the mean, the standard deviation, the minimum and
         the maximum.
-
-    Returns
-    -------
-    dict
-        p values by name, of the shape of the statistic.
 
     Raises
     ------

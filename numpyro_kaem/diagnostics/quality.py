@@ -60,11 +60,6 @@ def sample_quality(
     num_neighbours
         Number :math:`k`, less than the size of either set.
 
-    Returns
-    -------
-    SampleQuality
-        The distance, precision and recall.
-
     Raises
     ------
     TypeError

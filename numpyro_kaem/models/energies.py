@@ -20,7 +20,7 @@ __all__ = ["parameter_priors", "random_walk_energy"]
 def parameter_priors(
     module: eqx.Module, priors: Mapping[str, dist.Distribution]
 ) -> dict[str, dist.Distribution]:
-    """Check the priors of a module's parameters before they are used.
+    """Check the priors of a module's parameters, and return them.
 
     ``numpyro.contrib.module.random_eqx_module`` silently ignores a prior whose name it
     does not find, and the parameter stays fixed.
@@ -34,11 +34,6 @@ def parameter_priors(
         ``"base_weight"`` or ``"basis.bandwidth"`` of an energy, which broadcast to the
         shape of the parameter. Parameters without one stay fixed, or are optimised by
         ``SVI``.
-
-    Returns
-    -------
-    dict
-        The same, for ``random_eqx_module(name, module, priors)``.
 
     Raises
     ------

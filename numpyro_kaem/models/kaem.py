@@ -68,9 +68,8 @@ class KAEM(eqx.Module):
     ------
     TypeError
         If ``prior`` is not a continuous distribution, or not a :class:`KAEMPrior` with
-        ``joint="kart"``; if ``decoder`` or ``likelihood`` cannot be called; if the
-        likelihood does not return a distribution, or the decoder does not without a
-        likelihood, or does with one.
+        ``joint="kart"``; if ``decoder`` or ``likelihood`` cannot be called, or not
+        exactly one of them returns a distribution.
     ValueError
         If the prior has another shape, ``joint`` is another name, the decoder does not
         take the latents, or the distribution of the data loses the batch axis.
@@ -380,15 +379,13 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     Notes
     -----
     - There are ``P`` latents, not ``(2 * P + 1) * P``. Each ``z[..., q, p]`` alone
-      follows ``prior``'s density ``(q, p)``, but a column is a function of one latent.
-      So ``z`` has no density on its own space: the log density of the model is that of
-      the base latents, in which ``prior`` does not appear. Its parameters are learned
-      through the likelihood. For independent latents sample ``prior.to_event(2)``.
+      follows ``prior``'s density ``(q, p)``, but a column is a function of one latent,
+      so ``z`` has no density on its own space. The model has the density of the base
+      latents, and ``prior`` is learned through the likelihood. For independent latents
+      sample ``prior.to_event(2)``.
     - A decoder takes the rows, often summed. Where all rows have the same densities it
       gets the same values ``2 * P + 1`` times: start training from energies that
       differ, such as those of :meth:`Energy.init`, not from flat ones.
-    - Inside plates the base latents get the plates' shape: the prior's own shape is
-      never broadcast against a plate.
     - Uniform latents of 0 and 1 are moved inside by less than the spacing of draws.
 
     References

@@ -41,6 +41,8 @@ def learn_prior(
 ) -> dist.Distribution:
     """Register what can be learned of a distribution, inside a NumPyro model.
 
+    It is returned with the values of the sites.
+
     Parameters
     ----------
     name
@@ -54,11 +56,6 @@ def learn_prior(
     learn_reference
         Whether the parameters of reference distributions are, or those of a univariate
         distribution of NumPyro itself. They stay within their constraints.
-
-    Returns
-    -------
-    Distribution
-        The same, with the values of the sites.
 
     Raises
     ------
@@ -113,7 +110,7 @@ def learn_module(name: str, module: T) -> T:
 def set_parameters(
     name: str, prior: dist.Distribution, params: Mapping[str, Any]
 ) -> dist.Distribution:
-    """Distribution with fitted values, outside of a model.
+    """Distribution with fitted values, outside of a model, of the same class.
 
     Parameters
     ----------
@@ -125,11 +122,6 @@ def set_parameters(
         Values by the name of their site, such as ``params`` of a result of
         :meth:`numpyro.infer.SVI.run`. Names without the prefix are left out; parts
         without a value keep theirs.
-
-    Returns
-    -------
-    Distribution
-        Of the same class, with nothing cached.
 
     Raises
     ------
