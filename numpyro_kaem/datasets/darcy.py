@@ -213,6 +213,8 @@ def solve_darcy(
     >>> float(solve_darcy(np.zeros((32, 32)))[16, 16])
     0.0736
     """
+    from tqdm.auto import tqdm
+
     log_permeability = np.asarray(log_permeability, np.float64)
     shape = log_permeability.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2 or 0 in shape:
@@ -235,12 +237,7 @@ def solve_darcy(
     sources = source.reshape(fields.shape)
     _check_range(fields)
     pressure = np.empty_like(fields)
-    steps = range(len(fields))
-    if progress_bar:
-        from tqdm.auto import tqdm
-
-        steps = tqdm(steps, desc="Darcy flow")
-    for i in steps:
+    for i in tqdm(range(len(fields)), desc="Darcy flow", disable=not progress_bar):
         pressure[i] = _solve_one(fields[i], sources[i])
     return pressure.reshape(shape)
 

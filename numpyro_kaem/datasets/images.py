@@ -460,18 +460,15 @@ def read_image_folder(
     >>> data.images.shape, data.names
     ((2, 8, 8, 3), ('a.png', 'b.png'))
     """
+    from tqdm.auto import tqdm
+
     size = as_count("size", size)
     crop = None if crop is None else as_count("crop", crop)
     limit = None if limit is None else as_count("limit", limit)
     files = _image_files(as_path("path", path))[:limit]
     images = np.empty((len(files), size, size, 3), np.float32 if scale else np.uint8)
-    steps = files
-    if progress_bar:
-        from tqdm.auto import tqdm
-
-        steps = tqdm(files, desc="Images")
     # Scaled one by one: a large folder may not fit in memory in both types.
-    for i, file in enumerate(steps):
+    for i, file in enumerate(tqdm(files, desc="Images", disable=not progress_bar)):
         image = _read_square(file, size, crop)
         images[i] = _to_unit_interval(image) if scale else image
     return ImageFolder(images, tuple(file.name for file in files))
