@@ -141,7 +141,7 @@ def test_bad_arguments():
         ({"dim": 2.0}, TypeError, "dim must be a positive integer"),
         ({"dim": 0}, ValueError, "dim must be a positive integer"),
         ({"num_steps": 0}, ValueError, "num_steps must be a positive integer"),
-        ({"step_size": 0.0}, ValueError, "step_size must be positive"),
+        ({"step_size": 0.0}, ValueError, "step_size must be a finite number > 0"),
         ({"scale": -1.0}, ValueError, "scale must be positive"),
         ({"scale": np.ones(3)}, ValueError, r"scale must have shape \(\) or \(2,\)"),
         ({"network": lambda z: z}, ValueError, r"to a number.*got \(2,\)"),
