@@ -205,7 +205,7 @@ def as_float(value: Real[ArrayLike, "..."], name: str = "s") -> Float[Array, "..
     return array.astype(jnp.result_type(float))
 
 
-def with_ndim(array: ArrayLike, ndim: int) -> Array:
+def with_ndim(array: Any, ndim: int) -> Array:
     """Prepend axes of size one: no function here relies on implicit rank promotion."""
     return jnp.asarray(array).reshape((1,) * (ndim - np.ndim(array)) + np.shape(array))
 

@@ -229,7 +229,7 @@ def _compiled_log_tails(
 
 def _bulk(
     points: _Points, reference: Any, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[ArrayLike, ArrayLike]:
     """Return the ends of the bulk: of the breaks, the median or the grid."""
     rows = (np.where(np.isfinite(b), b, np.nan) for b in points.breaks if len(b))
     known = [row for row in rows if not np.all(np.isnan(row), axis=0).any()]
@@ -252,7 +252,7 @@ def _doublings(whole: np.ndarray, distance: np.ndarray) -> int:
 
 
 def _bridges(
-    bulk: tuple[np.ndarray, np.ndarray], low: np.ndarray, high: np.ndarray
+    bulk: tuple[ArrayLike, ArrayLike], low: np.ndarray, high: np.ndarray
 ) -> list[np.ndarray]:
     """Points that double their distance from the bulk to the ends of the grid."""
     first, last = bulk
@@ -268,7 +268,7 @@ def _bridges(
     return added
 
 
-def _inside(points: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _inside(points: np.ndarray, start: ArrayLike, stop: ArrayLike) -> np.ndarray:
     """Rows of which at least one column lies inside."""
     rank = max(points.ndim - 1, np.ndim(start), np.ndim(stop))
     columns = with_rank(points, rank)
