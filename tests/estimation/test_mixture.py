@@ -9,7 +9,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_kaem as kaem
-from numpyro_kaem.estimation import mixture_em as product_mixture
+from numpyro_kaem.estimation import mixture_em
 from numpyro_kaem.estimation.mixture_em import k_means
 from tests.helpers import assert_close
 from tests.joint_distributions import DISTRIBUTIONS
@@ -50,7 +50,7 @@ def problem_of(samples, shares=None):
     parameters = kaem.KAEMPrior(
         kaem.Energy(GRID, jnp.zeros((2, 10))), REFERENCE
     )._parameters
-    return product_mixture.make_problem(GRID, parameters, samples, shares, 400.0)
+    return mixture_em.make_problem(GRID, parameters, samples, shares, 400.0)
 
 
 def test_expectation_is_bayes_rule(ring):
@@ -58,7 +58,7 @@ def test_expectation_is_bayes_rule(ring):
     shares = np.random.default_rng(2).dirichlet(np.ones(300))
     log_weights = ring.mixing_distribution.logits
     components = ring.component_distribution.base_dist
-    value, sizes, sums = product_mixture.expect(
+    value, sizes, sums = mixture_em.expect(
         problem_of(samples, shares), log_weights, components.energy.coefficients
     )
     joint = np.asarray(log_weights) + np.asarray(
@@ -78,8 +78,8 @@ def test_objective_does_not_decrease_once_penalties_are_held():
     labels = k_means(np.random.default_rng(0), samples, np.ones(400), 6)
     problem = problem_of(samples)
     for penalty, num_chosen in ((None, 16), (np.array([1e-6, 1e-5]), 0)):
-        division = product_mixture.from_labels(problem, labels, 6)
-        fit = product_mixture.fit_product_mixture(
+        division = mixture_em.from_labels(problem, labels, 6)
+        fit = mixture_em.fit_product_mixture(
             problem, division, penalty, 1.0, 40, 1e-9
         )
         objective = np.array(fit.objective)

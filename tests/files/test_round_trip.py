@@ -261,13 +261,13 @@ def test_names_and_header_of_a_file(path):
 LOAD = """
 import conftest
 import os, signal, sys, numpy as np, jax, numpyro_kaem as kaem
-from numpyro_kaem.files import container as array_file
+from numpyro_kaem.files import container
 tree = kaem.load(sys.argv[1])
 assert "optax" not in sys.modules
 value = jax.jit(lambda d, z: d.log_prob(z))(tree["prior"], tree["z"])
 assert np.array_equal(value, tree["log_prob"]), value - tree["log_prob"]
 kaem.save(sys.argv[2], tree)
-array_file.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+container.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 kaem.save(sys.argv[1], tree)
 """
 
