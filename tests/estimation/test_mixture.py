@@ -79,9 +79,7 @@ def test_objective_does_not_decrease_once_penalties_are_held():
     problem = problem_of(samples)
     for penalty, num_chosen in ((None, 16), (np.array([1e-6, 1e-5]), 0)):
         division = mixture_em.from_labels(problem, labels, 6)
-        fit = mixture_em.fit_product_mixture(
-            problem, division, penalty, 1.0, 40, 1e-9
-        )
+        fit = mixture_em.fit_product_mixture(problem, division, penalty, 1.0, 40, 1e-9)
         objective = np.array(fit.objective)
         assert len(objective) > num_chosen + 5
         assert fit.num_chosen == num_chosen
