@@ -499,7 +499,7 @@ class _Run:
     def _start_of(self, model: Any, params: dict[str, Any] | None) -> tuple:
         """Return what the trainer of a model is started with."""
         fixed = _prior_values(model, model.prior) if self._has_refit else {}
-        if params is not None and hasattr(model, "params"):
+        if params is not None and isinstance(model, KAEM):
             # They belong to the grids with which training began.
             like = {**params, **model.params}
             params = {
@@ -622,7 +622,7 @@ class _Run:
                 "clip gradients (optax.clip_by_global_norm)."
             )
         model = self.model
-        if hasattr(model, "with_params"):
+        if isinstance(model, KAEM):
             model = model.with_params(params)
         return FitResult(model, params, losses, skipped, self.memory, stopped)
 

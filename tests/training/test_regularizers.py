@@ -41,14 +41,14 @@ def _choose(n, k):
 
 
 @jax.jit
-def penalties(c):
+def all_terms(c):
     return l1(c), entropy(c), [coefficient_differences(c, k) for k in (1, 2, 3)]
 
 
 def test_values():
     for shape in ((4,), (3, 5), (2, 3, 4)):
         c = random(*shape)
-        norms, shares, differences = penalties(c)
+        norms, shares, differences = all_terms(c)
         assert_close(norms, sum(loop_norms(c)))
         assert_close(shares, loop_entropy(c))
         for order, value in enumerate(differences, 1):
@@ -58,19 +58,19 @@ def test_values():
     assert entropy(np.array([[0.0, 0.0], [3.0, 1.0], [0.0, 0.0]])) == 0
     assert entropy(np.zeros((3, 2))) == 0
     c = random(3, 5)
-    assert_close(penalties(1e-3 * c)[1], loop_entropy(c))
+    assert_close(all_terms(1e-3 * c)[1], loop_entropy(c))
 
 
 def test_gradients_against_differences_and_at_zero():
     c, step = random(3, 4), 1e-3
     some = np.zeros((3, 4))
     some[1, ::2], some[2, 0] = (1.0, -2.0), 1e-30
-    for penalty, loop in (
+    for regularizer, loop in (
         (l1, lambda c: sum(loop_norms(c))),
         (entropy, loop_entropy),
         (coefficient_differences, lambda c: loop_differences(c, 1)),
     ):
-        gradient = jax.jit(jax.grad(penalty))
+        gradient = jax.jit(jax.grad(regularizer))
         numerical = np.zeros_like(c)
         for index in np.ndindex(c.shape):
             move = np.zeros_like(c)
@@ -151,14 +151,14 @@ def test_gradient_of_a_model():
 
 
 def test_wrong_arguments():
-    for penalty in (l1, entropy, coefficient_differences):
+    for regularizer in (l1, entropy, coefficient_differences):
         for c, error, message in (
             (np.array([1j, 2.0]), TypeError, "must be real numbers, got dtype"),
             (1.0, ValueError, r"must .* at least one feature, got shape \(\)"),
             (np.zeros((3, 0)), ValueError, r"must .* one feature, got shape \(3, 0\)"),
         ):
             with pytest.raises(error, match=f"coefficients {message}"):
-                penalty(c)
+                regularizer(c)
     one = {"coefficients": np.ones((2, 3))}
     for name in WEIGHTS:
         for weight, message in (
@@ -168,6 +168,8 @@ def test_wrong_arguments():
         ):
             with pytest.raises(ValueError, match=f"{name} must be {message}"):
                 kan_regularizer(one, **{name: weight})
+    with pytest.raises(TypeError, match="l1 must be real numbers, got 'a'"):
+        kan_regularizer(one, l1="a")
     with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
         coefficient_differences(np.ones(3), 0)
     with pytest.raises(TypeError, match=r"order must be a positive integer, got 1.5"):
