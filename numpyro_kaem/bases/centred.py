@@ -178,7 +178,7 @@ class RSWAF(AbstractCentredBasis):
         \phi_j(s) = 1 - \tanh(x_j)^2, \qquad x_j = \frac{s - c_j}{b\,d},
 
     with the centres :math:`c_j`, their spacing :math:`d` and the position :math:`s` of
-    :class:`RBF`, whose parameters it has and whose errors it raises.
+    :class:`RBF`.
 
     Parameters
     ----------
@@ -187,6 +187,11 @@ class RSWAF(AbstractCentredBasis):
     bandwidth
         Width :math:`b > 0` of the profile, in units of the spacing of the centres; a
         scalar, which can be trained.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`RBF`.
 
     Notes
     -----
