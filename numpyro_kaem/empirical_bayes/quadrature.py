@@ -230,7 +230,7 @@ def _resolve(
         f"{edges[worst]:.6g} and {edges[worst + 1]:.6g}. The marginal likelihood may "
         "be inaccurate.",
         UserWarning,
-        stacklevel=6,
+        stacklevel=4,
     )
     return UnitQuadrature(panels, values)
 
