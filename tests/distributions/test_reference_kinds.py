@@ -99,7 +99,7 @@ def test_chain_of_priors(key, x64, tmp_path):
 
 @pytest.mark.parametrize("make", with_long([mixture, same_family], same_family))
 def test_mixtures_as_references(make, key, x64):
-    """Laws whose arrays have an axis of components beside the batch."""
+    """References whose arrays have an axis of components beside the batch."""
     reference = make()
     distribution = prior(reference)
 
@@ -142,25 +142,25 @@ def test_truncated_references(low, high, grid, x64):
 
 
 class Unknown(dist.Distribution):
-    """Law of a user, known by its distribution function and quantiles alone."""
+    """Distribution known by its distribution function and quantiles alone."""
 
     support = dist.constraints.real
 
-    def __init__(self, distribution, validate_args=None):
-        self.distribution = distribution
-        super().__init__(distribution.batch_shape, validate_args=validate_args)
+    def __init__(self, inner, validate_args=None):
+        self.inner = inner
+        super().__init__(inner.batch_shape, validate_args=validate_args)
 
     def log_prob(self, value):
-        return self.distribution.log_prob(value)
+        return self.inner.log_prob(value)
 
     def cdf(self, value):
-        return self.distribution.cdf(value)
+        return self.inner.cdf(value)
 
     def icdf(self, q):
-        return self.distribution.icdf(q)
+        return self.inner.icdf(q)
 
 
-# Law, the same by SciPy, grid, and how exact masses are in float64 if not to 2e-12.
+# Reference, the same by SciPy, grid, and how exact masses are if not to 2e-12.
 PANELS = {
     # Its furthest quantiles must not cost the panels beside the grid.
     "unknown": (Unknown(dist.Cauchy(0.0, 1.0)), stats.cauchy(), (-1, 3)),
@@ -223,7 +223,7 @@ def test_a_distribution_without_moments_of_traced_parameters(x64):
 
 
 class Doubled(dist.Normal):
-    """Law whose density is not of mass 1."""
+    """Density of a mass other than 1."""
 
     def log_prob(self, value):
         return super().log_prob(value) + 0.01
