@@ -13,7 +13,6 @@ from numpyro.util import is_prng_key
 
 from numpyro_kaem._checks import as_count, as_flag, as_name, as_positive
 from numpyro_kaem.infer import target
-from numpyro_kaem.infer.kernels import ModelKernel
 from numpyro_kaem.infer.ladder import (
     ReplicaTracker,
     check_ladder,
@@ -283,7 +282,7 @@ class AnnealedState(NamedTuple):
         return self.tracker.round_trips / jnp.maximum(self.means.count, 1)
 
 
-class AnnealedLangevin(ModelKernel):
+class AnnealedLangevin(target.ModelKernel):
     r"""Annealed population of Langevin chains with replica exchange.
 
     The replica at temperature :math:`t_k` of a ladder

@@ -13,10 +13,9 @@ from numpyro.infer.hmc_util import (
     dual_averaging,
     welford_covariance,
 )
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from numpyro_kaem._checks import as_flag, as_positive, check_function
+from numpyro_kaem._checks import as_flag, as_positive
 from numpyro_kaem.infer import target
 from numpyro_kaem.infer.langevin import (
     STEPS,
@@ -28,48 +27,12 @@ from numpyro_kaem.infer.langevin import (
     exp_step_size,
 )
 
-__all__ = ["MALA", "PCNL", "ULA", "AutoMALA", "ModelKernel"]
+__all__ = ["MALA", "PCNL", "ULA", "AutoMALA"]
 
 _start_averaging, _update_averaging = dual_averaging()
 _start_covariance, _update_covariance, _finish_covariance = welford_covariance(
     diagonal=True
 )
-
-
-class ModelKernel(MCMCKernel):
-    """What all kernels here share: a model, and the way back from unconstrained space.
-
-    ``init`` of a subclass sets ``_postprocess`` and ``_sample_fn``.
-    """
-
-    def __init__(self, model: Callable, init_strategy: Callable) -> None:
-        check_function("model", model, "a NumPyro model, a callable")
-        check_function("init_strategy", init_strategy, "such as init_to_uniform")
-        self._model = model
-        self._init_strategy = init_strategy
-        self._postprocess: Callable | None = None
-        # NumPyro's MCMC initialises a kernel that has none, even where it resumes.
-        self._sample_fn: Callable | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Functions made from the model are not pickled, but made again.
-        return {**self.__dict__, "_sample_fn": None, "_postprocess": None}
-
-    @property
-    def model(self) -> Callable:
-        """The model."""
-        return self._model
-
-    @property
-    def sample_field(self) -> str:
-        """Name of the field of the state that is collected."""
-        return "z"
-
-    def postprocess_fn(self, args: tuple, kwargs: dict[str, Any] | None) -> Callable:
-        """Make the map from unconstrained values to the sites of the model."""
-        if self._postprocess is None:
-            return lambda values: values
-        return self._postprocess(*args, **(kwargs or {}))
 
 
 # --- warm-up -------------------------------------------------------------------------
@@ -217,7 +180,7 @@ class LangevinKernelState(NamedTuple):
         return self.adaptation.step_size
 
 
-class LangevinKernel(ModelKernel):
+class LangevinKernel(target.ModelKernel):
     """Base of the kernels that make one Langevin step per iteration."""
 
     kind: ClassVar[LangevinStep]

@@ -1,4 +1,4 @@
-"""A NumPyro model as log prior and log likelihood on unconstrained space."""
+"""A NumPyro model as the target of samplers: log prior, log likelihood, start."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import (
     _unconstrain_reparam,
     compute_log_probs,
@@ -19,7 +20,10 @@ from numpyro.infer.util import (
 )
 from numpyro.util import is_prng_key, not_jax_tracer
 
+from numpyro_kaem._checks import check_function
+
 __all__ = [
+    "ModelKernel",
     "Sites",
     "Start",
     "check_model",
@@ -341,3 +345,42 @@ def initialize(
 
     position = (flat if single else jax.vmap(flat))(values)
     return Start(position, values, trace, info.postprocess_fn)
+
+
+# --- kernels -------------------------------------------------------------------------
+
+
+class ModelKernel(MCMCKernel):
+    """What all kernels here share: a model, and the way back from unconstrained space.
+
+    ``init`` of a subclass sets ``_postprocess`` and ``_sample_fn``.
+    """
+
+    def __init__(self, model: Callable, init_strategy: Callable) -> None:
+        check_function("model", model, "a NumPyro model, a callable")
+        check_function("init_strategy", init_strategy, "such as init_to_uniform")
+        self._model = model
+        self._init_strategy = init_strategy
+        self._postprocess: Callable | None = None
+        # NumPyro's MCMC initialises a kernel that has none, even where it resumes.
+        self._sample_fn: Callable | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions made from the model are not pickled, but made again.
+        return {**self.__dict__, "_sample_fn": None, "_postprocess": None}
+
+    @property
+    def model(self) -> Callable:
+        """The model."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        """Name of the field of the state that is collected."""
+        return "z"
+
+    def postprocess_fn(self, args: tuple, kwargs: dict[str, Any] | None) -> Callable:
+        """Make the map from unconstrained values to the sites of the model."""
+        if self._postprocess is None:
+            return lambda values: values
+        return self._postprocess(*args, **(kwargs or {}))
