@@ -16,7 +16,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from numpyro_kaem._checks import as_count, check_key
 from numpyro_kaem.empirical_bayes import MarginalFit, UnitPosterior, unit_posterior
-from numpyro_kaem.infer import ImportanceResult, PosteriorSample
+from numpyro_kaem.infer import ImportanceResult, PosteriorSample, TemperedSMCResult
 from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.models.kaem import KAEM
 from numpyro_kaem.training import FitResult
@@ -66,6 +66,7 @@ def to_arviz(
     ========================  =========================================================
     ``MCMC``                  draws of NUTS or of any kernel of this library, by chain
     ``ImportanceResult``      draws resampled by the smoothed weights
+    ``TemperedSMCResult``     draws resampled by the weights of the islands
     ``PosteriorSample``       all draws of the run that was chosen
     ``SVIRunResult``          draws of the ``guide``
     ``FitResult``             last states of the chains of the training data, if they
@@ -404,9 +405,9 @@ class _Extracted:
 def _extract(result: Any, request: _Request) -> _Extracted:
     """Take draws and statistics out of a result."""
     raise TypeError(
-        "result must be an MCMC, an ImportanceResult, a PosteriorSample, an "
-        "SVIRunResult, a FitResult, a MarginalFit, a UnitPosterior or a dict of draws, "
-        f"got {type(result).__name__}."
+        "result must be an MCMC, an ImportanceResult, a TemperedSMCResult, a "
+        "PosteriorSample, an SVIRunResult, a FitResult, a MarginalFit, a UnitPosterior "
+        f"or a dict of draws, got {type(result).__name__}."
     )
 
 
@@ -484,6 +485,27 @@ def _of_importance(result: ImportanceResult, request: _Request) -> _Extracted:
         attrs,
         dims=dict.fromkeys(statistics, units),
         call=request.call,
+    )
+
+
+@_extract.register
+def _of_tempered(result: TemperedSMCResult, request: _Request) -> _Extracted:
+    particle = np.asarray(result._indices(request.rng_key, request.num_samples))
+    draws = {name: value[particle] for name, value in result.samples.items()}
+    statistics = {
+        "log_weight": result.log_weights[particle],
+        "log_likelihood": result.log_likelihood[-1][particle],
+        "particle": particle,
+    }
+    attrs = {
+        "sampler": "TemperedSMC",
+        "num_particles": result.num_particles,
+        "ess": result.ess,
+        "log_evidence": result.log_evidence.value,
+        "log_evidence_standard_error": result.log_evidence.standard_error,
+    }
+    return _Extracted(
+        _one_chain(draws), _one_chain(statistics), attrs, call=request.call
     )
 
 

@@ -425,7 +425,7 @@ class TemperedSMC:
             self.chunk_size,
         )
         path = None if checkpoint is None else Path(checkpoint)
-        state, log_evidence, history = self._run(run, run_key, path)
+        state, log_evidence, history, values = self._run(run, run_key, path)
         _warn_of_rounding(state)
         share = log_evidence - log_evidence.max()
         share = share - np.log(np.exp(share).sum())
@@ -434,7 +434,7 @@ class TemperedSMC:
         result = TemperedSMCResult(
             _constrain(run, state.position.reshape(self.num_particles, -1)),
             np.repeat(share - np.log(of_island), of_island),
-            np.asarray(state.log_likelihood).reshape(-1),
+            np.array(values),
             log_evidence,
             np.concatenate([[0.0], table[:, 0]]),
             table[:, 2],
@@ -449,8 +449,8 @@ class TemperedSMC:
 
     def _run(
         self, run: _Run, rng_key: jax.Array, path: Path | None
-    ) -> tuple[_State, np.ndarray, list[np.ndarray]]:
-        """Last particles, evidence of the islands, and what each step reported."""
+    ) -> tuple[_State, np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Last particles, evidence of islands, reports of steps, log likelihoods."""
         chains = self.num_particles // (self.num_islands * self.num_moves)
         print_ = _fingerprint(run, chains, rng_key)
         saved = None if path is None else _read(path, print_)
@@ -458,8 +458,9 @@ class TemperedSMC:
             rng_key, start_key = jax.random.split(rng_key)
             state, log_evidence = _start(run, chains, start_key)
             history: list[np.ndarray] = []
+            values = [np.asarray(state.log_likelihood).reshape(-1)]
         else:
-            state, log_evidence, history, rng_key = saved
+            state, log_evidence, history, values, rng_key = saved
         with tqdm(total=1.0, disable=not self.progress_bar, bar_format=_BAR) as bar:
             _show(bar, state, history)
             while float(state.temperature) < 1:
@@ -476,11 +477,13 @@ class TemperedSMC:
                 log_mean, increment, top, accept_prob, num_gradients = report
                 log_evidence = log_evidence + log_mean + increment * top
                 row = [state.temperature, state.step_size, accept_prob, num_gradients]
-                history = [*history, np.array(row, np.float64)]
+                history.append(np.array(row, np.float64))
+                values.append(np.asarray(state.log_likelihood).reshape(-1))
                 if path is not None:
-                    _write(path, print_, state, log_evidence, history, rng_key)
+                    so_far = (state, log_evidence, history, values, rng_key)
+                    _write(path, print_, *so_far)
                 _show(bar, state, history)
-        return state, log_evidence, history
+        return state, log_evidence, history, values
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}]"
@@ -586,11 +589,12 @@ def _write(
     state: _State,
     log_evidence: np.ndarray,
     history: list[np.ndarray],
+    values: list[np.ndarray],
     rng_key: jax.Array,
 ) -> None:
     arrays = {name: np.asarray(value) for name, value in state._asdict().items()}
     arrays["log_evidence"] = log_evidence
-    arrays["history"] = np.array(history)
+    arrays["history"], arrays["values"] = np.array(history), np.array(values)
     arrays["rng_key"] = np.asarray(jax.random.key_data(rng_key))
     write_arrays(path, {"tempered_smc": print_}, arrays)
 
@@ -605,10 +609,10 @@ def _read(path: Path, print_: str) -> tuple | None:
             "key or other options: remove it, or give another path."
         )
     rng_key = jax.random.wrap_key_data(arrays.pop("rng_key"))
-    history = list(arrays.pop("history"))
+    history, values = list(arrays.pop("history")), list(arrays.pop("values"))
     log_evidence = arrays.pop("log_evidence")
     state = _State(**{name: jnp.asarray(value) for name, value in arrays.items()})
-    return state, log_evidence, history, rng_key
+    return state, log_evidence, history, values, rng_key
 
 
 # --- the result ----------------------------------------------------------------------
@@ -641,9 +645,10 @@ class TemperedSMCResult:
     """Log weights that sum to one, float64, shape ``(num_particles,)``: equal within an
     island, and between islands in proportion to their evidence."""
     log_likelihood: np.ndarray
-    """Of each particle, shape ``(num_particles,)``."""
+    """At each temperature, shape ``(num_temperatures, num_particles)``, islands after
+    one another. Where few draws of the prior have a likelihood, the first are those."""
     island_log_evidence: np.ndarray
-    """Log evidence of each island, shape ``(num_islands,)``."""
+    """Shape ``(num_islands,)``."""
     temperatures: np.ndarray
     """From 0 to 1, shape ``(num_temperatures,)``."""
     accept_prob: np.ndarray

@@ -169,6 +169,26 @@ def test_resampled_draws_keep_their_weights(weighted):
     assert values_of(data, "posterior", "mean").shape == (1, 400, 3)
 
 
+def test_particles_of_all_islands():
+    """With the evidence, and the log likelihood of each particle."""
+    smc = kaem.infer.TemperedSMC(model, num_particles=1024, progress_bar=False)
+    result = smc.run(jax.random.key(5), DATA)
+    data = kaem.to_arviz(result, model=model, model_args=(DATA,), num_samples=200)
+    particle = values_of(data, "sample_stats", "particle")[0]
+    for site in ("mean", "largest"):
+        np.testing.assert_array_equal(
+            values_of(data, "posterior", site)[0], result.samples[site][particle]
+        )
+    attrs = data["sample_stats"].attrs
+    assert attrs["log_evidence"] == result.log_evidence.value
+    pointwise = values_of(data, "log_likelihood", "y")[0]
+    np.testing.assert_allclose(
+        values_of(data, "sample_stats", "log_likelihood")[0],
+        pointwise.reshape(200, -1).sum(1),
+        rtol=1e-4,
+    )
+
+
 def test_weights_of_units():
     """Each unit chooses its own particles."""
 
