@@ -60,7 +60,7 @@ with warnings.catch_warnings(record=True) as caught:
     import numpyro_kaem.numerics.device
     numpyro_kaem.numerics.device.avoid_wrong_sums()
 print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
-from numpyro_kaem.infer.weights import systematic
+from numpyro_kaem.infer.weights import METHODS
 rng = np.random.default_rng(0)
 s = rng.uniform(size=(64, 64)).astype("float32")
 for n in (6, 7, 9):
@@ -86,7 +86,7 @@ prior = kaem.KAEMPrior(kaem.Energy(kaem.RSWAF(-1.0, 1.0, n), c[:, :n]))
 z = np.linspace(-1, 1, 4001)
 density = np.exp(np.asarray(prior.log_prob(z[:, None]), float))
 assert np.abs(np.trapezoid(density, z, axis=0) - 1).max() < 1e-4
-chosen = systematic(jax.random.key(0), jnp.zeros(7), 7)
+chosen = METHODS["systematic"](jax.random.key(0), jnp.zeros(7), 7)
 assert chosen.tolist() == list(range(7)), chosen
 """
 
