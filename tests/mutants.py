@@ -353,14 +353,14 @@ FAULTS = [
         "infer/langevin.py",
         "jnp.where(reversible, _acceptance_of(log_ratio, new), 0.0)",
         "_acceptance_of(log_ratio, new)",
-        "infer/test_langevin.py::test_exact_draws_keep_their_law",
+        "infer/test_langevin.py::test_exact_draws_keep_their_distribution",
     ),
     Fault(
         "ladder spread by acceptance instead of rejection",
         "infer/annealed.py",
         "equal_rejection_ladder(old, 1 - means.swap_acceptance)",
         "equal_rejection_ladder(old, means.swap_acceptance)",
-        "infer/test_ladder.py::test_warmup_moves_rungs_to_where_swaps_are_rejected",
+        "infer/test_ladder.py::test_warmup_moves_temperatures_to_where_swaps_are_rejected",
     ),
     Fault(
         "swaps of the other parity",

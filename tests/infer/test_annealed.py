@@ -1,4 +1,4 @@
-"""The annealed population follows its law at every rung, and is a NumPyro kernel."""
+"""The annealed population: its distribution at every temperature, and as a kernel."""
 
 import pickle
 
@@ -29,7 +29,7 @@ def runner(model, num_chains=2, num_warmup=300, num_samples=500, **options):
     return MCMC(model, **sizes, **of_mcmc, progress_bar=False)
 
 
-# --- the law at every rung ------------------------------------------------------------
+# --- the distribution at every temperature -------------------------------------------
 
 
 DESIGN = np.array([[1.0, 1.0], [1.0, -2.0]])
@@ -42,7 +42,7 @@ def gaussian(y):
 
 
 def scaled(y):
-    """The same law, with a scaled prior that has no exact draws."""
+    """The same distribution, with a scaled prior that has no exact draws."""
     with numpyro.handlers.scale(scale=2.0):
         prior = dist.Normal(np.array([1.0, -2.0]), np.array([8.0, 0.5]) ** 0.5)
         z = numpyro.sample("z", prior)
@@ -50,7 +50,7 @@ def scaled(y):
 
 
 def gaussian_at(t, y):
-    """Mean and covariance at a rung."""
+    """Mean and covariance at a temperature."""
     prior = np.diag([1 / 4.0, 1 / 0.25])
     covariance = np.linalg.inv(prior + t / 0.16 * DESIGN @ DESIGN.T)
     mean = covariance @ (prior @ [1.0, -2.0] + t / 0.16 * DESIGN @ y)
@@ -62,7 +62,7 @@ def gaussian_at(t, y):
     ("model", "local_move"),
     [*((gaussian, move) for move in ("mala", "pcnl", "auto_mala")), (scaled, "mala")],
 )
-def test_gaussian_law_at_every_rung(model, local_move):
+def test_gaussian_distribution_at_every_temperature(model, local_move):
     y = np.array([0.5, 3.0])
     options = {"num_temperatures": 5, "local_move": local_move}
     mcmc = runner(model, num_chains=4, num_samples=2000, **options)
@@ -80,8 +80,8 @@ def test_gaussian_law_at_every_rung(model, local_move):
                 [centred[:, 0] ** 2, centred[:, 1] ** 2, centred[:, 0] * centred[:, 1]]
             ).T
             expected = covariance[[0, 1, 0], [0, 1, 1]]
-            assert_within_mcse(draws, mean, num_errors=4.5, err_msg=f"rung {k}")
-            assert_within_mcse(products, expected, num_errors=4.5, err_msg=f"rung {k}")
+            assert_within_mcse(draws, mean, num_errors=4.5, err_msg=f"t = {t}")
+            assert_within_mcse(products, expected, num_errors=4.5, err_msg=f"t = {t}")
     state = mcmc.last_state
     of_prior = np.asarray(state.accept_prob[:, 0])
     assert np.all(of_prior == 1.0 if model is gaussian else of_prior < 1.0)
@@ -89,8 +89,8 @@ def test_gaussian_law_at_every_rung(model, local_move):
 
 
 @pytest.mark.long
-def test_bounded_law_at_every_rung():
-    """Powers of a binomial likelihood are conjugate to the Beta law as well."""
+def test_bounded_distribution_at_every_temperature():
+    """Powers of a binomial likelihood are conjugate to the Beta distribution too."""
 
     def binomial(y):
         p = numpyro.sample("p", dist.Beta(2.0, 3.0))
@@ -101,11 +101,15 @@ def test_bounded_law_at_every_rung():
     mcmc.run(jax.random.key(0), y, extra_fields=("replicas.position",))
     position = mcmc.get_extra_fields(group_by_chain=True)["replicas.position"][..., 0]
     p = np.asarray(jax.nn.sigmoid(position), dtype=float)
-    for chain, rungs in enumerate(np.asarray(mcmc.last_state.temperatures)):
-        for k, t in enumerate(rungs):
-            law = stats.beta(2.0 + t * y, 3.0 + t * (12 - y))
-            draws = np.stack([p[chain, :, k], (p[chain, :, k] - law.mean()) ** 2]).T
-            assert_within_mcse(draws, [law.mean(), law.var()], num_errors=4.5)
+    for chain, temperatures in enumerate(np.asarray(mcmc.last_state.temperatures)):
+        for k, t in enumerate(temperatures):
+            distribution = stats.beta(2.0 + t * y, 3.0 + t * (12 - y))
+            draws = np.stack(
+                [p[chain, :, k], (p[chain, :, k] - distribution.mean()) ** 2]
+            ).T
+            assert_within_mcse(
+                draws, [distribution.mean(), distribution.var()], num_errors=4.5
+            )
     samples = mcmc.get_samples()["p"]
     assert np.all((samples > 0) & (samples < 1))
     assert_close(samples.reshape(4, -1), p[..., -1], atol=(1e-6, 1e-12))

@@ -50,9 +50,11 @@ def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     assert result.importance.pareto_k <= 0.7
     assert result.mcmc is None
     variance = 1 / (1 / 4 + 2)
-    law = stats.norm(3 * variance, np.sqrt(variance))
+    distribution = stats.norm(3 * variance, np.sqrt(variance))
     # Resampled draws repeat: fewer of them are independent than there are.
-    distance = stats.kstest(np.asarray(result.samples["mean"]), law.cdf).statistic
+    distance = stats.kstest(
+        np.asarray(result.samples["mean"]), distribution.cdf
+    ).statistic
     assert distance < 2.5 / np.sqrt(min(result.importance.ess, 4000))
     assert "Pareto k" in repr(result)
     assert "Kept." in repr(result)
@@ -198,7 +200,7 @@ def test_runs_agree_unless_one_has_missed_a_mode():
 
 
 def test_modes_that_no_single_axis_tells_apart_are_found(finished):
-    """Both runs have the same marginal laws."""
+    """Both runs have the same marginal distributions."""
 
     def chains(sign):
         mcmc = copy.copy(finished)

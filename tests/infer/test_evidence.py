@@ -39,10 +39,10 @@ def annealed(model, *args, num_chains=2, num_warmup=300, num_samples=500, **opti
 
 
 def normal_log_likelihood(ladder, num_draws, dim, seed=0):
-    """Independent draws of the log likelihood at each rung of a Normal model.
+    """Independent draws of the log likelihood at each temperature of a Normal model.
 
     With a standard Normal prior and the likelihood exp(-|z|^2 / (2 s^2)), z has the
-    variance 1 / (1 + t / s^2) at the rung t, and the evidence is known.
+    variance 1 / (1 + t / s^2) at the temperature t, and the evidence is known.
     """
     rng = np.random.default_rng(seed)
     precision = 50.0
@@ -83,7 +83,7 @@ def test_integral_of_fourth_order_knows_its_error():
         error = series.value - truth
         assert abs(error) < 0.2 * abs(trapezoid - truth)
         assert 0.3 * abs(error) < abs(series.discretisation) < 3 * abs(error)
-    # Two rungs are enough to integrate: the correction bounds the error.
+    # Two temperatures are enough to integrate: the correction bounds the error.
     draws, _ = normal_log_likelihood(np.array([0.0, 1.0]), 100, 1)
     mean, variance = draws.mean(0), draws.var(0)
     series = thermodynamic_integral(np.array([0.0, 1.0]), draws)
@@ -218,7 +218,7 @@ def test_evidence_of_two_chains(two_chains):
 
 
 def test_disagreement_is_told():
-    """Three rungs, kept where they are, cannot carry this integral."""
+    """Three temperatures, kept where they are, cannot carry this integral."""
     options = {"temperatures": [0.0, 0.5, 1.0], "adapt_ladder": False}
     mcmc = annealed(normal, normal_data(3), num_temperatures=3, **options)
     with pytest.warns(UserWarning, match="two estimates of the log evidence disagree"):

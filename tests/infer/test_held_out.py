@@ -49,7 +49,7 @@ def test_linear_model_in_closed_form():
 
 
 @pytest.mark.long
-def test_likelihood_is_unbiased_however_few_the_rungs_and_particles():
+def test_likelihood_is_unbiased_however_few_the_temperatures_and_particles():
     """Steps that follow the acceptance in the estimate itself would bias it."""
     model = linear_model()
     x = jnp.array([[0.5, 0.3, -0.2, 0.1], [2.0, -1.0, 0.5, 0.5]])

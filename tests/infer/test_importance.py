@@ -405,9 +405,9 @@ def test_conditioned_global_site(key):
     assert result.samples["a"].shape == (8000, 1, 1)
     assert result.samples["b"].shape == (8000, 1, NUM_REPEATS)
     covariance = np.eye(NUM_REPEATS) * 0.5 + 1.0
-    law = stats.multivariate_normal(np.full(NUM_REPEATS, 0.3), covariance)
+    distribution = stats.multivariate_normal(np.full(NUM_REPEATS, 0.3), covariance)
     value, error = result.log_evidence
-    assert np.all(np.abs(value - law.logpdf(UNITS)) < 4 * error)
+    assert np.all(np.abs(value - distribution.logpdf(UNITS)) < 4 * error)
     draws = result.resample(key, 50)
     assert draws["a"].shape == (50, NUM_UNITS, 1)
     assert draws["b"].shape == (50, NUM_UNITS, NUM_REPEATS)

@@ -58,10 +58,10 @@ def factor_of(value):
 NORMAL = dist.Normal(0.0, 1.0)
 
 
-def guide_of(name="z", law=NORMAL, scale=1.0):
+def guide_of(name="z", distribution=NORMAL, scale=1.0):
     def guide(x):
         with handlers.scale(scale=scale):
-            numpyro.sample(name, law)
+            numpyro.sample(name, distribution)
 
     return guide
 
@@ -101,7 +101,8 @@ def test_bad_input(key):
     """Models, guides and plates when run, options at once."""
     fitted = AutoDelta(normal)
     handlers.seed(fitted, key)(X)
-    two, outside = dist.Normal(np.zeros(2)), guide_of(law=dist.Normal(LOCS).to_event(1))
+    two = dist.Normal(np.zeros(2))
+    outside = guide_of(distribution=dist.Normal(LOCS).to_event(1))
     centred = dependent(lambda z: z - z.mean())
     at_point = {"guide": fitted, "params": {"z_auto_loc": jnp.array(0.3)}}
     for options, message, *args in (
@@ -114,12 +115,15 @@ def test_bad_input(key):
         ({"model": factor_of(jnp.inf)}, "finite or -inf, got inf"),
         ({"model": learned}, "of the model, and misses 'loc'"),
         ({"guide": guide_of("w")}, r"which are \['z'\], got 'w'"),
-        ({"guide": guide_of(law=two)}, r"shape \(\) that the model .* got \(2,\)"),
+        (
+            {"guide": guide_of(distribution=two)},
+            r"shape \(\) that the model .* got \(2,\)",
+        ),
         ({"guide": AutoNormal(normal)}, "must have been fitted"),
         ({"guide": learned_guide, "params": {"loc": 0.1}}, "guide, and misses 'scale'"),
         ({"guide": guide_of(scale=2.0)}, NO_DENSITY),
-        ({"guide": guide_of(law=dist.Normal().mask(False))}, NO_DENSITY),
-        ({"guide": guide_of(law=dist.Delta(0.3))}, "got a Delta at 'z'"),
+        ({"guide": guide_of(distribution=dist.Normal().mask(False))}, NO_DENSITY),
+        ({"guide": guide_of(distribution=dist.Delta(0.3))}, "got a Delta at 'z'"),
         (at_point, "got a Delta at 'z'"),
         ({"model": two_sites, "guide": guide_of()}, r"that draws them; got \['w'\]"),
         (SHARED, "a prior with parameters for each unit", UNITS, LOCS),

@@ -77,12 +77,12 @@ def test_ladder_settles_where_all_reject_equally():
     np.testing.assert_allclose(rejection, rejection.mean(), rtol=0.01)
     assert ladder[0] == 0.0
     assert ladder[-1] == 1.0
-    # Equal rejection keeps a ladder, and one of two rungs has nothing to learn.
+    # Equal rejection keeps a ladder, and one of two temperatures has nothing to learn.
     ladder = power_ladder(16, 3.0)
     for rejection in (0.0, 0.4, 1.0):
         assert_close(renew(ladder, np.full(15, rejection)), ladder)
     assert renew(np.array([0.0, 1.0]), np.array([0.7])).tolist() == [0.0, 1.0]
-    # Under extreme rejection rungs move far, and stay apart.
+    # Under extreme rejection temperatures move far, and stay apart.
     ladder = power_ladder(16, 5.0)
     new = renew(ladder, np.eye(15)[0])
     assert np.all(np.diff(new) > 0)
@@ -92,7 +92,7 @@ def test_ladder_settles_where_all_reject_equally():
     assert np.sum(new > ladder[-2]) >= 14
 
 
-def test_warmup_moves_rungs_to_where_swaps_are_rejected():
+def test_warmup_moves_temperatures_to_where_swaps_are_rejected():
     ladder, position = jnp.array([0.0, 0.5, 1.0]), jnp.zeros((3, 1))
     acceptance = jnp.array([0.2, 0.9])
     means = Means.start(position)._replace(swap_acceptance=acceptance)

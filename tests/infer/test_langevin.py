@@ -1,4 +1,4 @@
-"""The Langevin steps alone: their acceptance, and the laws that they keep."""
+"""The Langevin steps alone: their acceptance, and the distributions that they keep."""
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +45,10 @@ def mean_of_pcnl(z, gradient, step_size):
 
 
 @pytest.mark.parametrize(
-    ("step", "law"),
+    ("step", "distribution"),
     [(langevin.mala_step, mean_of_mala), (langevin.pcnl_step, mean_of_pcnl)],
 )
-def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
+def test_acceptance_is_that_of_metropolis_and_hastings(step, distribution):
     size, count = 0.7, 200
     start = jnp.asarray(np.random.default_rng(0).normal(0.8, 0.5, (count, 2)))
     state, info = advance(step, start, size, [jax.random.key(0)])
@@ -57,7 +57,7 @@ def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
     old, new = (np.asarray(z, float)[moved] for z in (start, state.position))
 
     def log_proposal(end, begin):
-        mean, sd = law(begin, 3.0 - np.exp(begin), size)
+        mean, sd = distribution(begin, 3.0 - np.exp(begin), size)
         return stats.norm.logpdf(end, mean, sd).sum(-1)
 
     log_ratio = np.sum(3 * (new - old) - (np.exp(new) - np.exp(old)), axis=-1)
@@ -69,8 +69,8 @@ def test_acceptance_is_that_of_metropolis_and_hastings(step, law):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize("step", STEPS)
-def test_exact_draws_keep_their_law(step):
-    """Each chain starts in the target: its law is exact after any number of steps."""
+def test_exact_draws_keep_their_distribution(step):
+    """Each chain starts in the target, and so follows it after any number of steps."""
     draws = np.random.default_rng(1).gamma(3.0, size=(100_000, 2))
     keys = jax.random.split(jax.random.key(0), 12)
     start = jnp.asarray(np.log(draws))

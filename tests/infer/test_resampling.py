@@ -40,7 +40,7 @@ def test_counts_have_the_mean_and_variance_of_their_method():
     variance = {method: value.var(0, ddof=1) for method, value in counts.items()}
     drawn = WEIGHTS > 0
     exact = NUM_SAMPLES * WEIGHTS * (1 - WEIGHTS)
-    # The variance of a sample variance: 4.5 errors of a law of moderate kurtosis.
+    # The variance of a sample variance: 4.5 errors, the kurtosis being moderate.
     np.testing.assert_allclose(
         variance["multinomial"][drawn], exact[drawn], rtol=4.5 * np.sqrt(4 / REPEATS)
     )

@@ -56,9 +56,9 @@ def test_equal_to_the_installed_arviz(name, num_draws):
 
 
 @pytest.mark.arviz
-def test_tails_of_units_have_the_shape_of_their_laws():
+def test_tails_of_units_have_the_shape_of_their_distributions():
     """Each unit alone, by its own tail."""
-    # A Pareto law of shape k: weights u ** -k.
+    # A Pareto distribution of shape k: weights u ** -k.
     shapes = np.array([0.2, 0.9])
     log_weights = -shapes * np.log(np.random.default_rng(0).random((20_000, 2)))
     together = pareto_smooth(log_weights)

@@ -1,4 +1,4 @@
-"""The laws that the Langevin kernels leave invariant."""
+"""The distributions that the Langevin kernels leave invariant."""
 
 import jax
 import jax.numpy as jnp
@@ -150,8 +150,8 @@ def test_simulation_based_calibration(kernel):
     def model(seen):
         with numpyro.plate("data sets", count):
             rate = numpyro.sample("rate", dist.Gamma(2.0, 1.5))
-            law = dist.Poisson(rate[:, None]).expand([count, 3]).to_event(1)
-            numpyro.sample("seen", law, obs=seen)
+            distribution = dist.Poisson(rate[:, None]).expand([count, 3]).to_event(1)
+            numpyro.sample("seen", distribution, obs=seen)
 
     mcmc = MCMC(
         kernel(model),
@@ -167,7 +167,7 @@ def test_simulation_based_calibration(kernel):
 
 
 @pytest.mark.long
-def test_ula_has_the_biased_law_of_its_formula():
+def test_ula_has_the_biased_distribution_of_its_formula():
     sd = np.array([0.5, 1.0, 4.0])
 
     def model():

@@ -1,4 +1,4 @@
-"""Swaps leave the ladder's law invariant, and replicas are followed on their way."""
+"""Swaps leave the joint distribution invariant, and replicas are tracked."""
 
 from functools import partial
 
@@ -41,12 +41,12 @@ def test_probability_is_the_ratio_of_the_joint_densities():
 
 
 def test_all_pairs_of_one_parity_swap(key):
-    for num_rungs in (2, 3, 6):
-        always = jnp.ones(num_rungs - 1)
+    for num_temperatures in (2, 3, 6):
+        always = jnp.ones(num_temperatures - 1)
         swap = jax.jit(partial(even_odd_permutation, probabilities=always))
         for iteration in (0, 1):
-            expected = np.arange(num_rungs)
-            for lower in range(iteration, num_rungs - 1, 2):
+            expected = np.arange(num_temperatures)
+            for lower in range(iteration, num_temperatures - 1, 2):
                 expected[[lower, lower + 1]] = lower + 1, lower
             np.testing.assert_array_equal(swap(key, iteration), expected)
 
@@ -66,17 +66,17 @@ def test_pairs_swap_as_often_as_they_should(key):
         assert len(np.unique(permutations, axis=0)) == num_ways
 
 
-def by_hand(permutations, num_rungs):
+def by_hand(permutations, num_temperatures):
     """Round trips counted replica by replica, from the path of each."""
-    at = np.arange(num_rungs)
+    at = np.arange(num_temperatures)
     paths = [at]
     for permutation in permutations:
         at = at[permutation]
         paths.append(at)
     trips = 0
-    for replica in range(num_rungs):
-        rungs = [int(np.flatnonzero(row == replica)[0]) for row in paths]
-        ends = [rung for rung in rungs if rung in (0, num_rungs - 1)]
+    for replica in range(num_temperatures):
+        places = [int(np.flatnonzero(row == replica)[0]) for row in paths]
+        ends = [place for place in places if place in (0, num_temperatures - 1)]
         turns = [end for i, end in enumerate(ends) if i == 0 or end != ends[i - 1]]
         if turns and turns[0] != 0:
             turns = turns[1:]
@@ -84,29 +84,29 @@ def by_hand(permutations, num_rungs):
     return trips
 
 
-@pytest.mark.parametrize("num_rungs", [2, 3, 5])
-def test_round_trips_of_all_replicas_are_counted(num_rungs, key):
+@pytest.mark.parametrize("num_temperatures", [2, 3, 5])
+def test_round_trips_of_all_replicas_are_counted(num_temperatures, key):
     @jax.jit
     def follow(keys):
         swap = jax.vmap(even_odd_permutation, (0, 0, None))
-        permutations = swap(keys, jnp.arange(400), jnp.full(num_rungs - 1, 0.7))
-        travels, _ = jax.lax.scan(
-            lambda travels, permutation: (travels.follow(permutation), None),
-            ReplicaTracker.start(num_rungs),
+        permutations = swap(keys, jnp.arange(400), jnp.full(num_temperatures - 1, 0.7))
+        tracker, _ = jax.lax.scan(
+            lambda tracker, permutation: (tracker.follow(permutation), None),
+            ReplicaTracker.start(num_temperatures),
             permutations,
         )
-        return permutations, travels, travels.restart()
+        return permutations, tracker, tracker.restart()
 
-    permutations, travels, again = follow(jax.random.split(key, 400))
-    trips = by_hand(np.asarray(permutations), num_rungs)
+    permutations, tracker, again = follow(jax.random.split(key, 400))
+    trips = by_hand(np.asarray(permutations), num_temperatures)
     assert trips > 10
-    assert travels.round_trips == trips
-    assert sorted(travels.replica.tolist()) == list(range(num_rungs))
+    assert tracker.round_trips == trips
+    assert sorted(tracker.replica.tolist()) == list(range(num_temperatures))
     # A restart keeps the replicas, and forgets their way.
-    np.testing.assert_array_equal(again.replica, travels.replica)
+    np.testing.assert_array_equal(again.replica, tracker.replica)
     assert again.round_trips == 0
     np.testing.assert_array_equal(
-        again.stage, np.arange(num_rungs) == int(again.replica[0])
+        again.stage, np.arange(num_temperatures) == int(again.replica[0])
     )
 
 
@@ -114,16 +114,16 @@ def test_round_trips_of_all_replicas_are_counted(num_rungs, key):
 @pytest.mark.parametrize("acceptance", [0.6, 0.9])
 def test_ideal_rate_is_that_of_independent_decisions(acceptance, key):
     """Replicas whose likelihoods are drawn afresh each time decide independently."""
-    num_rungs, num_iterations = 6, 40_000
-    probabilities = jnp.full(num_rungs - 1, acceptance)
+    num_temperatures, num_iterations = 6, 40_000
+    probabilities = jnp.full(num_temperatures - 1, acceptance)
 
-    def body(travels, inputs):
+    def body(tracker, inputs):
         permutation = even_odd_permutation(*inputs, probabilities)
-        return travels.follow(permutation), None
+        return tracker.follow(permutation), None
 
     inputs = jax.random.split(key, num_iterations), jnp.arange(num_iterations)
-    travels, _ = jax.lax.scan(body, ReplicaTracker.start(num_rungs), inputs)
-    rate = float(travels.round_trips) / num_iterations
+    tracker, _ = jax.lax.scan(body, ReplicaTracker.start(num_temperatures), inputs)
+    rate = float(tracker.round_trips) / num_iterations
     np.testing.assert_allclose(
         rate, ideal_round_trip_rate(1 - probabilities), rtol=0.05
     )

@@ -59,7 +59,7 @@ def start_of(model, key=0, **options):
 
 @pytest.mark.parametrize("model", [hierarchical, bounded, learned, scaled])
 def test_prior_and_likelihood_and_draws_of_the_prior(model):
-    """Both parts are NumPyro's potential energy; draws have the prior's law."""
+    """Both parts are NumPyro's potential energy; draws follow the prior."""
     start = start_of(model)
     parts_at = jax.jit(partial(target.log_prior_and_likelihood, model, (Y,), {}))
     energy = potential_energy(model, (Y,), {}, start.values)
@@ -85,8 +85,8 @@ def test_prior_and_likelihood_and_draws_of_the_prior(model):
         for name in ("low", "value"):
             assert stats.kstest(expit(values[name]), "uniform").pvalue > 1e-4
     elif model is hierarchical:
-        law = stats.halfcauchy(scale=2.0)
-        assert stats.kstest(np.exp(values["scale"]), law.cdf).pvalue > 1e-4
+        distribution = stats.halfcauchy(scale=2.0)
+        assert stats.kstest(np.exp(values["scale"]), distribution.cdf).pvalue > 1e-4
 
 
 def test_a_draw_at_an_end_of_its_support_is_moved_within():

@@ -43,8 +43,8 @@ def model(x, subsample_size=None):
     prior, decoder, noise = parts()
     with numpyro.plate("data", len(x), subsample_size=subsample_size) as index:
         z = numpyro.sample("z", prior)
-        law = dist.Normal(decoder(z), noise).to_event(1)
-        numpyro.sample("x", law, obs=x[index])
+        distribution = dist.Normal(decoder(z), noise).to_event(1)
+        numpyro.sample("x", distribution, obs=x[index])
 
 
 @jax.jit

@@ -227,7 +227,7 @@ def test_populations(params, exact, estimator):
     value, gradient, memory = repeated(objective, params, 1200, burn_in=400)
     assert_gradient(gradient, exact[1])
     mean, error = mean_and_error(value)
-    # Ten sweeps leave the steppingstone's logarithm a bias, six rungs the integral.
+    # Ten sweeps bias the steppingstone's logarithm, six temperatures the integral.
     assert abs(mean - exact[0]) < 5 * error + 0.05
     memory = memory["objective$memory"]
     ladder = np.asarray(memory["temperatures"])
