@@ -140,9 +140,9 @@ def train(
 def log_likelihood(model: kaem.KAEM, x: np.ndarray, quick: bool) -> str:
     """Mean held-out log likelihood of a field, with its Monte Carlo error."""
     found = kaem.infer.held_out_log_likelihood(
+        jax.random.key(0),
         model,
         x[: 20 if quick else 100],
-        rng_key=jax.random.key(0),
         num_temperatures=24 if quick else 48,
         num_particles=16,
         progress_bar=not quick,

@@ -256,9 +256,9 @@ print("\nestimated log likelihood of a held-out image")
 left_out = data.test_images[: 10 if args.quick else 100]
 for name in ["normal", *learned]:
     result = kaem.infer.held_out_log_likelihood(
+        jax.random.key(args.seed + 4),
         models[name],
         left_out,
-        rng_key=jax.random.key(args.seed + 4),
         num_temperatures=16 if args.quick else 64,
         num_particles=16 if args.quick else 32,
         progress_bar=False,

@@ -144,9 +144,9 @@ for num_latents in (2,) if args.quick else (2, 8):
         seconds = time.perf_counter() - start
         histories[num_latents][name] = result.losses / len(data.images)
         likelihood = held_out_log_likelihood(
+            jax.random.key(args.seed + 3),
             result.model,
             held_out,
-            rng_key=jax.random.key(args.seed + 3),
             num_temperatures=16 if args.quick else 96,
             num_particles=8 if args.quick else 32,
         )

@@ -201,9 +201,9 @@ def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
         texts = model.conditional(jnp.zeros(NUM_LATENTS))
         return np.asarray(texts.log_prob(tokens)), 0.0
     found = kaem.infer.held_out_log_likelihood(
+        jax.random.key(0),
         model,
         tokens,
-        rng_key=jax.random.key(0),
         num_temperatures=8 if quick else 16,
         num_particles=16,
         num_steps=1,
