@@ -9,6 +9,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 from numpyro_kaem.infer.annealed import AnnealedLangevin
+from numpyro_kaem.infer.tempered import TemperedSMCResult, student_scale
 from numpyro_kaem.infer.weights import MAX_PARETO_K, Estimate, pareto_smooth
 
 __all__ = ["Evidence", "log_evidence"]
@@ -136,7 +137,7 @@ def combine(chains: list[_Series]) -> tuple[Estimate, float]:
     return Estimate(value, error), discretisation
 
 
-def log_evidence(mcmc: MCMC) -> Evidence:
+def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
     r"""Log evidence :math:`\log p(x)` of the model that a population was run on.
 
     Two estimators use the log likelihoods :math:`\ell` at all temperatures: the
@@ -149,7 +150,9 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     ----------
     mcmc
         A NumPyro ``MCMC`` of an :class:`~numpyro_kaem.infer.AnnealedLangevin` kernel
-        that has been run, with any number of chains; no extra fields are needed.
+        that has been run, with any number of chains; no extra fields are needed. Or a
+        result of :class:`~numpyro_kaem.infer.TemperedSMC`, whose own ``log_evidence``
+        the steppingstone sum is; each island counts as a chain.
 
     Returns
     -------
@@ -160,7 +163,8 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     Raises
     ------
     TypeError
-        If ``mcmc`` is not an ``MCMC`` of an ``AnnealedLangevin``.
+        If ``mcmc`` is neither an ``MCMC`` of an ``AnnealedLangevin`` nor a result of
+        ``TemperedSMC``.
     ValueError
         If it has not been run, if it drew fewer than 8 times, or if the prior is
         improper or unnormalised, so that there is no evidence.
@@ -216,11 +220,30 @@ def log_evidence(mcmc: MCMC) -> Evidence:
     >>> bool(abs(error) < 4 * evidence.thermodynamic.standard_error)
     True
     """
-    temperatures, log_likelihood = _read(mcmc)
+    of_particles = isinstance(mcmc, TemperedSMCResult)
+    if of_particles:
+        count = len(mcmc.island_log_evidence)
+        shape = (len(mcmc.temperatures), count, -1)
+        log_likelihood = mcmc.log_likelihood.astype(np.float64).reshape(shape)
+        log_likelihood = log_likelihood.transpose(1, 2, 0)
+        temperatures = np.tile(mcmc.temperatures, (count, 1))
+    else:
+        temperatures, log_likelihood = _read(mcmc)
     both = list(zip(temperatures, log_likelihood, strict=True))
-    by_steps, _ = combine([steppingstone(*chain) for chain in both])
+    ratios = [steppingstone(*chain) for chain in both]
     with np.errstate(invalid="ignore"):
-        integral, error = combine([thermodynamic_integral(*chain) for chain in both])
+        integrals = [thermodynamic_integral(*chain) for chain in both]
+        integral, error = combine(integrals)
+    if of_particles:
+        by_steps = mcmc.log_evidence
+        # Particles are no series in time: the differences between islands tell the
+        # error. What a ladder does not hold is the share of the prior it starts from.
+        starts = mcmc.island_log_evidence - [part.value for part in ratios]
+        values = starts + [part.value for part in integrals]
+        spread = values.std(ddof=1) / np.sqrt(count) * student_scale(count)
+        integral = Estimate(float(values.mean()), float(spread))
+    else:
+        by_steps, _ = combine(ratios)
     reason = _why_no_mean(log_likelihood)
     if reason:
         integral, error = Estimate(np.nan, np.nan), np.nan
@@ -238,8 +261,8 @@ def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
     """Ladders and log likelihoods, with leading axes for chains and draws."""
     if not isinstance(mcmc, MCMC):
         raise TypeError(
-            "mcmc must be a numpyro.infer.MCMC that ran an AnnealedLangevin kernel, "
-            f"got {type(mcmc).__name__}."
+            "mcmc must be a numpyro.infer.MCMC that ran an AnnealedLangevin kernel, or "
+            f"a result of TemperedSMC, got {type(mcmc).__name__}."
         )
     if not isinstance(mcmc.sampler, AnnealedLangevin):
         raise TypeError(

@@ -26,7 +26,7 @@ from numpyro_kaem.infer.target import (
 )
 from numpyro_kaem.infer.weights import Estimate, resample_indices
 
-__all__ = ["TemperedSMC", "TemperedSMCResult"]
+__all__ = ["TemperedSMC", "TemperedSMCResult", "student_scale"]
 
 # Of a leapfrog step; the step size follows it from one temperature to the next.
 _TARGET_ACCEPT_PROB = 0.8
@@ -729,9 +729,13 @@ def _mean_evidence(log_evidence: np.ndarray) -> Estimate:
     top, count = log_evidence.max(), len(log_evidence)
     evidence = np.exp(log_evidence - top)
     error = evidence.std(ddof=1) / evidence.mean() / np.sqrt(count)
-    # The standard deviation of Student's t, whose quantiles the mean follows.
-    widened = error * np.sqrt((count - 1) / (count - 3))
+    widened = error * student_scale(count)
     return Estimate(float(top + np.log(evidence.mean())), float(widened))
+
+
+def student_scale(count: int) -> float:
+    """Give the standard deviation of Student's t that a mean over islands follows."""
+    return ((count - 1) / (count - 3)) ** 0.5
 
 
 def _warn_of_difference(first: Estimate, second: Estimate) -> None:

@@ -12,7 +12,7 @@ import pytest
 from numpyro import handlers
 from scipy import special, stats
 
-from numpyro_kaem.infer import TemperedSMC, tempered
+from numpyro_kaem.infer import TemperedSMC, log_evidence, tempered
 from tests.helpers import assert_close
 
 SMALL = {"num_particles": 2048, "progress_bar": False}
@@ -80,6 +80,10 @@ def test_constrained_and_several_observed_sites():
     truth -= 7 * np.log(2 + y.sum())
     value, error = result.log_evidence
     assert abs(value - truth) < 4 * error < 0.2
+    both = log_evidence(result)
+    assert both.steppingstone == result.log_evidence
+    integral, error = both.thermodynamic
+    assert abs(integral - truth) < 4 * error + both.discretisation_error < 0.2
     weights = np.exp(result.log_weights)
     assert_close(weights.sum(), 1.0)
     for site, posterior in (
@@ -113,8 +117,12 @@ def test_likelihood_that_is_zero_nearly_everywhere(monkeypatch):
         # The product is a Normal of variance 1/3, up to its constant.
         return stats.norm(0, 3**-0.5).logsf(threshold) - 0.5 * np.log(3)
 
-    value, error = smc.run(jax.random.key(0), 3.0).log_evidence
+    result = smc.run(jax.random.key(0), 3.0)
+    value, error = result.log_evidence
     assert abs(value - truth(3.0)) < 4 * error < 0.4
+    # It starts from the draws that have a likelihood.
+    integral = log_evidence(result).thermodynamic
+    assert abs(integral.value - truth(3.0)) < 4 * integral.standard_error < 0.4
     monkeypatch.setattr(tempered, "_PRIOR_BATCHES", 1)
     monkeypatch.setattr(tempered, "_FEW", 2)
     with pytest.warns(UserWarning, match="draws of the prior have a likelihood above"):
