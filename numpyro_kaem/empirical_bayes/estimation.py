@@ -282,7 +282,8 @@ def _search(
     if log_penalty is None:
         evidence = np.array([float(maximum.log_evidence) for maximum in path])
         evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
-        _, top = best_penalty(jnp.asarray(logs), jnp.asarray(evidence))
+        with jax.enable_x64(True):
+            _, top = best_penalty(jnp.asarray(logs), jnp.asarray(evidence))
         log_penalty = float(top) + float(np.log(_UNDERSMOOTHING))
     nearest = int(np.argmin(np.abs(logs - log_penalty)))
     rougher = min(nearest + 1, len(path) - 1)
