@@ -31,7 +31,7 @@ from numpyro_kaem.references import ReferenceParameters, arguments_of, check_ref
 from numpyro_kaem.training import FitResult
 from numpyro_kaem.training.trainer import TrainingState
 
-__all__ = ["CONSTANTS", "Kind", "Registry"]
+__all__ = ["CONSTANTS", "Registry"]
 
 # No name of a field or argument has parentheses.
 _COMPLETE = "(complete)"
@@ -61,7 +61,7 @@ CONSTANTS: dict[str, Any] = {
 }
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """How objects of exactly one class become parts by name, and parts an object.
 
     ``describe`` raises a TypeError if an object cannot be saved, and ``build`` any
@@ -79,7 +79,7 @@ class Kind(NamedTuple):
 
 def _module(
     cls: type, check: Callable[[Any], Any] | None = None, name: str | None = None
-) -> Kind:
+) -> _Kind:
     """Kind of an Equinox module: its fields, without its constructor.
 
     Modules also hold gradients, moments of an optimiser or batches of modules, which no
@@ -111,10 +111,10 @@ def _module(
             check_complete(module)
         return module
 
-    return Kind(cls, name or _own_name(cls), describe, build)
+    return _Kind(cls, name or _own_name(cls), describe, build)
 
 
-def _record(cls: type, name: str | None = None) -> Kind:
+def _record(cls: type, name: str | None = None) -> _Kind:
     """Kind of a dataclass or named tuple: its fields, of the annotated types."""
     if dataclasses.is_dataclass(cls):
         names = [field.name for field in dataclasses.fields(cls)]
@@ -129,16 +129,16 @@ def _record(cls: type, name: str | None = None) -> Kind:
         _check_fields(cls, parts)
         return cls(**parts)
 
-    return Kind(cls, name or _own_name(cls), describe, build)
+    return _Kind(cls, name or _own_name(cls), describe, build)
 
 
-def _by_constructor(cls: type, name: str | None = None) -> Kind:
+def _by_constructor(cls: type, name: str | None = None) -> _Kind:
     """Kind of an object that keeps the arguments of its constructor."""
     name = name or _own_name(cls)
-    return Kind(cls, name, lambda x: arguments_of(x, name), lambda p: cls(**p))
+    return _Kind(cls, name, lambda x: arguments_of(x, name), lambda p: cls(**p))
 
 
-def _distribution(cls: type, name: str | None = None) -> Kind:
+def _distribution(cls: type, name: str | None = None) -> _Kind:
     """Kind of a distribution that its arguments give again, to the last bit."""
 
     def describe(distribution: dist.Distribution) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _distribution(cls: type, name: str | None = None) -> Kind:
             f"to the last bit; save its parameters, or a {cls.__base__.__name__}"
         )
 
-    return Kind(cls, name or _own_name(cls), describe, lambda parts: cls(**parts))
+    return _Kind(cls, name or _own_name(cls), describe, lambda parts: cls(**parts))
 
 
 def _same_leaves(one: Any, other: Any, exactly: bool) -> bool:
@@ -313,7 +313,7 @@ def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
 
 
 @functools.cache
-def _optax_kinds() -> dict[type, Kind]:
+def _optax_kinds() -> dict[type, _Kind]:
     """Kinds of the states of optax, which is imported where it is used, if it can."""
     try:
         import optax
@@ -454,7 +454,7 @@ def _build_unit_posterior(parts: dict[str, Any]) -> UnitPosterior:
 
 # --- all of them ---------------------------------------------------------------------
 
-_KINDS: dict[type, Kind] = {
+_KINDS: dict[type, _Kind] = {
     kind.cls: kind
     for kind in (
         # Libraries.
@@ -473,7 +473,7 @@ _KINDS: dict[type, Kind] = {
             and issubclass(cls, eqx.Module)
             and not inspect.isabstract(cls)
         ),
-        Kind(OptimizerState, "optimizer", _describe_optimizer, _build_optimizer),
+        _Kind(OptimizerState, "optimizer", _describe_optimizer, _build_optimizer),
         _record(SVIState, "numpyro.infer.SVIState"),
         _record(SVIRunResult, "numpyro.infer.SVIRunResult"),
         # Modules of the package.
@@ -496,9 +496,9 @@ _KINDS: dict[type, Kind] = {
         _module(KAEM, _check_model),
         _module(Panels),
         # Its distributions.
-        Kind(ReferenceParameters, "reference", _describe_reference, _build_reference),
-        Kind(KAEMPrior, _own_name(KAEMPrior), _describe_prior, _build_prior),
-        Kind(
+        _Kind(ReferenceParameters, "reference", _describe_reference, _build_reference),
+        _Kind(KAEMPrior, _own_name(KAEMPrior), _describe_prior, _build_prior),
+        _Kind(
             AutoregressiveKAEMPrior,
             _own_name(AutoregressiveKAEMPrior),
             _describe_prior,
@@ -513,7 +513,7 @@ _KINDS: dict[type, Kind] = {
         _record(FitResult),
         _record(TrainingState),
         _record(UnitQuadrature),
-        Kind(
+        _Kind(
             UnitPosterior,
             _own_name(UnitPosterior),
             _describe_unit_posterior,
@@ -539,14 +539,14 @@ class Registry:
         if len(self._named) < len(self._kinds):
             raise ValueError("classes must have different names.")
 
-    def of(self, value: Any) -> Kind | None:
+    def of(self, value: Any) -> _Kind | None:
         """Kind of a value; None if its class is unknown."""
         cls = type(value)
         if cls not in self._kinds and cls.__module__.partition(".")[0] == "optax":
             return _optax_kinds().get(cls)
         return self._kinds.get(cls)
 
-    def named(self, name: str) -> Kind | None:
+    def named(self, name: str) -> _Kind | None:
         """Kind of a name; None if it is unknown."""
         if name.startswith("optax."):
             return {k.name: k for k in _optax_kinds().values()}.get(name)
