@@ -397,6 +397,8 @@ def test_refuses(fit, key):
         ({"reference": 3}, "reference must be a NumPyro distribution"),
         ({"reference": uniform, "fit_reference": True}, "got Uniform"),
         ({"log_likelihood": 3}, "log_likelihood must be a function"),
+        ({"num_starts": 3.5}, "num_starts must be an integer >= 3"),
+        ({"rng_key": 3}, "rng_key must be one random key"),
     ]:
         with pytest.raises(TypeError, match=message):
             kaem.fit_marginal(**(arguments | kwargs))
@@ -412,6 +414,10 @@ def test_refuses(fit, key):
         fit.cdf_band(0.0, bootstrap=fit.prior)
     with pytest.raises(ValueError, match="num_replicates must be an integer >= 2"):
         fit.bootstrap(key, 1)
+    with pytest.raises(TypeError, match="num_replicates must be an integer >= 2"):
+        fit.bootstrap(key, 2.5)
+    with pytest.raises(TypeError, match="rng_key must be one random key"):
+        fit.bootstrap(0)
 
 
 @pytest.mark.long
