@@ -8,7 +8,7 @@ from numpyro.infer import MCMC
 
 from numpyro_kaem._checks import as_count, as_number
 from numpyro_kaem.diagnostics import CalibrationResult
-from numpyro_kaem.infer import ImportanceResult, log_evidence
+from numpyro_kaem.infer import ImportanceResult, TemperedSMCResult, log_evidence
 from numpyro_kaem.infer.weights import GOOD_PARETO_K, MAX_PARETO_K
 from numpyro_kaem.plotting.style import COLORS, LEARNED, TRUTH, make_axes
 from numpyro_kaem.training import FitResult
@@ -22,7 +22,7 @@ _COLOR_CYCLE = (LEARNED["color"], *COLORS)
 _NUM_SIMULATED_CURVES = 2000
 
 
-def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
+def plot_ladder(mcmc: MCMC | TemperedSMCResult, *, ax: Any = None) -> np.ndarray:
     r"""Draw how an annealed population moved and what the evidence is made of.
 
     Left, the mean log likelihood against the inverse temperature :math:`t`; the area
@@ -32,18 +32,23 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     equal rates mean a well-spaced ladder. Right, the round trips between prior and
     posterior since warmup; their curve needs ``extra_fields=("round_trips",)``.
 
+    Of :class:`~numpyro_kaem.infer.TemperedSMC`, the middle has the acceptance rates of
+    its moves, and the right the log evidence of each island, with that of all and its
+    standard error.
+
     Parameters
     ----------
     mcmc
         Finished run of :class:`~numpyro_kaem.infer.AnnealedLangevin`. What is not among
-        its ``extra_fields`` is taken from its last state.
+        its ``extra_fields`` is taken from its last state. Or a result of
+        :class:`~numpyro_kaem.infer.TemperedSMC`.
     ax
         Three axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
     TypeError
-        If ``mcmc`` is not a run of an annealed population.
+        If ``mcmc`` is neither a run of an annealed population nor such a result.
     ValueError
         If it is not finished, or ``ax`` does not hold three axes.
 
@@ -73,45 +78,70 @@ def plot_ladder(mcmc: MCMC, *, ax: Any = None) -> np.ndarray:
     >>> plt.close(axes[0].figure)
     """
     evidence = log_evidence(mcmc)
-    state = mcmc.last_state
-    num_chains = mcmc.num_chains
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    trips = fields.get("round_trips", state.round_trips)
-    temperatures, acceptance, trips = (
-        np.asarray(value).reshape(num_chains, -1)
-        for value in (state.temperatures, state.mean_swap_acceptance, trips)
-    )
-
     axes = make_axes(ax, (3,), (9.6, 2.9))
     first = int(np.isnan(evidence.thermodynamic.value))
-    for chain in range(num_chains):
+    ladders, means = evidence.temperatures, evidence.mean_log_likelihood
+    if isinstance(mcmc, TemperedSMCResult):
+        ladders, means = ladders[:1], means.mean(0, keepdims=True)
+    for chain, (t, mean) in enumerate(zip(ladders, means, strict=True)):
         color = _COLOR_CYCLE[chain % len(_COLOR_CYCLE)]
-        dots = {"color": color, "marker": "o", "markersize": 3, "linewidth": 0}
-        t = evidence.temperatures[chain, first:]
-        mean = evidence.mean_log_likelihood[chain, first:]
-        axes[0].plot(t, mean, **{**dots, "linewidth": 1.2})
+        line = {"color": color, "marker": "o", "markersize": 3, "linewidth": 1.2}
+        axes[0].plot(t[first:], mean[first:], **line)
         # The area is counted from zero, as the integral is.
-        axes[0].fill_between(t, 0.0, mean, color=color, alpha=0.2, linewidth=0.0)
-        middle = (temperatures[chain, 1:] + temperatures[chain, :-1]) / 2
-        axes[1].plot(middle, acceptance[chain], **dots)
-        if trips.shape[1] == 1:
-            # Only the count at the end is known.
-            axes[2].plot([mcmc.num_samples], trips[chain], **{**dots, "markersize": 6})
-        else:
-            steps = np.arange(1, trips.shape[1] + 1)
-            axes[2].plot(
-                steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
-            )
+        axes[0].fill_between(
+            t[first:], 0.0, mean[first:], color=color, alpha=0.2, linewidth=0.0
+        )
     estimate = evidence.steppingstone
     axes[0].set_title(
         f"log evidence {estimate.value:.2f} ± {estimate.standard_error:.2f}",
         fontsize="medium",
     )
     axes[0].set(xlabel="temperature t", ylabel="mean log likelihood")
-    axes[1].set(xlabel="temperature t", ylabel="swap acceptance", ylim=(0.0, 1.0))
-    axes[2].set(xlabel="iteration", ylabel="round trips")
-    axes[2].set_ylim(bottom=0.0)
+    axes[1].set(xlabel="temperature t", ylim=(0.0, 1.0))
+    if isinstance(mcmc, TemperedSMCResult):
+        _plot_islands(mcmc, axes[1:])
+    else:
+        _plot_exchange(mcmc, axes[1:])
     return axes
+
+
+def _plot_islands(result: TemperedSMCResult, axes: np.ndarray) -> None:
+    """Draw the acceptance of moves, and what each island says of the evidence."""
+    dots = {"color": _COLOR_CYCLE[0], "marker": "o", "markersize": 3, "linewidth": 0}
+    axes[0].plot(result.temperatures[1:], result.accept_prob, **dots)
+    axes[0].set(ylabel="acceptance of moves")
+    value, error = result.log_evidence
+    axes[1].axhspan(value - error, value + error, color=_COLOR_CYCLE[0], alpha=0.2)
+    axes[1].axhline(value, color=_COLOR_CYCLE[0], linewidth=1.2)
+    axes[1].plot(result.island_log_evidence, **dots)
+    axes[1].set(xlabel="island", ylabel="log evidence")
+
+
+def _plot_exchange(mcmc: MCMC, axes: np.ndarray) -> None:
+    """Draw the acceptance of swaps, and the round trips of the replicas."""
+    state, num_chains = mcmc.last_state, mcmc.num_chains
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    trips = fields.get("round_trips", state.round_trips)
+    temperatures, acceptance, trips = (
+        np.asarray(value).reshape(num_chains, -1)
+        for value in (state.temperatures, state.mean_swap_acceptance, trips)
+    )
+    for chain in range(num_chains):
+        color = _COLOR_CYCLE[chain % len(_COLOR_CYCLE)]
+        dots = {"color": color, "marker": "o", "markersize": 3, "linewidth": 0}
+        middle = (temperatures[chain, 1:] + temperatures[chain, :-1]) / 2
+        axes[0].plot(middle, acceptance[chain], **dots)
+        if trips.shape[1] == 1:
+            # Only the count at the end is known.
+            axes[1].plot([mcmc.num_samples], trips[chain], **{**dots, "markersize": 6})
+        else:
+            steps = np.arange(1, trips.shape[1] + 1)
+            axes[1].plot(
+                steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
+            )
+    axes[0].set(ylabel="swap acceptance")
+    axes[1].set(xlabel="iteration", ylabel="round trips")
+    axes[1].set_ylim(bottom=0.0)
 
 
 def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":

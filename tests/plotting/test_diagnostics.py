@@ -62,6 +62,20 @@ def test_ladder_shows_the_integral_swaps_and_trips(population):
         kaem.plot_ladder(MCMC(NUTS(model), num_warmup=1, num_samples=1))
 
 
+def test_ladder_of_particles():
+    """The acceptance of moves, and the islands about the evidence of all."""
+    smc = kaem.infer.TemperedSMC(model, num_particles=1024, progress_bar=False)
+    result = smc.run(jax.random.key(1), jnp.array([1.0, -0.5]))
+    axes = kaem.plot_ladder(result)
+    t, mean = axes[0].lines[0].get_data()
+    np.testing.assert_array_equal(t, result.temperatures)
+    np.testing.assert_allclose(mean, result.log_likelihood.mean(1), rtol=1e-5)
+    assert f"{result.log_evidence.value:.2f}" in axes[0].get_title()
+    np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), result.accept_prob)
+    islands = axes[2].lines[1].get_ydata()
+    np.testing.assert_array_equal(islands, result.island_log_evidence)
+
+
 def test_ladder_of_a_run_that_kept_less(population, monkeypatch):
     """A mean that the prior has not is left out, and trips are those at the end."""
     evidence = kaem.infer.log_evidence(population)
