@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from numpyro_kaem._checks import as_count, check_function, check_key
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.ladder import equal_rejection_ladder, power_ladder
 from numpyro_kaem.infer.langevin import Chains, advance
+from numpyro_kaem.infer.target import compile_with_model
 from numpyro_kaem.infer.units import UnitModel, as_params, check_params
 from numpyro_kaem.infer.weights import resample_below
 from numpyro_kaem.models.kaem import as_data
@@ -262,7 +262,7 @@ class _Particles(NamedTuple):
     ancestor: jax.Array
 
 
-@eqx.filter_jit
+@compile_with_model
 def _of_chunk(
     rng_key: jax.Array,
     model: Callable,

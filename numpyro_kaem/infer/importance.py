@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from numpyro_kaem.infer.target import (
     Sites,
     Trace,
     check_model,
+    compile_with_model,
     latent_sites,
     observed_sites,
     prior_is_exact,
@@ -305,7 +305,7 @@ class Proposals(NamedTuple):
         )
 
 
-@eqx.filter_jit
+@compile_with_model
 def draw_and_weigh(
     proposals: Proposals, num_samples: int, chunk_size: int, rng_key: jax.Array
 ) -> tuple[Sites, jax.Array, dict[str, int]]:
@@ -390,7 +390,7 @@ def _check_guide(guide_trace: Trace, trace: Trace, guided: Sites) -> None:
 # --- are the units independent? ------------------------------------------------------
 
 
-@eqx.filter_jit
+@compile_with_model
 def _dependence(proposals: Proposals, rng_key: jax.Array) -> jax.Array:
     """Largest relative change of a unit's density when the others' values change.
 

@@ -1,9 +1,13 @@
 """A NumPyro model as the target of samplers: log prior, log likelihood, start."""
 
+import functools
+import hashlib
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +32,7 @@ __all__ = [
     "Start",
     "check_model",
     "check_sites",
+    "compile_with_model",
     "draw_prior",
     "first_trace",
     "initialize",
@@ -46,6 +51,94 @@ Sites = dict[str, jax.Array]
 
 Trace = dict[str, dict]
 """What NumPyro records of one run of a model: its sites by name."""
+
+
+# --- compilation ---------------------------------------------------------------------
+
+
+class _Outside:
+    """What functions read beside their arguments; equal if it would be read again."""
+
+    def __init__(self, functions: list[Callable]) -> None:
+        values: list[Any] = []
+        seen: set[int] = set()
+        for function in functions:
+            _read_outside(function, values, seen)
+        # Kept, so that no other object gets the identity of one of them.
+        self._values = values
+        self._key = tuple(map(_key_of, jax.tree.leaves(values)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Outside) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def _read_outside(function: Any, values: list[Any], seen: set[int]) -> None:
+    """Add the values of the free and global names of a function and of its helpers."""
+    if isinstance(function, functools.partial):
+        values.append((function.args, function.keywords))
+        return _read_outside(function.func, values, seen)
+    if isinstance(function, types.MethodType):
+        values.append(function.__self__)
+        return _read_outside(function.__func__, values, seen)
+    if not isinstance(function, types.FunctionType) or id(function) in seen:
+        return None
+    seen.add(id(function))
+    found = [part for cell in function.__closure__ or () for part in _contents(cell)]
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names = (name for name in code.co_names if name in function.__globals__)
+        found += [function.__globals__[name] for name in names]
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    for value in found:
+        values.append(value)
+        # Of a library no names are followed: they do not change.
+        if getattr(value, "__module__", None) == function.__module__:
+            _read_outside(value, values, seen)
+    return None
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    """Value of a free name; nothing before it has one."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def _key_of(leaf: Any) -> Any:
+    """Value of a number, a text or an array that may be changed; else the identity."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.shape, str(leaf.dtype), hashlib.sha256(leaf.tobytes()).digest()
+    if isinstance(leaf, bool | int | float | complex | str | bytes):
+        return type(leaf), leaf
+    return id(leaf)
+
+
+def compile_with_model(function: Callable) -> Callable:
+    """Compile a function of models, anew where what a model reads outside has changed.
+
+    A compiled function is kept for its model; without this, data that the model takes
+    from a global name would stay those of the first run.
+    """
+
+    @eqx.filter_jit
+    def compiled(outside: _Outside, args: tuple) -> Any:
+        return function(*args)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        leaves = jax.tree.leaves(args)
+        functions = [leaf for leaf in leaves if callable(leaf)]
+        return compiled(_Outside(functions), args)
+
+    return call
+
+
+# --- densities -----------------------------------------------------------------------
 
 
 def log_prior_and_likelihood(

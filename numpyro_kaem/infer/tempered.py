@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from numpyro_kaem._checks import as_count, as_flag, as_number, check_function, c
 from numpyro_kaem.files.container import read_arrays, write_arrays
 from numpyro_kaem.infer.target import (
     check_model,
+    compile_with_model,
     draw_prior,
     log_prior_and_likelihood,
     prior_is_exact,
@@ -102,7 +102,7 @@ class _Step(NamedTuple):
     """Of each chain."""
 
 
-@eqx.filter_jit
+@compile_with_model
 def _draw(run: _Run, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draws of the prior and their log likelihoods, chunk by chunk."""
 
@@ -113,7 +113,7 @@ def _draw(run: _Run, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(one, keys, batch_size=run.chunk_size)
 
 
-@eqx.filter_jit
+@compile_with_model
 def _constrain(run: _Run, position: jax.Array) -> dict[str, jax.Array]:
     """Values of latent and deterministic sites, chunk by chunk."""
 
@@ -147,7 +147,7 @@ def _next_temperature(run: _Run, state: _State, centred: jax.Array) -> jax.Array
     return jnp.where(last, 1.0, state.temperature + jnp.exp(low))
 
 
-@eqx.filter_jit
+@compile_with_model
 def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Step]:
     """To the next temperature: reweigh, resample within islands, move."""
     islands, chains, _, dim = state.position.shape

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -376,7 +377,8 @@ def test_size_of_what_the_model_computes(key):
         """Number of hidden values in the largest array that holds them."""
         run = ModelRun(model, {}, arguments, {}, "units")
         proposals = Proposals(run, None, share)
-        lowered = draw_and_weigh.lower(proposals, 64, chunk_size, key)
+        compiled = eqx.filter_jit(draw_and_weigh.__wrapped__)
+        lowered = compiled.lower(proposals, 64, chunk_size, key)
         shapes = re.findall(rf"tensor<([\dx]*)x{hidden}xf", lowered.as_text())
         return max(np.prod([int(size) for size in s.split("x")]) for s in shapes)
 

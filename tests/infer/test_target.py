@@ -200,3 +200,61 @@ def test_models_and_starts_that_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             start_of(model, needs_observed=True, init_params=init_params)
+
+
+# --- compilation ---------------------------------------------------------------------
+
+OUTSIDE = np.array([1.0, 2.0])
+NOISE = 1.0
+
+
+def _helper():
+    return OUTSIDE.sum()
+
+
+def test_what_a_model_reads_outside_is_not_kept_from_an_earlier_run(monkeypatch):
+    """Global and free names, arrays changed in place, names of helpers."""
+    free = [3.0]
+
+    def model():
+        return [_helper() + free[0] + part for part in (NOISE,)]
+
+    traced = []
+
+    @target.compile_with_model
+    def evaluate(model, x):
+        traced.append(1)
+        return model()[0] * x
+
+    def value():
+        return float(evaluate(model, jnp.ones(())))
+
+    assert (value(), value(), len(traced)) == (7.0, 7.0, 1)
+    monkeypatch.setitem(globals(), "NOISE", 2.0)
+    assert value() == 8.0
+    free[0] = 4.0
+    assert value() == 9.0
+    monkeypatch.setitem(globals(), "OUTSIDE", np.zeros(2))
+    assert value() == 6.0
+    OUTSIDE[0] = 10.0
+    assert value() == 16.0
+    shifted = partial(lambda shift: [shift], 5.0)
+    assert float(evaluate(shifted, jnp.ones(()))) == 5.0
+    assert (value(), len(traced)) == (16.0, 6)
+
+
+def test_samplers_take_data_that_a_model_closes_over():
+    """Each run by those of its time, though the compiled function is kept."""
+    data = [np.array(1.5)]
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=data[0])
+
+    sampler = kaem.infer.ImportanceSampling(model, num_samples=1000)
+    first = sampler.run(jax.random.key(0)).log_evidence.value
+    data[0] = np.array(-3.0)
+    second = sampler.run(jax.random.key(0)).log_evidence.value
+    for y, found in ((1.5, first), (-3.0, second)):
+        truth = stats.norm(0, 2**0.5).logpdf(y)
+        assert abs(found - truth) < 0.1
