@@ -84,7 +84,7 @@ def _cdf_pair_jvp(primals: tuple, tangents: tuple) -> tuple:
     if not _all_zero((table_dot, parameters_dot)):
         primal = (table, parameters)
         tangent = _instantiate(primal, (table_dot, parameters_dot))
-        change = jax.jvp(lambda *density: masses(*density, z), primal, tangent)[1]
+        change = jax.jvp(lambda t, p: masses(t, p, z), primal, tangent)[1]
         below_dot += change[0]
         above_dot += change[1]
     return (below, above), (below_dot, above_dot)

@@ -116,9 +116,14 @@ class ReferenceParameters:
         }
         return cls(type(reference), values)
 
+    @property
+    def _is_whole(self) -> bool:
+        # Another distribution may have an argument of that name.
+        return isinstance(self.values.get(_WHOLE), self.distribution)
+
     def build(self) -> dist.Distribution:
         """Distribution with these parameters."""
-        if _WHOLE in self.values:
+        if self._is_whole:
             whole = self.values[_WHOLE]
             if _MADE in self.values:
                 whole._keep_made(self.values[_MADE])
@@ -132,7 +137,7 @@ class ReferenceParameters:
     @property
     def prepared(self) -> "ReferenceParameters":
         """The same with what a whole distribution makes once of its numbers."""
-        if _WHOLE not in self.values:
+        if not self._is_whole:
             return self
         whole = self.values[_WHOLE]
         values = {_WHOLE: whole, _MADE: whole._made()}
@@ -141,7 +146,7 @@ class ReferenceParameters:
     @property
     def is_elementwise(self) -> bool:
         """Whether every array has the batch shape: none has an axis of its own."""
-        if _WHOLE in self.values:
+        if self._is_whole:
             return False
         for name, value in self.values.items():
             constraint = self.distribution.arg_constraints.get(name)

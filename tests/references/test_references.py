@@ -11,9 +11,10 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from numpyro.distributions import transforms
+from numpyro.distributions import constraints, transforms
 from scipy import stats
 
+import numpyro_kaem as kaem
 from numpyro_kaem.references import (
     ReferenceParameters,
     has_quantile,
@@ -308,3 +309,35 @@ def test_parameters_of_a_batch_and_references_that_are_refused():
     ):
         with pytest.raises(TypeError, match=match):
             ReferenceParameters.of(reference)
+
+
+class Named(dist.Distribution):
+    """A user's, whose arguments have the names under which whole ones are kept."""
+
+    arg_constraints = {
+        "distribution": constraints.real,
+        "made": constraints.positive,
+    }
+    support = constraints.real
+
+    def __init__(self, distribution, made, *, validate_args=None):
+        self.distribution, self.made = distribution, made
+        shape = jnp.broadcast_shapes(jnp.shape(distribution), jnp.shape(made))
+        super().__init__(shape, validate_args=validate_args)
+
+    def log_prob(self, value):
+        return dist.Normal(self.distribution, self.made).log_prob(value)
+
+    def cdf(self, value):
+        return dist.Normal(self.distribution, self.made).cdf(value)
+
+    def icdf(self, q):
+        return dist.Normal(self.distribution, self.made).icdf(q)
+
+
+def test_arguments_may_have_any_name():
+    energy = kaem.Energy(kaem.BSpline(-3.0, 3.0, 6), jnp.arange(6.0) / 6)
+    prior = kaem.KAEMPrior(energy, Named(0.2, 1.5))
+    expected = kaem.KAEMPrior(energy, dist.Normal(0.2, 1.5))
+    z = jnp.array([-4.0, 0.1, 2.0])
+    assert_allclose(prior.log_prob(z), expected.log_prob(z), rtol=1e-5)
