@@ -182,7 +182,7 @@ def learn_prior(encoder: Encoder, tokens: np.ndarray, seed: int) -> dist.Distrib
     )
     flat = kaem.KAEMPrior(energy, REFERENCE).to_event(1)
     z, _ = draw_latents(encoder, tokens, seed)
-    return kaem.refit_prior(flat, z, penalty=1.0)
+    return kaem.refit_prior(flat, z)
 
 
 # %%
