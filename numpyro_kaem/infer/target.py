@@ -22,6 +22,7 @@ from numpyro.infer.util import (
     compute_log_probs,
     initialize_model,
 )
+from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_kaem._checks import check_function
@@ -65,8 +66,8 @@ class _Outside:
         for function in functions:
             _read_outside(function, values, seen)
         # Kept, so that no other object gets the identity of one of them.
-        self._values = values
-        self._key = tuple(map(_key_of, jax.tree.leaves(values)))
+        self._kept: list[Any] = []
+        self._key = _key_of(values, self._kept)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Outside) and self._key == other._key
@@ -80,6 +81,8 @@ def _read_outside(function: Any, values: list[Any], seen: set[int]) -> None:
     if isinstance(function, functools.partial):
         values.append((function.args, function.keywords))
         return _read_outside(function.func, values, seen)
+    if isinstance(function, Messenger):
+        return _read_outside(function.fn, values, seen)
     if isinstance(function, types.MethodType):
         values.append(function.__self__)
         return _read_outside(function.__func__, values, seen)
@@ -109,13 +112,20 @@ def _contents(cell: types.CellType) -> list[Any]:
         return []
 
 
-def _key_of(leaf: Any) -> Any:
-    """Value of a number, a text or an array that may be changed; else the identity."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.shape, str(leaf.dtype), hashlib.sha256(leaf.tobytes()).digest()
-    if isinstance(leaf, bool | int | float | complex | str | bytes):
-        return type(leaf), leaf
-    return id(leaf)
+def _key_of(value: Any, kept: list[Any]) -> Any:
+    """Contents of what may be changed in place, and numbers; else the identity."""
+    if isinstance(value, list | tuple):
+        # None is no data: a model may count its runs in a list.
+        parts = ((i, part) for i, part in enumerate(value) if part is not None)
+        return type(value), *((i, _key_of(part, kept)) for i, part in parts)
+    if isinstance(value, dict):
+        return dict, tuple(_key_of(item, kept) for item in value.items())
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), hashlib.sha256(value.tobytes()).digest()
+    if isinstance(value, bool | int | float | complex | str | bytes):
+        return type(value), value
+    kept.append(value)
+    return id(value)
 
 
 def compile_with_model(function: Callable) -> Callable:

@@ -242,6 +242,19 @@ def test_what_a_model_reads_outside_is_not_kept_from_an_earlier_run(monkeypatch)
     assert float(evaluate(shifted, jnp.ones(()))) == 5.0
     assert (value(), len(traced)) == (16.0, 6)
 
+    # Keys that have no order; distributions of equal parameters; a handler's model.
+    options = {1: dist.Normal(0.0, 1.0), "other": None}
+
+    def density():
+        return [options[1].log_prob(2.0)]
+
+    blocked = handlers.block(density)
+    peers = ((options[1], stats.norm), (dist.Cauchy(0.0, 1.0), stats.cauchy))
+    for distribution, peer in peers:
+        options[1] = distribution
+        for model in (density, blocked):
+            assert_close(evaluate(model, jnp.ones(())), peer.logpdf(2.0), rtol=1e-5)
+
 
 def test_samplers_take_data_that_a_model_closes_over():
     """Each run by those of its time, though the compiled function is kept."""
