@@ -106,13 +106,11 @@ def darcy_flow(
     *,
     length_scale: float = 0.25,
     variance: float = 1.0,
-    smoothness: float = 1.0,
-    source: float = 1.0,
     progress_bar: bool = False,
 ) -> DarcyFlow:
     r"""Draw pressure fields of Darcy flow through a random medium.
 
-    .. math:: -\nabla \cdot (e^{a} \, \nabla p) = s
+    .. math:: -\nabla \cdot (e^{a} \, \nabla p) = 1
 
     on the unit square, with :math:`p = 0` on the boundary. The log permeability
     :math:`a` is a Gaussian random field.
@@ -125,10 +123,8 @@ def darcy_flow(
         Number of fields. The first few do not depend on it.
     size
         Number of cells along a side.
-    length_scale, variance, smoothness
+    length_scale, variance
         Distribution of the log permeability, as of :func:`gaussian_random_field`.
-    source
-        Rate :math:`s > 0` of inflow, the same everywhere.
     progress_bar
         Whether to show progress.
 
@@ -142,14 +138,14 @@ def darcy_flow(
 
     Notes
     -----
-    Pressures are positive, about ``0.07 * source`` in the centre for permeability one.
+    Pressures are positive, about 0.07 in the centre for permeability one.
     A field takes about half a millisecond at 32×32, and five at 64×64.
 
     References
     ----------
     Li et al. (2021), "Fourier neural operator for parametric partial differential
     equations", *International Conference on Learning Representations*, section 5.2,
-    who take ``length_scale=2**0.5 / 3`` and ``smoothness=1``, and threshold the field.
+    who take ``length_scale=2**0.5 / 3``, and threshold the field.
 
     Examples
     --------
@@ -158,16 +154,10 @@ def darcy_flow(
     >>> flow.pressure.shape, bool((flow.pressure > 0).all())
     ((3, 16, 16), True)
     """
-    source = as_positive("source", source)
     log_permeability = gaussian_random_field(
-        as_generator(rng),
-        num_fields,
-        size,
-        length_scale=length_scale,
-        variance=variance,
-        smoothness=smoothness,
+        rng, num_fields, size, length_scale=length_scale, variance=variance
     )
-    pressure = solve_darcy(log_permeability, source, progress_bar=progress_bar)
+    pressure = solve_darcy(log_permeability, progress_bar=progress_bar)
     return DarcyFlow(pressure.astype(np.float32), log_permeability.astype(np.float32))
 
 

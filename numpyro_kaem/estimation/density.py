@@ -1,10 +1,8 @@
 """Densities from samples."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +53,6 @@ _REACH = 2.0
 _NUM_BASIS = ((300, 24), (10_000, 40), (np.inf, 60))
 # Parts of the panels, until they resolve the fit.
 _REFINEMENTS = (1, 4, 16)
-_BANDWIDTHS = 2.0 ** np.linspace(-1.0, 2.0, 13)
 
 
 def fit_density(
@@ -66,7 +63,6 @@ def fit_density(
     support: str | tuple[Numbers, Numbers] | None = None,
     penalty: Numbers | None = None,
     weights: Numbers | None = None,
-    fit_bandwidth: bool = False,
     rounding: Numbers | str | None = None,
 ) -> KAEMPrior:
     r"""Fit a density to samples by penalised maximum likelihood.
@@ -115,9 +111,6 @@ def fit_density(
         Importance weights, shape ``(n,)`` or ``samples.shape``; non-negative, not all
         zero. Only their ratios count: :math:`w_i` sum to the effective sample size
         :math:`(\sum w)^2 / \sum w^2` of each column. ``None`` weighs samples alike.
-    fit_bandwidth
-        Whether to choose the bandwidth of ``basis`` too, between half and four times
-        the one it has, by the same criterion (summed over columns).
     rounding
         Spacing :math:`\delta` to which samples were rounded, broadcasting to
         ``batch_shape``, 0 where they were not; ``"none"`` takes all as exact; ``None``
@@ -133,8 +126,7 @@ def fit_density(
     Raises
     ------
     TypeError
-        If an argument is traced or of a wrong type, or ``basis`` has no bandwidth to
-        fit.
+        If an argument is traced or of a wrong type.
     ValueError
         If samples are missing, not finite, or outside the support; if the location and
         scale of samples without two distinct values are needed; if shapes do not fit,
@@ -205,11 +197,6 @@ def fit_density(
     penalty = as_penalty(penalty, batch_shape)
     ends = support_ends(support, reference, batch_shape)
     widths = as_widths(rounding, data, shares)
-    if fit_bandwidth and not hasattr(basis, "bandwidth"):
-        raise TypeError(
-            "fit_bandwidth needs a basis with a bandwidth, such as numpyro_kaem.RBF, "
-            f"got {type(basis).__name__}."
-        )
     even = spread(data, widths, ends)
     basis, reference, parameters = choose_parts(even, shares, basis, reference, support)
     widths = coarse(widths, basis, rounding)
@@ -230,13 +217,6 @@ def fit_density(
     position = basis.to_unit(jnp.asarray(even, dtype)).reshape(len(data), -1)
     shares_of = shares.reshape(len(data), -1)
 
-    def fit(basis: AbstractBasis) -> Fit:
-        means = jnp.asarray(np.zeros((position.shape[1], basis.num_features), dtype))
-        if np.any(exact):
-            means = mean_features(basis, position, jnp.asarray(exact, dtype))
-        size = jnp.asarray(num_effective, dtype)
-        return fit_columns(Family.of(basis, nodes), means, size, penalty, cells=cells)
-
     for refinement in _REFINEMENTS:
         if np.any(widths > 0):
             low, high = cell_ends(data, widths, ends)
@@ -247,9 +227,11 @@ def fit_density(
         else:
             nodes = make_nodes(basis, parameters, batch_shape, dtype, refinement)
             cells, exact = None, shares_of
-        if fit_bandwidth and refinement == 1:
-            basis = _best_bandwidth(basis, fit)
-        result = fit(basis)
+        means = jnp.asarray(np.zeros((position.shape[1], basis.num_features), dtype))
+        if np.any(exact):
+            means = mean_features(basis, position, jnp.asarray(exact, dtype))
+        size, family = jnp.asarray(num_effective, dtype), Family.of(basis, nodes)
+        result = fit_columns(family, means, size, penalty, cells=cells)
         if np.all(result.resolved):
             break
     _check_converged(result)
@@ -410,22 +392,6 @@ def _default_reference(
         return reference
     above = AffineTransform(as_array(low), 1.0, domain=constraints.positive)
     return dist.TransformedDistribution(reference, above)
-
-
-def _best_bandwidth(
-    basis: AbstractBasis, fit: Callable[[AbstractBasis], Fit]
-) -> AbstractBasis:
-    """Basis whose bandwidth maximises the evidence of all columns."""
-
-    def with_bandwidth(factor: float) -> AbstractBasis:
-        return eqx.tree_at(lambda b: b.bandwidth, basis, basis.bandwidth * factor)
-
-    evidence = [
-        float(jnp.sum(fit(with_bandwidth(factor)).log_evidence))
-        for factor in _BANDWIDTHS
-    ]
-    evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
-    return with_bandwidth(float(_BANDWIDTHS[int(np.argmax(evidence))]))
 
 
 # --- what a fit is worth -------------------------------------------------------------

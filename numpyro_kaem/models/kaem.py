@@ -340,7 +340,7 @@ class KAEM(eqx.Module):
         )
 
 
-def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
+def kart(name: str, prior: KAEMPrior) -> jax.Array:
     r"""Sample latents that are functions of few base latents, inside a NumPyro model.
 
     Kolmogorov and Arnold's theorem writes a continuous function of :math:`P` variables
@@ -360,9 +360,6 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
         ``f"{name}_base"``.
     prior
         The densities, of batch shape ``(2 * P + 1, P)``.
-    base
-        Distribution of the base latents: ``"normal"``, which samplers explore better,
-        or ``"uniform"`` on (0, 1).
 
     Returns
     -------
@@ -374,7 +371,7 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     TypeError
         If ``prior`` is not a :class:`KAEMPrior`.
     ValueError
-        If its batch shape is not ``(2 * P + 1, P)``, or ``base`` is another name.
+        If its batch shape is not ``(2 * P + 1, P)``.
 
     Notes
     -----
@@ -386,7 +383,6 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     - A decoder takes the rows, often summed. Where all rows have the same densities it
       gets the same values ``2 * P + 1`` times: start training from energies that
       differ, such as those of :meth:`Energy.init`, not from flat ones.
-    - Uniform latents of 0 and 1 are moved inside by less than the spacing of draws.
 
     References
     ----------
@@ -410,19 +406,15 @@ def kart(name: str, prior: KAEMPrior, *, base: str = "normal") -> jax.Array:
     ((10, 5, 2), (10, 2))
     """
     check_name("name", name)
-    transform = InverseCDFTransform(prior, base=base)
+    transform = InverseCDFTransform(prior, base="normal")
     shape = prior.batch_shape
     if len(shape) != 2 or shape[0] != 2 * shape[1] + 1 or shape[1] == 0:
         raise ValueError(
             "prior must have batch_shape (2 * P + 1, P) for P latents, such as (3, 1) "
             f"or (5, 2), got {shape}; for independent latents sample the prior itself."
         )
-    standard = dist.Uniform(0.0, 1.0) if base == "uniform" else dist.Normal(0.0, 1.0)
-    latent = numpyro.sample(f"{name}_base", standard.expand(shape[1:]).to_event(1))
-    if base == "uniform":
-        # A uniform draw may be 0, whose quantile may be infinite.
-        limits = jnp.finfo(latent.dtype)
-        latent = jnp.clip(latent, float(limits.eps) ** 4, 1 - limits.epsneg)
+    normal = dist.Normal(0.0, 1.0).expand(shape[1:]).to_event(1)
+    latent = numpyro.sample(f"{name}_base", normal)
     rows = jnp.broadcast_to(latent[..., None, :], (*latent.shape[:-1], *shape))
     return numpyro.deterministic(name, transform(rows))
 

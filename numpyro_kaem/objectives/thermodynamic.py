@@ -6,12 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count, as_flag, as_name, check_function
+from numpyro_kaem._checks import as_count, check_function
 from numpyro_kaem.infer.ladder import (
-    check_ladder,
-    equal_rejection_ladder,
     even_odd_permutation,
     power_ladder,
     swap_probabilities,
@@ -24,7 +21,6 @@ __all__ = ["ThermodynamicMLE"]
 
 # Weight of one step in the running mean of the rejection of the swaps.
 _REJECTION_GAIN = 0.02
-_ADAPT_EVERY = 50
 
 
 class _Sweeps(NamedTuple):
@@ -48,17 +44,17 @@ class ThermodynamicMLE(ChainsObjective):
     :math:`0 = t_0 < \dots < t_N = 1` follows
     :math:`p_k(z) \propto \pi(z)\,p(x \mid z)^{t_k}`. A sweep draws the prior anew at
     :math:`t_0`, makes Langevin steps at the other temperatures, and swaps neighbours,
-    in each unit by its own decision. The value is an estimate of the log likelihood,
+    in each unit by its own decision. The value is the steppingstone estimate of the
+    log likelihood,
 
     .. math::
 
-        \log p(x) = \int_0^1 \mathrm{E}_t[\log p(x \mid z)]\,dt
-        \qquad\text{or}\qquad
+        \log p(x) =
         \sum_k \log \mathrm{E}_{t_k}\bigl[p(x \mid z)^{t_{k+1} - t_k}\bigr],
 
     and the gradient is that of
     :math:`\mathrm{E}_{t = 1}[\log \pi(z) + \log p(x \mid z)]` at draws held fixed. The
-    derivative of either sum at fixed draws would be wrong.
+    derivative of the sum at fixed draws would be wrong.
 
     Parameters
     ----------
@@ -74,33 +70,23 @@ class ThermodynamicMLE(ChainsObjective):
         Whether each unit keeps its population from one step of training to the next;
         memory is ``num_data * num_temperatures * (dim + 2)`` numbers. If not, all
         replicas start at draws of the prior.
-    temperatures
-        Ladder to use, increasing from 0 to 1, in place of a power law;
-        ``num_temperatures`` is then its length.
     power
         Exponent :math:`p` of the ladder :math:`t_k = (k / N)^p`, or a function from the
         number of the step to it, such as
         :func:`~numpyro_kaem.cyclical_schedule`.
-    adapt_ladder
-        Whether the ladder moves to equal rejection of the swaps, every 50 steps of
-        training; needs the memory of :meth:`guide`.
-    estimator
-        Value of the loss: ``"steppingstone"`` or ``"thermodynamic"``, the trapezoid
-        with the correction of second order where there is more than one sweep.
     local_move, step_size
         As for :class:`LangevinMLE`, at each temperature of each unit.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range, the ladder does not increase from 0 to 1, or
-        ``estimator`` or ``local_move`` is neither; in use, as :class:`LangevinMLE`.
+        If a number is out of its range, or ``local_move`` is neither; in use, as
+        :class:`LangevinMLE`.
 
     Notes
     -----
-    - **Value**: with one sweep the steppingstone is a left Riemann sum, below the log
-      likelihood in the mean; it is exact in the limit of many sweeps, the integral in
-      the limit of many temperatures.
+    - **Value**: with one sweep it is a left Riemann sum, below the log likelihood in
+      the mean; it is exact in the limit of many sweeps.
     - **Cost** of a step:
       ``num_units * num_temperatures * num_sweeps * (num_local_steps + 2)`` densities
       with gradients.
@@ -111,8 +97,6 @@ class ThermodynamicMLE(ChainsObjective):
 
     References
     ----------
-    Friel and Pettitt (2008), "Marginal likelihood estimation via power posteriors",
-    *Journal of the Royal Statistical Society B* 70(3).
     Xie, Lewis, Fan, Kuo and Chen (2011), "Improving marginal likelihood estimation for
     Bayesian phylogenetic model selection", *Systematic Biology* 60(2).
     Raj (2025), "Kolmogorov-Arnold Energy Models", arXiv:2506.14167.
@@ -147,33 +131,20 @@ class ThermodynamicMLE(ChainsObjective):
         num_local_steps: int = 4,
         unit_plate: str = "data",
         persistent: bool = True,
-        temperatures: ArrayLike | None = None,
         power: float | Callable[[jax.Array], jax.Array] = 3.0,
-        adapt_ladder: bool = False,
-        estimator: str = "steppingstone",
         local_move: str = "mala",
         step_size: float = 0.1,
     ) -> None:
         super().__init__(unit_plate, persistent, local_move, step_size)
-        if temperatures is not None:
-            self._ladder = tuple(check_ladder(temperatures).tolist())
-        elif callable(power):
+        # Of a schedule the ladder only checks the number of temperatures.
+        self.power = None
+        if callable(power):
             check_function("power", power, "a number or a schedule")
-            # Only to check the number of temperatures.
-            self._ladder = tuple(power_ladder(num_temperatures, 1.0).tolist())
-        else:
-            self._ladder = tuple(power_ladder(num_temperatures, power).tolist())
-        if adapt_ladder and callable(power):
-            raise ValueError(
-                "power must be a number where adapt_ladder moves the ladder, got a "
-                "schedule."
-            )
+            self.power, power = power, 1.0
+        self._ladder = tuple(power_ladder(num_temperatures, power).tolist())
         self.num_temperatures = len(self._ladder)
         self.num_sweeps = as_count("num_sweeps", num_sweeps)
         self.num_local_steps = as_count("num_local_steps", num_local_steps)
-        self.adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
-        self.power = power if callable(power) and temperatures is None else None
-        self.estimator = as_name("estimator", estimator, _VALUES)
 
     def start(self, rng_key: jax.Array, unit_model: UnitModel) -> Memory:
         """Start every unit's population at draws of the prior."""
@@ -190,11 +161,9 @@ class ThermodynamicMLE(ChainsObjective):
 
     def _temperatures(self, memory: Memory | None) -> jax.Array:
         """Ladder of this step."""
-        if self.power is None and not self.adapt_ladder:
+        if self.power is None:
             return jnp.array(self._ladder)
         self._check_memory(memory)
-        if self.power is None:
-            return memory["temperatures"]
         return jnp.linspace(0.0, 1.0, self.num_temperatures) ** self.power(
             memory["step"]
         )
@@ -215,7 +184,7 @@ class ThermodynamicMLE(ChainsObjective):
         if memory is not None:
             memory = self._remember(memory, unit_model, temperatures, done)
         surrogate = mean_score(unit_model, done.at_posterior, params, axis=0)
-        value = _VALUES[self.estimator](temperatures, done.log_likelihood)
+        value = _steppingstone(temperatures, done.log_likelihood)
         return jnp.mean(value), surrogate, memory
 
     def _remember(
@@ -230,14 +199,6 @@ class ThermodynamicMLE(ChainsObjective):
         rejection = rejection + _REJECTION_GAIN * (done.rejection - rejection)
         memory = {**memory, "acceptance": done.acceptance, "step": step}
         memory.update(rejection=rejection, temperatures=temperatures)
-        if self.adapt_ladder:
-            memory["temperatures"] = jax.lax.cond(
-                step % _ADAPT_EVERY == 0,
-                equal_rejection_ladder,
-                lambda ladder, _: ladder,
-                temperatures,
-                rejection,
-            )
         chains = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), done.chains)
         return self._keep(memory, unit_model, chains)
 
@@ -301,25 +262,8 @@ class ThermodynamicMLE(ChainsObjective):
         )
 
 
-# --- values --------------------------------------------------------------------------
-
-
 def _steppingstone(temperatures: jax.Array, log_likelihood: jax.Array) -> jax.Array:
     """Log likelihood of each unit; that of ``(num_sweeps, ...)`` along the ladder."""
     num_sweeps = log_likelihood.shape[0]
     weights = jnp.diff(temperatures)[:, None] * log_likelihood[:, :-1]
     return jnp.sum(jax.nn.logsumexp(weights, axis=0) - np.log(num_sweeps), axis=0)
-
-
-def _thermodynamic(temperatures: jax.Array, log_likelihood: jax.Array) -> jax.Array:
-    """As :func:`_steppingstone`, by the corrected trapezoid."""
-    width = jnp.diff(temperatures)[:, None]
-    mean = log_likelihood.mean(0)
-    value = jnp.sum(width / 2 * (mean[1:] + mean[:-1]), axis=0)
-    if log_likelihood.shape[0] == 1:
-        return value
-    variance = log_likelihood.var(0, ddof=1)
-    return value - jnp.sum(width**2 / 12 * jnp.diff(variance, axis=0), axis=0)
-
-
-_VALUES = {"steppingstone": _steppingstone, "thermodynamic": _thermodynamic}

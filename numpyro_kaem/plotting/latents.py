@@ -31,10 +31,8 @@ def plot_samples(
     real: ArrayLike | None = None,
     num_columns: int = 8,
     num_rows: int = 4,
-    cmap: str | None = None,
     limits: tuple[float, float] | None = None,
     colorbar: bool = False,
-    titles: tuple[str, str] = ("real", "generated"),
     ax: Any = None,
 ) -> "Axes | np.ndarray":
     """Draw images or fields in a grid, real ones beside generated ones.
@@ -48,15 +46,11 @@ def plot_samples(
         Data to compare with, shape ``(num_data, height, width)``, drawn on the left.
     num_columns, num_rows
         Size of each grid.
-    cmap
-        Colour map of matplotlib; by default grey, or ``"viridis"`` with a colour bar.
     limits
         Values at both ends of the colour map; by default the extremes of all that is
         drawn, so that both grids have one scale.
     colorbar
-        Whether to draw the scale, as for fields with units.
-    titles
-        Above the real and the generated images.
+        Whether to draw the scale, as for fields with units; it is not of greys then.
     ax
         Axes to draw in, and returned: one, or two with ``real``. ``None`` makes new
         ones.
@@ -95,15 +89,14 @@ def plot_samples(
         limits = min(g.min() for g in grids), max(g.max() for g in grids)
     elif np.shape(limits) != (2,):
         raise ValueError(f"limits must be two numbers, got {limits!r}.")
-    if cmap is None:
-        cmap = "viridis" if colorbar else "gray_r"
+    cmap = "viridis" if colorbar else "gray_r"
 
     size = (0.6 * num_columns * len(grids) + 0.4, 0.6 * num_rows + 0.4)
     axes = make_axes(ax, (len(grids),), size)
     for panel, grid in zip(axes, grids, strict=True):
-        image = _draw_image(panel, _tile(grid, num_columns), cmap, limits)
+        image = _draw_image(panel, _tile(grid, num_columns), limits, cmap)
     if len(grids) == 2:
-        for panel, title in zip(axes, titles, strict=True):
+        for panel, title in zip(axes, ("real", "generated"), strict=True):
             panel.set_title(title, fontsize="medium")
     if colorbar and image.get_array().ndim == 2:
         axes[0].figure.colorbar(image, ax=list(axes), shrink=0.8)
@@ -111,7 +104,10 @@ def plot_samples(
 
 
 def _draw_image(
-    panel: "Axes", image: np.ndarray, cmap: str, limits: tuple[float, float]
+    panel: "Axes",
+    image: np.ndarray,
+    limits: tuple[float, float],
+    cmap: str = "gray_r",
 ) -> Any:
     """Draw one image without ticks."""
     if image.ndim == 3:
@@ -270,7 +266,6 @@ def plot_interpolation(
     end: ArrayLike,
     num_points: int = 9,
     *,
-    cmap: str = "gray_r",
     ax: Any = None,
 ) -> np.ndarray:
     """Draw what is decoded between two latent vectors, along two paths.
@@ -285,8 +280,6 @@ def plot_interpolation(
         Latent vectors of the prior's shape, such as posterior means of two images.
     num_points
         Number of images in a row, both ends included.
-    cmap
-        Colour map of matplotlib.
     ax
         Axes to draw in, and returned, shape ``(2, num_points)``; ``None`` makes new
         ones.
@@ -316,7 +309,7 @@ def plot_interpolation(
         interpolate_latents(model.prior, start, end, num_points, method=method)
         for method in ("cdf", "spherical")
     ]
-    return _draw_rows(model, paths, ("through the cdf", "spherical"), cmap, ax)
+    return _draw_rows(model, paths, ("through the cdf", "spherical"), ax)
 
 
 def plot_traversal(
@@ -324,13 +317,12 @@ def plot_traversal(
     latents: Sequence[int] | None = None,
     num_points: int = 9,
     *,
-    at: ArrayLike | None = None,
-    cmap: str = "gray_r",
     ax: Any = None,
 ) -> np.ndarray:
-    """Draw what each latent does: it moves through its prior, the others stay.
+    """Draw what each latent does: it moves through its prior.
 
-    It takes equal steps of probability, from 5 % to 95 %.
+    It takes equal steps of probability, from 5 % to 95 %; the others stay at their
+    medians.
 
     Parameters
     ----------
@@ -340,10 +332,6 @@ def plot_traversal(
         Which latents, one per row; by default all, at most 8.
     num_points
         Number of images in a row.
-    at
-        Where the others stay, in the prior's shape; by default at their medians.
-    cmap
-        Colour map of matplotlib.
     ax
         Axes to draw in, and returned, shape ``(num_rows, num_points)``; ``None`` makes
         new ones.
@@ -354,7 +342,7 @@ def plot_traversal(
         If ``model`` is not a :class:`KAEM` of images, or its prior is not of
         independent densities.
     ValueError
-        If a latent does not exist, or ``at`` or ``ax`` have another shape.
+        If a latent does not exist, or ``ax`` holds another number of axes.
 
     Examples
     --------
@@ -384,18 +372,13 @@ def plot_traversal(
         raise ValueError(
             f"latents must be indices from 0 to {shape[0] - 1}, got {rows}."
         )
-    if at is None:
-        at = icdf(jnp.full(shape, 0.5))
-    else:
-        at = as_real("at", at).astype(float)
-    if at.shape != shape:
-        raise ValueError(f"at must have the shape {shape}, got {at.shape}.")
+    at = icdf(jnp.full(shape, 0.5))
     probability = jnp.linspace(0.05, 0.95, num_points)
     moved = icdf(jnp.broadcast_to(probability[:, None], (num_points, *shape)))
     paths = [
         jnp.broadcast_to(at, moved.shape).at[:, row].set(moved[:, row]) for row in rows
     ]
-    return _draw_rows(model, paths, [f"latent {row}" for row in rows], cmap, ax)
+    return _draw_rows(model, paths, [f"latent {row}" for row in rows], ax)
 
 
 def _check_model(model: Any) -> None:
@@ -409,7 +392,7 @@ def _check_model(model: Any) -> None:
 
 
 def _draw_rows(
-    model: KAEM, paths: list[jax.Array], names: Sequence[str], cmap: str, ax: Any
+    model: KAEM, paths: list[jax.Array], names: Sequence[str], ax: Any
 ) -> np.ndarray:
     """Rows of decoded images, one per path, each with its name."""
     decoded = []
@@ -426,7 +409,7 @@ def _draw_rows(
     axes = make_axes(ax, shape, (0.75 * shape[1] + 1.3, 0.8 * shape[0]))
     limits = images.min(), images.max()
     for index in np.ndindex(shape):
-        _draw_image(axes[index], images[index], cmap, limits)
+        _draw_image(axes[index], images[index], limits)
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return axes

@@ -6,7 +6,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpyro.infer import MCMC
 
-from numpyro_kaem._checks import as_count, as_number
 from numpyro_kaem.diagnostics import CalibrationResult
 from numpyro_kaem.infer import ImportanceResult, TemperedSMCResult, log_evidence
 from numpyro_kaem.infer.weights import GOOD_PARETO_K, MAX_PARETO_K
@@ -20,6 +19,8 @@ __all__ = ["plot_calibration", "plot_history", "plot_ladder", "plot_weights"]
 
 _COLOR_CYCLE = (LEARNED["color"], *COLORS)
 _NUM_SIMULATED_CURVES = 2000
+# Of the envelope of calibrated ranks.
+_LEVEL = 0.95
 
 
 def plot_ladder(mcmc: MCMC | TemperedSMCResult, *, ax: Any = None) -> np.ndarray:
@@ -219,28 +220,22 @@ def plot_weights(result: ImportanceResult, *, ax: Any = None) -> "Axes":
     return ax
 
 
-def plot_history(
-    result: FitResult | ArrayLike, *, window: int | None = None, ax: Any = None
-) -> "Axes":
+def plot_history(result: FitResult | ArrayLike, *, ax: Any = None) -> "Axes":
     """Draw the loss of every step of training, and its running median.
 
     Parameters
     ----------
     result
-        Result of :func:`fit`, or losses of shape ``(num_steps,)``. Steps whose loss was
-        not finite are marked at the foot of the axes.
-    window
-        Number of steps of the median, by default a fiftieth of all.
+        Result of :func:`fit`, or losses of shape ``(num_steps,)``. The median is that
+        of a fiftieth of them. Steps whose loss was not finite are marked at the foot of
+        the axes.
     ax
         Axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
-    TypeError
-        If ``window`` is not an integer.
     ValueError
-        If there is no finite loss, they have another shape, or ``window`` is not
-        positive.
+        If there is no finite loss, or they have another shape.
 
     Examples
     --------
@@ -260,9 +255,7 @@ def plot_history(
             "result must hold losses of shape (num_steps,), some of them finite, got "
             f"shape {losses.shape}."
         )
-    if window is None:
-        window = max(len(losses) // 50, 1)
-    window = min(as_count("window", window), len(losses))
+    window = max(len(losses) // 50, 1)
     clean = np.where(finite, losses, np.nan)
     parts = np.lib.stride_tricks.sliding_window_view(clean, window)
     full = np.isfinite(parts).any(axis=1)
@@ -288,31 +281,25 @@ def plot_history(
     return ax
 
 
-def plot_calibration(
-    result: CalibrationResult, *, level: float = 0.95, ax: Any = None
-) -> "Axes":
+def plot_calibration(result: CalibrationResult, *, ax: Any = None) -> "Axes":
     """Draw the ranks of true values against those of a calibrated posterior.
 
     Per component, the empirical distribution function of the ranks minus the uniform
-    one, and the envelope in which the whole curve lies with probability ``level`` if
-    the posterior is calibrated. An S-shaped curve says that posteriors are too narrow
+    one, and the envelope in which the whole curve lies with probability 95 % if the
+    posterior is calibrated. An S-shaped curve says that posteriors are too narrow
     or too wide, an arc that they are biased.
 
     Parameters
     ----------
     result
         Result of :func:`simulation_based_calibration`.
-    level
-        Probability that a curve stays within the envelope, in (0, 1).
     ax
         Axes to draw in, and returned; ``None`` makes new ones.
 
     Raises
     ------
     TypeError
-        If ``result`` is not a :class:`CalibrationResult`, or ``level`` not a number.
-    ValueError
-        If ``level`` is not in (0, 1).
+        If ``result`` is not a :class:`CalibrationResult`.
 
     References
     ----------
@@ -335,9 +322,8 @@ def plot_calibration(
         raise TypeError(
             f"result must be a CalibrationResult, got {type(result).__name__}."
         )
-    level = as_number("level", level, "between 0 and 1", lambda value: 0 < value < 1)
     points = np.arange(1, result.num_samples + 1) / (result.num_samples + 1)
-    lower, upper = _envelope(result.num_simulations, points, level)
+    lower, upper = _envelope(result.num_simulations, points, _LEVEL)
     ax = make_axes(ax, (), (5.6, 3.6))[()]
     ax.fill_between(
         points,
@@ -346,7 +332,7 @@ def plot_calibration(
         step="mid",
         color="0.85",
         linewidth=0.0,
-        label=f"{100 * level:.3g}% envelope",
+        label=f"{_LEVEL:.0%} envelope",
     )
     ax.axhline(0.0, color="0.4", linewidth=0.8)
     styles = ("-", "--", "-.", ":")

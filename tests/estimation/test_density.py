@@ -345,21 +345,6 @@ def test_every_basis(basis):
 
 
 @pytest.mark.long
-def test_bandwidth_search_does_not_lose():
-    samples = normal_samples(1000)
-    basis = kaem.RBF(-5.0, 11.0, 20, bandwidth=0.5)
-    kept = kaem.fit_density(samples, basis)
-    assert float(kept.energy.basis.bandwidth) == 0.5
-    chosen = kaem.fit_density(samples, basis, fit_bandwidth=True)
-    assert 0.25 <= float(chosen.energy.basis.bandwidth) <= 2.0
-    distribution, ends = stats.norm(3.0, 2.0), (-13.0, 19.0)
-    assert (
-        divergence(distribution, chosen, *ends)
-        <= divergence(distribution, kept, *ends) + 1e-3
-    )
-
-
-@pytest.mark.long
 def test_few_distinct_values():
     prior = kaem.fit_density([2.0], kaem.BSpline(-1.0, 5.0, 8), dist.Normal(1.0, 2.0))
     assert np.isfinite(prior.log_prob(2.0))
@@ -406,7 +391,6 @@ GRID = kaem.BSpline(-5.0, 11.0, 8)
         (([1.0, 2.0], 3), {}, TypeError, "basis must be a basis"),
         (([1.0, 2.0], None, 3), {}, TypeError, "reference must be"),
         (([20.0, 21.0], GRID), {}, ValueError, "grid of basis must contain"),
-        (([1.0, 2.0], GRID), {"fit_bandwidth": True}, TypeError, "with a bandwidth"),
         (
             *(([1.0, 2.0], kaem.BSpline([0.0, 0.0], 3.0, 8)), {}),
             *(ValueError, "grid of basis must broadcast"),

@@ -116,9 +116,9 @@ def test_weights_of_particles_and_of_units():
 
 
 def test_history_marks_steps_that_were_not_taken():
-    losses = np.linspace(5.0, 1.0, 20)
+    losses = np.linspace(5.0, 1.0, 250)
     losses[[3, 10]] = np.nan, np.inf
-    ax = kaem.plot_history(losses, window=5)
+    ax = kaem.plot_history(losses)
     loss, median, marks = ax.lines
     np.testing.assert_array_equal(np.isnan(loss.get_ydata()), ~np.isfinite(losses))
     np.testing.assert_allclose(median.get_ydata()[-1], np.median(losses[-5:]))
@@ -127,8 +127,6 @@ def test_history_marks_steps_that_were_not_taken():
     for bad in ([], [np.nan], [[1.0]]):
         with pytest.raises(ValueError, match="losses of shape"):
             kaem.plot_history(bad)
-    with pytest.raises(ValueError, match="window must be"):
-        kaem.plot_history([1.0], window=0)
 
 
 def test_calibration_shows_the_ranks():
@@ -141,8 +139,6 @@ def test_calibration_shows_the_ranks():
         np.testing.assert_allclose(line.get_ydata(), below - points)
     with pytest.raises(TypeError, match="result must be a CalibrationResult"):
         kaem.plot_calibration(ranks)
-    with pytest.raises(ValueError, match="level must be between 0 and 1"):
-        kaem.plot_calibration(kaem.CalibrationResult({"a": ranks}, 9), level=0.0)
 
 
 def test_envelope_holds_as_often_as_it_says():

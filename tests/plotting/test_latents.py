@@ -101,7 +101,6 @@ def test_bad_input_is_refused(model):
         ),
         (lambda: path(normal, zeros, ones, method="line"), "method must be"),
         (lambda: traversal(model, [2]), "latents must be indices from 0 to 1"),
-        (lambda: traversal(model, at=[0.0]), "at must have the shape"),
         (lambda: traversal(model, [0], 3, ax=axes), "ax must hold 3 axes, got 2"),
     ]:
         with pytest.raises(ValueError, match=match):

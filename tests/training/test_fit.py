@@ -598,7 +598,6 @@ def test_models_that_do_not_serve():
 
 def test_wrong_objectives():
     """And chains need the guide that keeps them."""
-    no_number = {"power": lambda s: 2.0, "adapt_ladder": True}
     negative = {"encoder": lambda x: x, "kl_weight": -1.0}
     for make, options, message in (
         (ImportanceMLE, {"num_particles": 0}, "num_particles"),
@@ -612,9 +611,7 @@ def test_wrong_objectives():
             {"num_temperatures": 1},
             "num_temperatures must be an integer >= 2",
         ),
-        (ThermodynamicMLE, {"temperatures": [0.0, 0.5]}, "end with 1"),
-        (ThermodynamicMLE, {"estimator": "mean"}, "estimator must be"),
-        (ThermodynamicMLE, no_number, "power must be a number"),
+        (ThermodynamicMLE, {"power": 0.0}, "power must be"),
         (
             kaem.objectives.AmortisedELBO,
             negative,
