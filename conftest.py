@@ -29,8 +29,8 @@ from jax._src import compiler
 
 QUICK = "jax_disable_most_optimizations"
 
-# The emitter that compiles slowest is left out as well, for which JAX has no setting.
-# Later compilers have no other.
+# The emitter that compiles slowest is left out as well, and each module is compiled in
+# one piece, for which JAX has no settings. Later compilers have no other emitter.
 if jax.__version_info__ < (0, 11):
     compile_options = compiler.get_compile_options
 
@@ -38,6 +38,7 @@ if jax.__version_info__ < (0, 11):
         overrides = dict(env_options_overrides or {})
         if jax.config.values[QUICK]:
             overrides["xla_cpu_use_fusion_emitters"] = False
+            overrides["xla_cpu_parallel_codegen_split_count"] = 1
         return compile_options(*args, env_options_overrides=overrides, **kwargs)
 
     compiler.get_compile_options = quick_compile_options
