@@ -144,12 +144,7 @@ PAIRS = np.stack([np.arange(12.0), np.arange(12.0) ** 2], axis=-1)
         (PAIRS, {"rng_key": 3}, TypeError, "rng_key must be one random key"),
         (PAIRS, {"num_steps": 0}, ValueError, "num_steps must be"),
         (PAIRS, {"batch_size": 1.5}, TypeError, "batch_size must be"),
-        (
-            PAIRS,
-            {"learning_rate": 0.0},
-            ValueError,
-            "learning_rate must be a finite",
-        ),
+        (PAIRS, {"learning_rate": 0.0}, ValueError, "learning_rate must be a finite"),
         (PAIRS, {"width": 0}, ValueError, "width must be"),
         (PAIRS, {"depth": 0}, ValueError, "depth must be"),
     ],

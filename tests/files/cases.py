@@ -135,10 +135,7 @@ OTHERS = {
         learn_reference=True,
     ),
     "kart": lambda: kaem.KAEM(
-        prior(5, 2),
-        eqx.nn.Lambda(jnp.tanh),
-        kaem.BernoulliLikelihood(),
-        joint="kart",
+        prior(5, 2), eqx.nn.Lambda(jnp.tanh), kaem.BernoulliLikelihood(), joint="kart"
     ),
     "filtered": lambda: eqx.filter(deep().network, eqx.is_inexact_array),
     "batch-of-layers": lambda: eqx.filter_vmap(

@@ -9,9 +9,7 @@ from numpyro import handlers
 
 import numpyro_kaem as kaem
 from numpyro_kaem.models.kaem import KAEM
-from numpyro_kaem.models.likelihoods import (
-    NormalLikelihood,
-)
+from numpyro_kaem.models.likelihoods import NormalLikelihood
 
 
 class Decoder(eqx.Module):

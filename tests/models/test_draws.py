@@ -18,13 +18,7 @@ from numpyro_kaem.models.likelihoods import (
     NormalLikelihood,
 )
 from tests.helpers import assert_close
-from tests.models.cases import (
-    Decoder,
-    X,
-    linear_model,
-    simple,
-    trace_of,
-)
+from tests.models.cases import Decoder, X, linear_model, simple, trace_of
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,7 @@ from scipy import integrate, stats
 import numpyro_kaem as kaem
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.models.kaem import KAEM
-from numpyro_kaem.models.likelihoods import (
-    NormalLikelihood,
-)
+from numpyro_kaem.models.likelihoods import NormalLikelihood
 from tests.helpers import assert_close, assert_within_mcse
 from tests.models.cases import (
     Decoder,

@@ -62,10 +62,7 @@ CASES = {
         lambda: kaem.KAEMMixture(jnp.zeros(3), simple(4, 3)).to_event(1),
         ["logits", "energy$params"],
     ),
-    "mixture of products": (
-        mixture_of_products,
-        ["energy$params", *NORMAL, "logits"],
-    ),
+    "mixture of products": (mixture_of_products, ["energy$params", *NORMAL, "logits"]),
     "mixture with probabilities": (
         lambda: dist.MixtureSameFamily(
             dist.Categorical(jnp.array([0.2, 0.8])), simple(2)

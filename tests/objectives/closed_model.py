@@ -24,9 +24,7 @@ class Decoder(eqx.Module):
 
 
 ENERGY = kaem.Energy(
-    kaem.RBF(-2.5, 3.0, 6),
-    jnp.array([0.3, -1.0, 1.2, -0.5, 0.8, 0.1]),
-    jnp.array(0.3),
+    kaem.RBF(-2.5, 3.0, 6), jnp.array([0.3, -1.0, 1.2, -0.5, 0.8, 0.1]), jnp.array(0.3)
 )
 
 

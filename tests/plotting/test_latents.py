@@ -95,10 +95,7 @@ def test_bad_input_is_refused(model):
     for call, match in [
         (lambda: path(normal, [0.0], ones), "start must"),
         (lambda: path(normal, zeros, [1.0]), "end must"),
-        (
-            lambda: path(normal, zeros, ones, 1),
-            "num_points must be an integer >= 2",
-        ),
+        (lambda: path(normal, zeros, ones, 1), "num_points must be an integer >= 2"),
         (lambda: path(normal, zeros, ones, method="line"), "method must be"),
         (lambda: traversal(model, [2]), "latents must be indices from 0 to 1"),
         (lambda: traversal(model, [0], 3, ax=axes), "ax must hold 3 axes, got 2"),

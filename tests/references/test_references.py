@@ -314,10 +314,7 @@ def test_parameters_of_a_batch_and_references_that_are_refused():
 class Named(dist.Distribution):
     """A user's, whose arguments have the names under which whole ones are kept."""
 
-    arg_constraints = {
-        "distribution": constraints.real,
-        "made": constraints.positive,
-    }
+    arg_constraints = {"distribution": constraints.real, "made": constraints.positive}
     support = constraints.real
 
     def __init__(self, distribution, made, *, validate_args=None):

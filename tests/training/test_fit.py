@@ -73,8 +73,7 @@ def test_batches_hold_every_unit_once_in_each_epoch():
         LangevinMLE(5),
         pytest.param(ImportanceMLE(100), marks=pytest.mark.long),
         pytest.param(
-            ThermodynamicMLE(3, num_sweeps=2, num_local_steps=2),
-            marks=pytest.mark.long,
+            ThermodynamicMLE(3, num_sweeps=2, num_local_steps=2), marks=pytest.mark.long
         ),
     ],
     ids=["langevin", "importance", "thermodynamic"],
@@ -169,8 +168,7 @@ def test_a_deep_prior_finds_two_modes():
 @pytest.mark.parametrize(
     "form",
     with_long(
-        ["independent", "mixture", "mixture by probs", "autoregressive"],
-        "independent",
+        ["independent", "mixture", "mixture by probs", "autoregressive"], "independent"
     ),
 )
 def test_refit_of_each_form(form):
