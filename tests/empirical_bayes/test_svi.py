@@ -122,27 +122,6 @@ def test_guide_is_closer_than_the_normal_one(model, log_joint, bound, gain):
     assert gain * of_guide < of_normal
 
 
-@pytest.mark.long
-def test_guide_written_by_hand():
-    """A guide function with coefficients as parameters, on a uniform reference."""
-    basis = kaem.BSpline(-2.5, 2.5, 14)
-
-    def guide():
-        coefficients = numpyro.param("coefficients", jnp.zeros(14))
-        numpyro.sample("z", kaem.KAEMPrior(kaem.Energy(basis, coefficients)))
-
-    def model():
-        z = numpyro.sample("z", dist.TruncatedNormal(0.5, 1.5, low=-2.5, high=2.5))
-        numpyro.sample("y", dist.Normal(jnp.square(z), 1.0), obs=2.0)
-
-    result = run_svi(model, guide, 1500)
-    fitted = kaem.KAEMPrior(kaem.Energy(basis, result.params["coefficients"]))
-    z = np.linspace(-2.5, 2.5, 4001)[1:-1]
-    log_q, log_p = np.asarray(fitted.log_prob(z), float), bimodal_log_joint(z)
-    log_p -= np.log(integrate.simpson(np.exp(log_p), x=z))
-    assert integrate.simpson(np.exp(log_q) * (log_q - log_p), x=z) < 0.02
-
-
 # --- the automatic guide --------------------------------------------------------------
 
 
