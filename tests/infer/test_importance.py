@@ -133,7 +133,7 @@ def test_scaled_and_masked_likelihood_and_factor(key):
 @pytest.mark.optimised
 def test_chunks_change_nothing(key):
     whole = ImportanceSampling(normal, num_samples=1000, chunk_size=1000).run(key, X)
-    for chunk_size in (1, 7, 64):
+    for chunk_size in (1, 7):
         parts = ImportanceSampling(normal, num_samples=1000, chunk_size=chunk_size)
         result = parts.run(key, X)
         np.testing.assert_array_equal(result.samples["z"], whole.samples["z"])
@@ -455,10 +455,7 @@ def test_verdict(key):
     assert equal.reliable is True
     assert equal.log_evidence.standard_error == 0
     assert "no tail" in equal.verdict
-
-
-@pytest.mark.arviz
-def test_verdict_of_units(key):
+    # Of units.
     sampler = ImportanceSampling(grouped, num_samples=500, unit_plate="units")
     assert "Reliable in all 5 units" in sampler.run(key, UNITS).verdict
     result = sampler.run(key, np.where(np.arange(5)[:, None] == 2, 8.0, UNITS))

@@ -86,6 +86,7 @@ def test_methods_of_chains_agree():
 
 @pytest.mark.parametrize("kernel", with_long(KERNELS, MALA))
 def test_resuming_continues_the_run(kernel):
+    """And pickled kernels draw the same, of which thinning takes every third."""
     mcmc = run(kernel(model), num_samples=15)
     # In a new process nothing is left but the state.
     last = mcmc.last_state
@@ -95,16 +96,11 @@ def test_resuming_continues_the_run(kernel):
     resumed.post_warmup_state = state
     resumed.run(state.rng_key, Y)
     both = [m.get_samples()["rate"] for m in (mcmc, resumed)]
-    unbroken = one_chain(kernel).get_samples()["rate"]
-    assert_array_equal(np.concatenate(both), unbroken)
-
-
-@pytest.mark.parametrize("kernel", with_long(KERNELS, MALA))
-def test_pickled_kernels_draw_the_same_and_thinning_takes_every_third(kernel):
-    mcmc = one_chain(kernel)
-    again = pickle.loads(pickle.dumps(mcmc.sampler))
-    thinned = run(again, thinning=3).get_samples()["rate"]
-    assert_array_equal(thinned, mcmc.get_samples()["rate"][2::3])
+    unbroken = one_chain(kernel)
+    rate = unbroken.get_samples()["rate"]
+    assert_array_equal(np.concatenate(both), rate)
+    again = pickle.loads(pickle.dumps(unbroken.sampler))
+    assert_array_equal(run(again, thinning=3).get_samples()["rate"], rate[2::3])
 
 
 def test_new_data_are_used_by_the_compiled_sampler():

@@ -62,8 +62,8 @@ def test_prior_and_likelihood_and_draws_of_the_prior(model):
     """Both parts are NumPyro's potential energy; draws follow the prior."""
     start = start_of(model)
     parts_at = jax.jit(partial(target.log_prior_and_likelihood, model, (Y,), {}))
-    energy = potential_energy(model, (Y,), {}, start.values)
-    assert_close(sum(parts_at(start.values)), -energy)
+    energy_at = jax.jit(partial(potential_energy, model, (Y,), {}))
+    assert_close(sum(parts_at(start.values)), -energy_at(start.values))
     values = [start.values[name].ravel() for name in sorted(start.values)]
     assert_close(start.position, np.concatenate(values))
     if model is hierarchical:

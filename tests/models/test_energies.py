@@ -13,8 +13,6 @@ from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 
 import numpyro_kaem as kaem
 
-pytestmark = pytest.mark.float64
-
 
 @pytest.fixture
 def energy():

@@ -17,7 +17,7 @@ def expected(keys, w, num_intervals):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-@pytest.mark.parametrize("num_intervals", [1, 2, 3, 19, 20, 21, 76, 152, 1000])
+@pytest.mark.parametrize("num_intervals", [1, 2, 3, 19, 20, 21, 152])
 def test_intervals_are_those_of_numpy(num_intervals, dtype):
     rng = np.random.default_rng(num_intervals)
     # Coarse numbers, so that keys repeat and numbers meet them.
