@@ -196,6 +196,7 @@ def test_jit_and_gradients(name, key):
     assert_allclose(by_point, expected, atol=0.05, rtol=0.02)
 
 
+@pytest.mark.parametrize("name", with_long(CASES, "table", "columns", "mixture"))
 def test_pytree_and_pickle(name):
     """And what is cached is no leaf and leaks from no trace."""
     case = CASES[name]
@@ -224,7 +225,9 @@ def test_pytree_and_pickle(name):
         assert not np.allclose(changed.icdf(0.3), d.icdf(0.3))
 
 
-@pytest.mark.parametrize("name", ["default", "table", "columns"])
+@pytest.mark.parametrize(
+    "name", with_long(["default", "table", "columns"], "table", "columns")
+)
 def test_samples_are_reparametrised(name, key):
     """The derivative of the draws along a direction of all parameters."""
     d = built(name)

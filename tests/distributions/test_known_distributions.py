@@ -13,7 +13,7 @@ from scipy import special, stats
 from numpyro_kaem import RBF, BSpline, Chebyshev, Energy, Fourier, KAEMPrior
 from tests.helpers import assert_close, with_long
 
-pytestmark = pytest.mark.numerics
+pytestmark = pytest.mark.float64
 
 LOW, HIGH = -0.75, 2.5
 U = np.array([1e-4, 0.1, 0.37, 0.5, 0.8, 0.9995])
@@ -66,6 +66,7 @@ def test_linear_energy_is_a_truncated_exponential(form):
     assert_close(prior.entropy()[0], falling.entropy(), atol=(1e-5, 1e-10))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("form", with_long(["square", "chebyshev"], "chebyshev"))
 def test_quadratic_energy_tilts_a_normal_to_a_normal(form):
     loc, scale = 1.25, 0.75
@@ -124,7 +125,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", with_long(REFERENCES, "normal", "exponential"))
+@pytest.mark.parametrize("name", with_long(REFERENCES, "exponential"))
 def test_a_constant_energy_leaves_the_reference(name):
     make, distribution = REFERENCES[name]
     constants = np.array([0.0, 30.0, -30.0, 200.0, -200.0])
@@ -245,17 +246,17 @@ def test_refinement(x64):
     assert error.max() < prior.quadrature_error < 10 * error.max()
 
 
-@pytest.mark.parametrize(
-    "basis",
-    [
-        RBF(LOW, HIGH, 1),
-        BSpline(LOW, HIGH, 1, degree=0),
-        Chebyshev(LOW, HIGH, 0),
-        Fourier(LOW, HIGH, 1),
-    ],
-    ids=lambda basis: type(basis).__name__,
-)
-def test_one_basis_function(basis):
+SINGLE = {
+    "rbf": RBF(LOW, HIGH, 1),
+    "bspline": BSpline(LOW, HIGH, 1, degree=0),
+    "chebyshev": Chebyshev(LOW, HIGH, 0),
+    "fourier": Fourier(LOW, HIGH, 1),
+}
+
+
+@pytest.mark.parametrize("name", with_long(SINGLE, "rbf"))
+def test_one_basis_function(name):
+    basis = SINGLE[name]
     coefficients = 2.0 * np.ones(basis.num_features)
     prior = KAEMPrior(Energy(basis, jnp.asarray(coefficients)))
     s = (np.arange(200_000) + 0.5) / 200_000
