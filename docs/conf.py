@@ -1,8 +1,9 @@
 """Settings of the documentation: ``make docs``, or ``make docs DOCS_FLAGS='-t full'``.
 
 The tutorials are the scripts in ``examples/``. They and the code of the other pages run
-at every build; with the tag ``full`` the scripts run in full, without it with
-``--quick``. An error in any of them fails the build, and so does a warning of Sphinx.
+at every build that does not leave them out; with the tag ``full`` the scripts run in
+full, without it with ``--quick``. An error in any of them fails the build, and so does
+a warning of Sphinx.
 """
 
 import os
