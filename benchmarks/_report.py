@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PACKAGES = (
     "numpyro-kaem",
@@ -126,7 +127,7 @@ def describe_machine() -> dict[str, str | int]:
         "device": device.device_kind,
         "processor": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "precision": str(jnp.zeros(()).dtype),
     }
     for package in PACKAGES:
         try:

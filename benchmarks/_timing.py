@@ -43,7 +43,7 @@ def median_seconds(
     """
     for function in functions.values():
         jax.block_until_ready(function())
-    times = {name: [] for name in functions}
+    times: dict[Any, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()

@@ -7,12 +7,13 @@ rational quadratic splines, and its coupling flow, with default settings.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from _report import Report, start
-from _timing import compiled, median_seconds
+from _timing import Compiled, compiled, median_seconds
 from flowjax.bijections import RationalQuadraticSpline
 from flowjax.distributions import Normal
 from flowjax.flows import coupling_flow, masked_autoregressive_flow
@@ -56,7 +57,7 @@ def log_densities(report: Report, repeats: int) -> None:
     def total(prior: dist.Distribution, z: jax.Array) -> jax.Array:
         return prior.log_prob(z).sum()
 
-    functions = {
+    functions: dict[Any, Compiled] = {
         "mixture": compiled(mixture.log_prob, z),
         "mixture, gradient": compiled(jax.grad(partial(total, mixture)), z),
     }

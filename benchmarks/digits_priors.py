@@ -203,7 +203,7 @@ def run_seed(
         if form not in ("normal", "VAE"):
             continue
         spent = [now - then for now, then in zip(clocks(), start, strict=True)]
-        if form == "normal":
+        if form == "normal" and posterior is not None:
             index = jax.random.choice(key, len(posterior), (NUM_DRAWS,))
             measure("posteriors of the data", model, posterior[index], start)
         for after in ("mixture", "autoregressive") if form == "normal" else ["mixture"]:

@@ -9,6 +9,7 @@ coefficients of standard deviation 1.5.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> 
     seconds = median_seconds(functions, repeats)
 
     def compare(name: str, peer: str, peer_name: str, at_most: float | None) -> None:
-        ours = functions[name]
+        ours: Any = functions[name]
         report.compare(
             f"{work}, {name} reference",
             peer_name,
@@ -118,10 +119,11 @@ def set_up(report: Report, repeats: int) -> None:
             lambda e, r=reference: kaem.KAEMPrior(e, r, refinement=1)._table, energy
         )
         few = np.asarray(energy.coefficients[: 3 if report.quick else 10])
-        seconds = median_seconds(
-            {"ours": ours, "PINV": lambda few=few: [make_inverter(c) for c in few]},
-            repeats,
-        )
+        functions: dict[str, Callable] = {
+            "ours": ours,
+            "PINV": lambda few=few: [make_inverter(c) for c in few],
+        }
+        seconds = median_seconds(functions, repeats)
         report.compare(
             f"set-up of 820 densities, {name} reference",
             "SciPy PINV",

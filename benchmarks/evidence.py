@@ -12,6 +12,7 @@ includes its warm-up, which adapts the step sizes and the temperature ladder.
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import blackjax
 import jax
@@ -55,7 +56,9 @@ def population(dim: int, num_samples: int) -> Callable:
     num_warmup = num_samples
     kernel = AnnealedLangevin(model, num_temperatures=10, num_local_steps=NUM_MOVES)
 
-    def step(state: AnnealedState, _: None) -> tuple:
+    def step(
+        state: AnnealedState, _: None
+    ) -> tuple[AnnealedState, tuple[jax.Array, jax.Array]]:
         state = kernel.sample(state, (), {})
         return state, (state.z["z"][0] > 0, state.replica_log_likelihood)
 
@@ -71,7 +74,7 @@ def population(dim: int, num_samples: int) -> Callable:
     def run(key: jax.Array) -> tuple[float, float]:
         mass, *rungs = map(np.asarray, chain(jax.random.split(key, NUM_CHAINS)))
         estimates = [steppingstone(*of_chain) for of_chain in zip(*rungs, strict=True)]
-        return combine(estimates)[0].value, float(mass.mean())
+        return float(combine(estimates)[0].value), float(mass.mean())
 
     return run
 
@@ -94,7 +97,7 @@ def particles(dim: int, num_particles: int) -> Callable:
     )
 
     @jax.jit
-    def compiled(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compiled(key: jax.Array) -> tuple[Any, jax.Array]:
         key_start, key_run = jax.random.split(key)
         state = algorithm.init(prior.sample(key_start, (num_particles,)))
 

@@ -7,6 +7,7 @@ groups. KAEM fits are compiled beforehand; the first fit of a new size also comp
 """
 
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def densities(report: Report, repeats: int) -> None:
         jax.block_until_ready(ours())
         first = time.perf_counter() - begin
         column = samples[:, None]
-        functions = {
+        functions: dict[str, Callable] = {
             "fit_density": ours,
             "SciPy gaussian_kde": lambda s=samples: gaussian_kde(s)(points),
             "scikit-learn KernelDensity": lambda c=column, w=width: (

@@ -20,9 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from _report import Report, start
-from _timing import compiled, median_seconds
+from _timing import Compiled, compiled, median_seconds
 
 import numpyro_kaem as kaem
 from numpyro_kaem._quadrature import gauss_legendre
@@ -65,7 +66,7 @@ def make_model(name: str) -> kaem.KAEM:
 def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.Array:
     """Draw a tilted uniform density the published way, ``(num_samples, *batch)``."""
     nodes, weights = gauss_legendre(NUM_NODES)
-    low, high = energy.basis.low, energy.basis.high
+    low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
     nodes = jnp.asarray(low + (high - low) * (nodes + 1) / 2, energy.dtype)
     shape = energy.batch_shape
     expand = (slice(None), *[None] * len(shape))
@@ -102,7 +103,8 @@ def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
     """Draws of the model, its decoder alone, and draws of the neural prior."""
     print(f"Draws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
     for size in sizes:
-        functions, counts = {}, {}
+        functions: dict[Any, Compiled] = {}
+        counts: dict[str, int] = {}
         for name in MODELS:
             model = make_model(name)
             key, z = jax.random.key(1), model.latents(jax.random.key(2), size)

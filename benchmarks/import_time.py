@@ -26,7 +26,7 @@ def main() -> None:
     modules = ("numpyro", "numpyro_kaem")
     for module in modules:
         seconds(module)  # fills the caches of the file system and of bytecode
-    times = {module: [] for module in modules}
+    times: dict[str, list[float]] = {module: [] for module in modules}
     for _ in range(repeats):
         for module in modules:
             times[module].append(seconds(module))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +103,14 @@ def make_data(dim: int) -> tuple[jax.Array, jax.Array]:
 
 def population(num_temperatures: int, dim: int = 5) -> Compiled:
     """Ten steps of replica exchange."""
-    kernel = AnnealedLangevin(regression, num_temperatures=num_temperatures)
-    return ten_steps(kernel, dim)
+    kind = partial(AnnealedLangevin, num_temperatures=num_temperatures)
+    return ten_steps(kind, dim)
 
 
-def ten_steps(kernel: MCMCKernel, dim: int) -> Compiled:
+def ten_steps(kind: Callable[..., MCMCKernel], dim: int) -> Compiled:
     """Ten steps of a kernel after a short warm-up."""
     data = make_data(dim)
+    kernel = kind(regression)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=1, progress_bar=False)
     mcmc.warmup(jax.random.key(0), *data)
 
@@ -215,7 +217,7 @@ def main() -> None:
             f"log_prob of 100,000 points, {kind.__name__}",
             "basis functions",
             sizes,
-            lambda size, kind=kind: log_prob(size, kind),
+            partial(log_prob, kind=kind),
             repeats,
         )
     sweep(
@@ -264,7 +266,7 @@ def main() -> None:
             f"10 steps of {kind.__name__}",
             "dimensions",
             [5, 10] if quick else [5, 20, 80, 320],
-            lambda dim, kind=kind: ten_steps(kind(regression), dim),
+            partial(ten_steps, kind),
             repeats,
         )
     devices(report, 1000 if quick else 20_000, repeats)

@@ -12,6 +12,7 @@ Medians of steps in turn, after one to warm up; compilation is timed separately.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -66,7 +67,7 @@ def make_model(name: str) -> kaem.KAEM:
     return kaem.KAEM(prior, decoder, kaem.NormalLikelihood(0.2, learn_scale=True))
 
 
-def objectives(quick: bool) -> dict[str, tuple[Callable, float]]:
+def objectives(quick: bool) -> dict[str, tuple[Any, float]]:
     """Objectives, and how often each runs the decoder per datum of the batch."""
     particles = 4 if quick else 12
     steps = particles - 2
@@ -116,7 +117,7 @@ def main() -> None:
     models = {name: make_model(name) for name in (PRIORS[:2] if quick else PRIORS)}
     encoder = AmortisedELBO(Encoder(jax.random.key(1)))
     print(f"{NUM_DATA} images of 8 x 8, batches of {BATCH}, {NUM_LATENTS} latents")
-    steps = {}
+    steps: dict[Any, Compiled] = {}
     table = objectives(quick)
     normal = models["normal"]
     for count in sorted({round(count) for _, count in table.values()}):

@@ -57,8 +57,9 @@ print(
 posterior = kaem.unit_posterior(fit.prior, units)
 averages = HITS / AT_BATS
 print(f"\n{'player':<14}{'first':>7}{'mean':>7}{'5 %':>7}{'95 %':>7}{'rest':>7}")
-columns = (averages, posterior.mean, *map(posterior.quantile, (0.05, 0.95)))
-for name, *row in zip(PLAYERS, *columns, REST_OF_SEASON, strict=True):
+low, high = posterior.quantile(0.05), posterior.quantile(0.95)
+columns = np.stack([averages, posterior.mean, low, high, REST_OF_SEASON], axis=-1)
+for name, row in zip(PLAYERS, columns, strict=True):
     print(f"{name:<14}" + "".join(f"{value:7.3f}" for value in row))
 
 # %%

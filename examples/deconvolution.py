@@ -90,7 +90,7 @@ def gaussian_mixture(x: np.ndarray, seed: int, num_starts: int = 5) -> np.ndarra
     Fitted by EM that accounts for the errors.
     """
     rng = np.random.default_rng(seed)
-    best = (-np.inf,)
+    best: tuple = (-np.inf,)
     for _ in range(num_starts):
         mean, variance = rng.choice(x, 2, replace=False), np.full(2, x.var() / 2)
         share, last = np.full(2, 0.5), -np.inf

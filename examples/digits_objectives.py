@@ -134,7 +134,9 @@ print(
     f"{'':8} {'real images':13} {'-':>8}  {'-':>22} {best.frechet_distance:17.3f} "
     f"{best.precision:10.2f} {best.recall:7.2f}"
 )
-rows, histories, verdicts = {"real images": data.images[:12]}, {}, {}
+rows = {"real images": data.images[:12]}
+histories: dict[int, dict[str, np.ndarray]] = {}
+verdicts: dict[int, str] = {}
 for num_latents in (2,) if args.quick else (2, 8):
     model = make_model(num_latents, args.seed)
     histories[num_latents] = {}

@@ -222,8 +222,8 @@ def draw_marginals(results: dict[str, np.ndarray]) -> plt.Figure:
     fig, axes = plt.subplots(1, NUM_LATENTS, figsize=(11.0, 2.9), layout="constrained")
     everything = np.concatenate([d.reshape(-1, NUM_LATENTS) for d in results.values()])
     for latent, ax in enumerate(axes):
-        ends = np.quantile(everything[:, latent], [0.001, 0.999])
-        edges = np.linspace(*ends, 60)
+        low, high = np.quantile(everything[:, latent], [0.001, 0.999])
+        edges = np.linspace(low, high, 60)
         for name, draws in results.items():
             values = draws[..., latent].ravel()
             ax.hist(
@@ -295,7 +295,8 @@ def draw_bands(images: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
     return fig
 
 
-decoded, pictures = {}, {}
+decoded: dict[str, np.ndarray] = {}
+pictures: dict[str, np.ndarray] = {}
 for name, draws in results.items():
     flat = draws.reshape(-1, NUM_LATENTS)
     decoded[name] = np.asarray(model.decode(flat[:: len(flat) // NUM_IMAGES]))

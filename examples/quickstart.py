@@ -112,7 +112,7 @@ def cross_validate(
 ) -> dict:
     """Log density of each velocity under estimates made without its fold."""
     rng = np.random.default_rng(seed)
-    scores = {}
+    scores: dict[str, np.ndarray] = {}
     for _, fold in tqdm(
         [(r, f) for r in range(num_repeats) for f in range(num_folds)], desc="folds"
     ):

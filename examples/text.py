@@ -213,7 +213,8 @@ def log_likelihood(model: kaem.KAEM, tokens: np.ndarray, quick: bool) -> tuple:
 
 
 print("prior             bits per character  gain in nats per text  divergence")
-values, held = {}, {}
+values: dict[str, np.ndarray] = {}
+held: dict[str, dict[int, tuple[float, float]]] = {}
 
 
 def report(name: str, step: int, trained: Trained) -> None:
@@ -236,8 +237,8 @@ def report(name: str, step: int, trained: Trained) -> None:
 histories = {}
 half, encoder = num_steps // 2, Encoder(jax.random.key(seed + 1))
 report("Normal", 0, Trained(make_model(seed, CONTEXT), encoder, None))
-without = make_model(seed, CONTEXT, latents=False)
-without = train(without, None, tokens, num_steps, seed + 2)
+no_latents = make_model(seed, CONTEXT, latents=False)
+without = train(no_latents, None, tokens, num_steps, seed + 2)
 histories["no latents"] = 0, without.losses
 report("no latents", num_steps, without)
 first = train(make_model(seed, CONTEXT), encoder, tokens, half, seed + 2)

@@ -127,7 +127,7 @@ class BSpline(AbstractBasis):
         rows = np.arange(math.prod(batch_shape), dtype=np.int32).reshape(batch_shape)
         start = jnp.asarray(rows * self.num_basis) + cell
         flat = jnp.reshape(coefficients, -1)
-        total = 0.0
+        total = jnp.asarray(0.0)
         for k, value in enumerate(values):
             # The cell is clipped, so every index is in bounds.
             total += value * flat.at[start + k].get(mode="promise_in_bounds")

@@ -198,7 +198,7 @@ class Fourier(AbstractBasis):
         columns = jnp.unstack(coefficients, axis=-1)
         first_cosine, first_sine = jnp.cos(math.pi * s), jnp.sin(math.pi * s)
         cosine, sine = jnp.ones_like(s), jnp.zeros_like(s)
-        total = 0.0
+        total = jnp.asarray(0.0)
         # By the angle addition formulas, whose error grows only linearly (Clenshaw's
         # recurrence loses digits at the ends); XLA does not fuse a sum over cosines.
         for a, b in zip(

@@ -555,14 +555,14 @@ def _fit_normal_mixture(
     level = np.empty(len(z))
     level[order] = np.cumsum(masses[order])
     # Responsibilities, of shape (start, component, node).
-    shares = [
+    starts = [
         np.digitize(level, cuts) == np.arange(num_components)[:, None]
         for cuts in combinations(_CUTS, num_components - 1)
     ]
     widths = 0.5 * _WIDTHS ** np.arange(num_components)[:, None]
     parts = np.exp(-0.5 * (z / widths) ** 2) / widths + 1e-30
-    shares.append(parts / parts.sum(0))
-    shares = np.stack([np.asarray(share, float) for share in shares])
+    starts.append(parts / parts.sum(0))
+    shares = np.stack([np.asarray(start, float) for start in starts])
     for _ in range(_NUM_STEPS):
         shares = shares * masses
         weights = np.maximum(shares.sum(-1), _FLOOR)

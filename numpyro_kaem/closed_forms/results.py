@@ -179,8 +179,8 @@ class PriorSummary:
             numbers = (
                 _position(self.mean[index], width),
                 _number(width, 3),
-                _number(round(self.entropy[index], 3)),
-                _number(round(self.divergence[index], 4)),
+                _number(np.round(self.entropy[index], 3)),
+                _number(np.round(self.divergence[index], 4)),
             )
             rows.append((", ".join(map(str, index)), *numbers, modes or "none"))
         return _table(rows)

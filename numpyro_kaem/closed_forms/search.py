@@ -148,7 +148,8 @@ def symbolic(
         np.ndindex(marginals.batch_shape), components(marginals), strict=True
     ):
         results[index] = _describe(component, num_samples, tolerance, max_terms)
-    return SymbolicResults(results) if results.shape else results[()]
+    found = SymbolicResults(results)
+    return found if found.shape else found[()]
 
 
 class _Option(NamedTuple):

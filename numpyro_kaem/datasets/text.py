@@ -238,7 +238,8 @@ def _documentation() -> str:
             "load_text needs pydoc_data.topics, a part of Python's standard library "
             "that this installation lacks."
         ) from error
-    paragraphs = {}  # in order, and each once: some stand in several chapters
+    # In order, and each once: some stand in several chapters.
+    paragraphs: dict[str, None] = {}
     for name in sorted(topics):
         for paragraph in re.split(r"\n\s*\n", topics[name]):
             paragraph = " ".join(paragraph.split())

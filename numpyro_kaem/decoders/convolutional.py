@@ -187,7 +187,7 @@ def _initial(
     """Weights that keep the mean square of standard Normal latents at one."""
     square = mean_square(BASE_ACTIVATIONS[activation])
     # An output sees one in `stride` of the entries of a kernel.
-    seen = [math.prod(shape[:-1]) for shape in shapes]
+    seen: list[Any] = [math.prod(shape[:-1]) for shape in shapes]
     for i, stride in enumerate(strides):
         seen[i + 1] *= square / math.prod(stride)
     # All numbers in one draw: compiling the generator takes longer than all the rest.

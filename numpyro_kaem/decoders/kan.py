@@ -99,22 +99,21 @@ class KANLayer(eqx.Module):
     ) -> None:
         # Every edge is an energy: the same checks serve both.
         edges = Energy(basis, coefficients, base_weight, base_activation)
-        coefficients, base_weight = edges.coefficients, edges.base_weight
-        if coefficients.ndim != 3:
+        if edges.coefficients.ndim != 3:
             raise ValueError(
                 "coefficients must have shape (num_outputs, num_inputs, "
-                f"{basis.num_features}), got {coefficients.shape}."
+                f"{basis.num_features}), got {edges.coefficients.shape}."
             )
-        shape = coefficients.shape[:2]
-        if base_weight.shape != shape:
+        shape = edges.coefficients.shape[:2]
+        if np.shape(edges.base_weight) != shape:
             raise ValueError(
                 f"base_weight must have shape (num_outputs, num_inputs) = {shape}, got "
-                f"{base_weight.shape}."
+                f"{np.shape(edges.base_weight)}."
             )
         _check_basis(basis, shape[1])
         self.basis = basis
-        self.coefficients = coefficients
-        self.base_weight = base_weight
+        self.coefficients = edges.coefficients
+        self.base_weight = edges.base_weight
         self.base_activation = base_activation
 
     @classmethod
@@ -430,8 +429,10 @@ def _one_per_layer(
     basis: AbstractBasis | Sequence[AbstractBasis], num_layers: int
 ) -> tuple[AbstractBasis, ...]:
     """Repeat a single basis; check the number of several."""
-    several = isinstance(basis, Sequence) and not isinstance(basis, str)
-    bases = tuple(basis) if several else (basis,) * num_layers
+    if isinstance(basis, Sequence) and not isinstance(basis, str):
+        bases = tuple(basis)
+    else:
+        bases = (basis,) * num_layers
     if len(bases) != num_layers:
         raise ValueError(
             f"basis must be one, or one for each of the {num_layers} layers, got "

@@ -119,7 +119,7 @@ class SequenceDecoder(eqx.Module):
     @property
     def num_latents(self) -> int:
         """Number of latents."""
-        return self.latent_embedding.in_features
+        return int(self.latent_embedding.in_features)
 
     @property
     def num_tokens(self) -> int:

@@ -184,7 +184,7 @@ def simulation_based_calibration(
             known = handlers.condition(handlers.uncondition(model), data)
             return sampler(key, known, model_args, model_kwargs)
 
-    ranks = {name: [] for name in sites.latent}
+    ranks: dict[str, list] = {name: [] for name in sites.latent}
     keys = jax.random.split(key_run, num_simulations)
     for number in tqdm(range(num_simulations), disable=not progress_bar):
         draws = run(keys[number], {n: value[number] for n, value in data.items()})

@@ -257,7 +257,8 @@ class Groups:
             return
         import xarray
 
-        variables, coords = {}, {}
+        variables: dict[str, Any] = {}
+        coords: dict[str, np.ndarray] = {}
         for name, value in values.items():
             value = np.asarray(jax.device_get(value))
             num_own = value.ndim - len(sample_dims)

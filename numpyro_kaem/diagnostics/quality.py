@@ -149,7 +149,8 @@ def _as_rows(name: str, value: Any, num_neighbours: int) -> np.ndarray:
 
 def _frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Squared Fréchet distance of the Gaussians of two sets of rows."""
-    means, factors = [], []
+    means: list[np.ndarray] = []
+    factors: list[np.ndarray] = []
     for rows in (x, y):
         means.append(rows.mean(0))
         # A square root of the covariance, without forming the covariance.

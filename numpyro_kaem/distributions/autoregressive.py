@@ -94,7 +94,8 @@ class MaskedConditioner(eqx.Module):
         self.dim = as_count("dim", dim)
         self.num_features = as_count("num_features", num_features)
         width, depth = as_count("width", width), as_count("depth", depth)
-        weights, biases = [], []
+        weights: list[jax.Array] = []
+        biases: list[jax.Array] = []
         for mask in _masks(self.dim, width, depth)[:-1]:
             key, weight_key, bias_key = jax.random.split(key, 3)
             # Divided by the root of the number of unmasked inputs. The first layer is
@@ -243,7 +244,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
                 f"{type(basis).__name__}, got {shape}."
             )
         self.basis = basis
-        self.conditioner = conditioner
+        self.conditioner: Any = conditioner
         self._parameters = None
         if reference is not None:
             # A prior of the same shapes makes the checks of a reference.

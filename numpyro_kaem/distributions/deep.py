@@ -95,7 +95,7 @@ class DeepEnergyPrior(dist.Distribution):
 
     arg_constraints = {"scale": constraints.positive}
     support = constraints.real_vector
-    reparametrized_params = []
+    reparametrized_params: list[str] = []
     pytree_data_fields = ("network", "scale")
     pytree_aux_fields = ("dim", "num_steps", "step_size")
 

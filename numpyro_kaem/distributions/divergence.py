@@ -58,9 +58,8 @@ def _nodes(
         components = (*shape, p.num_components)
         nodes, masses = _nodes_between(p.prior, rows, components)
         masses = jnp.exp(p.log_weights) * masses
-        return tuple(
-            jnp.moveaxis(a, -1, 0).reshape(-1, *shape) for a in (nodes, masses)
-        )
+        nodes, masses = (jnp.moveaxis(a, -1, 0) for a in (nodes, masses))
+        return nodes.reshape(-1, *shape), masses.reshape(-1, *shape)
     return _nodes_between(p, _edges(q), shape)
 
 

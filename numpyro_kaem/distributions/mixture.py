@@ -86,7 +86,7 @@ class KAEMMixture(LearnedDensity):
         "mixing_logits": constraints.dependent(is_discrete=False, event_dim=1),
         "prior": constraints.dependent(is_discrete=False, event_dim=1),
     }
-    reparametrized_params = []
+    reparametrized_params: list[str] = []
     pytree_data_fields = ("mixing_logits", "prior")
 
     def __init__(
@@ -204,9 +204,10 @@ class KAEMMixture(LearnedDensity):
 
         Shapes broadcast(value.shape, batch_shape).
         """
-        pair = self.prior.cdf_pair(jnp.expand_dims(as_real("value", value), -1))
+        value = jnp.expand_dims(as_real("value", value), -1)
+        below, above = self.prior.cdf_pair(value)
         weights = jnp.exp(self.log_weights)
-        return tuple(jnp.sum(weights * mass, axis=-1) for mass in pair)
+        return jnp.sum(weights * below, axis=-1), jnp.sum(weights * above, axis=-1)
 
     @promoting_ranks
     def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:

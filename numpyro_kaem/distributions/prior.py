@@ -87,13 +87,17 @@ class computed_once(Generic[T]):
         return value
 
 
+# Its options have no declared types.
+_CONFIG: Any = jax.config
+
+
 def promoting_ranks(method: Callable) -> Callable:
     """Let a method broadcast arrays of different rank where JAX is told not to."""
     # Points and batches of densities broadcast by design, as in NumPyro.
 
     @functools.wraps(method)
     def promoting(*args: Any, **kwargs: Any) -> Any:
-        if jax.config.jax_numpy_rank_promotion == "allow":
+        if _CONFIG.jax_numpy_rank_promotion == "allow":
             return method(*args, **kwargs)
         with jax.numpy_rank_promotion("allow"):
             return method(*args, **kwargs)
@@ -109,9 +113,9 @@ class LearnedDensity(dist.Distribution):
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Parameters, and what is static."""
-        aux = (*self.pytree_aux_fields, "_validate_args")
-        fields = (self.pytree_data_fields, aux)
-        return tuple(tuple(getattr(self, name) for name in names) for names in fields)
+        static = (*self.pytree_aux_fields, "_validate_args")
+        data = tuple(getattr(self, name) for name in self.pytree_data_fields)
+        return data, tuple(getattr(self, name) for name in static)
 
     @classmethod
     def tree_unflatten(cls, aux_data: tuple, params: tuple) -> Any:
@@ -133,12 +137,7 @@ class LearnedDensity(dist.Distribution):
 
         ``icdf(0)`` and ``icdf(1)`` are the ends of the support.
         """
-        q = self._as_float(q, "q")
-        upper = q > 0.5
-        value = self.icdf_of_tail(jnp.where(upper, 1 - q, q), upper)
-        low, high = (jnp.asarray(end, value.dtype) for end in self._ends)
-        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
-        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+        return inverse.icdf(self.icdf_of_tail, self._ends, self._as_float(q, "q"))
 
     def as_transformed(self, base: str = "uniform") -> dist.TransformedDistribution:
         """Return the same distribution as the transform of a fixed one.
@@ -630,9 +629,10 @@ class StaticInterval(constraints.ParameterFreeConstraint):
     @property
     def bounds(self) -> tuple[Any, Any]:
         """Lower and upper ends, floats or arrays."""
-        return tuple(
+        low, high = (
             np.asarray(end) if isinstance(end, tuple) else end for end in self._ends
         )
+        return low, high
 
     @property
     def lower_bound(self) -> Any:

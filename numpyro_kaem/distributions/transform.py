@@ -153,10 +153,12 @@ class InverseCDFTransform(Transform):
         """Whether both have the same base and the same prior."""
         if not isinstance(other, InverseCDFTransform) or self.base != other.base:
             return False
-        leaves, treedef = jax.tree_util.tree_flatten(self.prior)
-        others, other_treedef = jax.tree_util.tree_flatten(other.prior)
-        if treedef != other_treedef:
+        structures: list[Any] = [
+            jax.tree_util.tree_structure(prior) for prior in (self.prior, other.prior)
+        ]
+        if structures[0] != structures[1]:
             return False
+        leaves, others = map(jax.tree_util.tree_leaves, (self.prior, other.prior))
         equal = [jnp.array_equal(a, b) for a, b in zip(leaves, others, strict=True)]
         return all(equal) if static else jnp.all(jnp.asarray(equal))
 

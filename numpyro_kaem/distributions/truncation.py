@@ -477,7 +477,7 @@ def _cut_edges(
             rows.append(points)
             if bound is None:
                 # All mass may lie in this tail, which gets panels for a while.
-                other = bounds[1 - side]
+                (other,) = (b for b in bounds if b is not None)
                 _, last = _points_from(reference, other, sign)
                 end = jnp.asarray(support_bounds(reference)[side], edges.dtype)
                 last = sign * jnp.minimum(sign * last, sign * end)

@@ -1,6 +1,6 @@
 """The posterior of every unit's latent value under one prior."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.estimation.samples import Numbers
 from numpyro_kaem.numerics.cells import Table, tabulate_integrand
 from numpyro_kaem.numerics.density import integrand
-from numpyro_kaem.numerics.inverse import icdf_of_tail, masses, sample
+from numpyro_kaem.numerics.inverse import icdf, icdf_of_tail, masses, sample
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 
 __all__ = ["UnitPosterior", "unit_posterior"]
@@ -198,16 +198,10 @@ class UnitPosterior:
         Array
             Shape ``(*q.shape, num_units)``.
         """
-        dtype = self.prior.energy.dtype
-        q = jnp.asarray(q, dtype)[..., None]
-        q = jnp.broadcast_to(q, (*q.shape[:-1], self.num_units))
-        upper = q > 0.5
-        value = icdf_of_tail(
-            self._table, self.prior._parameters, jnp.where(upper, 1 - q, q), upper
-        )
-        low, high = (jnp.asarray(end, dtype) for end in self.prior._ends)
-        value = jnp.where(q == 0, low, jnp.where(q == 1, high, value))
-        return jnp.where((q >= 0) & (q <= 1), value, jnp.nan)
+        u = jnp.asarray(q, self.prior.energy.dtype)[..., None]
+        u = jnp.broadcast_to(u, (*u.shape[:-1], self.num_units))
+        of_tail = partial(icdf_of_tail, self._table, self.prior._parameters)
+        return icdf(of_tail, self.prior._ends, u)
 
     def cdf(self, z: Numbers) -> jax.Array:
         """Posterior probabilities of a latent value below ``z``.

@@ -79,8 +79,8 @@ class Design(NamedTuple):
 
     def to_jax(self, dtype: Any) -> "Design":
         """Copy into JAX arrays, the numbers of the given type."""
-        parts = (jnp.asarray(part, dtype) for part in self[:3])
-        return Design(*parts, used=jnp.asarray(self.used))
+        centre, transform, roughness = (jnp.asarray(x, dtype) for x in self[:3])
+        return Design(centre, transform, roughness, jnp.asarray(self.used))
 
     def of_features(self, values: jax.Array) -> jax.Array:
         """Features of unit coordinates from those of unit coefficients."""

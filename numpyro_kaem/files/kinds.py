@@ -104,7 +104,7 @@ def _module(
 
     def build(parts: dict[str, Any]) -> Any:
         _check_names(parts, [*names, _COMPLETE])
-        module = object.__new__(cls)
+        module: Any = object.__new__(cls)
         for name in names:
             object.__setattr__(module, name, parts[name])
         if parts[_COMPLETE] is not False:
@@ -114,7 +114,7 @@ def _module(
     return _Kind(cls, name or _own_name(cls), describe, build)
 
 
-def _record(cls: type, name: str | None = None) -> _Kind:
+def _record(cls: Any, name: str | None = None) -> _Kind:
     """Kind of a dataclass or named tuple: its fields, of the annotated types."""
     if dataclasses.is_dataclass(cls):
         names = [field.name for field in dataclasses.fields(cls)]
@@ -302,7 +302,8 @@ def _describe_optimizer(state: OptimizerState) -> dict[str, Any]:
 
 
 def _build_optimizer(parts: dict[str, Any]) -> OptimizerState:
-    trees, moments = parts["trees"], jax.tree.structure(parts["moments"])
+    trees = parts["trees"]
+    moments: Any = jax.tree.structure(parts["moments"])
     structures = [jax.tree.structure(tree) for tree in trees]
     if len(trees) != moments.num_leaves or len(set(structures)) != 1:
         raise ValueError("expected equal pytrees of the parameters and their moments")
@@ -411,7 +412,7 @@ def _build_autoregressive(parts: dict[str, Any]) -> AutoregressiveKAEMPrior:
 
 
 def _unflatten(
-    cls: type, data: tuple, reference: Any, refinement: Any, validate_args: Any
+    cls: Any, data: tuple, reference: Any, refinement: Any, validate_args: Any
 ) -> Any:
     """Prior from its leaves and static values, without a quadrature."""
     if reference is not None and not isinstance(reference, ReferenceParameters):

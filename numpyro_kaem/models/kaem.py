@@ -1,5 +1,6 @@
 """The generative model ``KAEM``: prior, decoder and likelihood as one NumPyro model."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -111,7 +112,7 @@ class KAEM(eqx.Module):
     joint: str | None = eqx.field(static=True)
     learn_proportions: bool = eqx.field(static=True)
     learn_reference: bool = eqx.field(static=True)
-    event_shape: tuple[int, ...] = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True, init=False)
     """Shape of one datum."""
 
     def __init__(
@@ -331,13 +332,9 @@ class KAEM(eqx.Module):
         UserWarning
             If a fitted energy is too steep for the panels of its quadrature.
         """
-        parts = with_values(self._learned, params, ["prior", "decoder", "likelihood"])
-        return KAEM(
-            *parts,
-            joint=self.joint,
-            learn_proportions=self.learn_proportions,
-            learn_reference=self.learn_reference,
-        )
+        names = ["prior", "decoder", "likelihood"]
+        parts = with_values(self._learned, params, names)
+        return dataclasses.replace(self, **dict(zip(names, parts, strict=True)))
 
 
 def kart(name: str, prior: KAEMPrior) -> jax.Array:

@@ -300,7 +300,7 @@ def with_values(
 def _check_alike(name: str, value: Any, site: Any) -> None:
     """Check that a value has the structure and the shapes of the initial one."""
     trees = (site, value)
-    structures = [jax.tree_util.tree_structure(tree) for tree in trees]
+    structures: list[Any] = [jax.tree_util.tree_structure(tree) for tree in trees]
     shapes = [
         [np.shape(leaf) for leaf in jax.tree_util.tree_leaves(tree)] for tree in trees
     ]

@@ -140,7 +140,7 @@ class NormalLikelihood(AbstractLikelihood):
     @property
     def scale(self) -> jax.Array | float:
         """Standard deviation of the noise."""
-        if self.raw_scale is None:
+        if self.fixed_scale is not None:
             return self.fixed_scale
         return self.min_scale + jax.nn.softplus(self.raw_scale)
 

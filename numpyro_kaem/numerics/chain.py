@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,7 @@ _CHUNK = 8192
 class Chain(NamedTuple):
     """What the conditional densities of all dimensions share."""
 
-    conditioner: eqx.Module
+    conditioner: Callable[[jax.Array], jax.Array]
     """Coefficients of each dimension from positions in [-1, 1] of those before."""
     basis: AbstractBasis
     """Features on the unit grid."""

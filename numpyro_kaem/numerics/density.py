@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 from numpy.polynomial.legendre import legvander
 
 from numpyro_kaem._quadrature import (
@@ -378,7 +379,7 @@ def warn_of_spacing(resolution: Resolution, dtype: Any) -> None:
 
 
 def warn_of_error(
-    error: np.ndarray, change: float, refinement: int, stacklevel: int
+    error: ArrayLike, change: float, refinement: int, stacklevel: int
 ) -> None:
     """Warn of a normalizer whose estimated relative error is above 1e-4."""
     worst = float(np.max(np.asarray(error)))

@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import jaxlib
 
 __all__ = ["avoid_wrong_sums"]
 
+# Its options have no declared types.
+_CONFIG: Any = jax.config
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 _KEEP = "NUMPYRO_KAEM_KEEP_XLA_FLAGS"
 # Releases of jaxlib whose sums on CPUs are wrong at times without the flag: from the
@@ -36,7 +39,7 @@ def avoid_wrong_sums() -> None:
     flags = os.environ.get("XLA_FLAGS", "").strip()
     # Anything else than flags is the name of a file that holds them.
     file = Path(flags) if flags and not flags.startswith("-") else None
-    platforms = jax.config.jax_platforms
+    platforms = _CONFIG.jax_platforms
     if (
         not needs_flag(jaxlib.__version__)
         or _FLAG in (file.read_text() if file and file.is_file() else flags)
@@ -67,7 +70,7 @@ def avoid_wrong_sums() -> None:
 def _has_started() -> bool:
     """Whether JAX has started its devices; this question does not start them."""
     name = "jax_num_cpu_devices"
-    value = jax.config.jax_num_cpu_devices
+    value = _CONFIG.jax_num_cpu_devices
     try:
         # Refused once they have started.
         jax.config.update(name, value + 1)
@@ -81,4 +84,4 @@ def _has_faulty_fusions() -> bool:
     """Whether a reduction is compiled to one."""
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     compiled = jax.jit(lambda x: jnp.sum(x * x, -1)).lower(x).compile()
-    return "__ynn_fusion" in compiled.as_text()
+    return "__ynn_fusion" in (compiled.as_text() or "")

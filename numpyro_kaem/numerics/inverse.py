@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.numerics.cells import (
@@ -42,6 +43,7 @@ from numpyro_kaem.references import (
 
 __all__ = [
     "cdf_pair",
+    "icdf",
     "icdf_of_tail",
     "inside",
     "masses",
@@ -107,8 +109,8 @@ def masses(
     cell = find_interval(edges, z, row, num_cells)
     # Gathered together, since their derivatives are scattered together.
     lefts, rights = table.edges[..., :-1], table.edges[..., 1:]
-    fields = [table.below[..., :-1], table.above[..., 1:], lefts, rights]
-    fields = jnp.concatenate([table.powers, jnp.stack(fields)])
+    rest = jnp.stack([table.below[..., :-1], table.above[..., 1:], lefts, rights])
+    fields = jnp.concatenate([table.powers, rest])
     fields = fields.reshape(fields.shape[0], size * num_cells)
     chosen = fields.at[:, row * num_cells + cell].get(mode="promise_in_bounds")
     powers = list(chosen[:-4])
@@ -161,6 +163,15 @@ def _instantiate(primals: Any, tangents: Any) -> Any:
 
 
 # --- its inverse ---------------------------------------------------------------------
+
+
+def icdf(of_tail: Callable, ends: tuple[ArrayLike, ArrayLike], u: jax.Array) -> Any:
+    """Quantiles by :func:`icdf_of_tail` of a density: its ends at 0 and 1, or NaN."""
+    upper = u > 0.5
+    value = of_tail(jnp.where(upper, 1 - u, u), upper)
+    low, high = (jnp.asarray(end, value.dtype) for end in ends)
+    value = jnp.where(u == 0, low, jnp.where(u == 1, high, value))
+    return jnp.where((u >= 0) & (u <= 1), value, jnp.nan)
 
 
 @jax.jit

@@ -141,9 +141,9 @@ def _cut_to_reference(
                 points = _compiled_points(parameters, *ends, closed=closed)
             points = jax.tree_util.tree_map(lambda x: np.asarray(x, float), points)
             bulk = _bulk(points, reference, low, high)
-        xp = np
     else:
-        points, xp = _points(parameters, *ends, closed), jnp
+        points = _points(parameters, *ends, closed)
+    xp: Any = np if concrete else jnp
     start, stop = low, high
     # Where no closed form inverts the tails, panels cover them.
     for far in points.far:
@@ -243,8 +243,9 @@ def _bulk(
     return first, reduce(np.maximum, (np.nanmax(row, axis=0) for row in known))
 
 
-def _doublings(whole: np.ndarray, distance: np.ndarray) -> int:
+def _doublings(whole: ArrayLike, distance: ArrayLike) -> int:
     """How often a distance is doubled to reach across a far wider grid; 0 if not."""
+    whole, distance = np.asarray(whole), np.asarray(distance)
     is_wide = (distance > 0) & (whole > 4 * distance)
     if not np.any(is_wide):
         return 0

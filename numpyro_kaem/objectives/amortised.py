@@ -179,7 +179,8 @@ class AmortisedELBO(MaximumLikelihood):
                 f"encoder must give the shape {expected}, a mean and a log scale for "
                 f"each of {unit_model.dim} latent numbers, got {jnp.shape(output)}."
             )
-        return jnp.split(output, 2, axis=-1)
+        loc, log_scale = jnp.split(output, 2, axis=-1)
+        return loc, log_scale
 
     def estimate(
         self,

@@ -141,8 +141,8 @@ class ChainsObjective(MaximumLikelihood):
         if not self.persistent:
             shape = (unit_model.num_units, num_chains)
             return self._new_chains(rng_key, unit_model, shape)
-        self._check_memory(memory)
-        return Chains(*(memory[name][unit_model.index] for name in Chains._fields))
+        kept = self._kept(memory)
+        return Chains(*(kept[name][unit_model.index] for name in Chains._fields))
 
     def _keep(self, memory: Memory, unit_model: UnitModel, chains: Chains) -> Memory:
         """Memory with the chains of the batch, if they persist."""
@@ -154,13 +154,15 @@ class ChainsObjective(MaximumLikelihood):
         }
         return {**memory, **kept}
 
-    def _check_memory(self, memory: Memory | None) -> None:
+    def _kept(self, memory: Memory | None) -> Memory:
+        """Memory, which must be there."""
         if memory is None:
             raise ValueError(
                 f"guide must be that of {type(self).__name__}.guide(model), which "
                 "keeps the chains from step to step; for chains that start anew use "
                 "persistent=False."
             )
+        return memory
 
 
 def mean_score(
@@ -172,6 +174,7 @@ def mean_score(
     def score(position: jax.Array) -> jax.Array:
         values, _ = unit_model.constrain(position)
         fixed = jax.lax.stop_gradient(values)
-        return sum(unit_model.log_densities_of(fixed, params))
+        log_prior, log_likelihood = unit_model.log_densities_of(fixed, params)
+        return log_prior + log_likelihood
 
     return jnp.mean(jax.vmap(score, axis)(position))

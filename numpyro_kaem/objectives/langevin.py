@@ -121,7 +121,9 @@ class LangevinMLE(ChainsObjective):
         chains = self._chains(key_start, unit_model, memory, self.num_chains)
 
         def log_density(position: jax.Array) -> jax.Array:
-            return sum(jax.vmap(unit_model.log_densities, 1, 1)(position))
+            densities = jax.vmap(unit_model.log_densities, 1, 1)(position)
+            log_prior, log_likelihood = densities
+            return log_prior + log_likelihood
 
         chains, acceptance = advance(
             key_steps, log_density, chains, self.num_steps, self.local_move

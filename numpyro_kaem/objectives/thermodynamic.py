@@ -163,10 +163,8 @@ class ThermodynamicMLE(ChainsObjective):
         """Ladder of this step."""
         if self.power is None:
             return jnp.array(self._ladder)
-        self._check_memory(memory)
-        return jnp.linspace(0.0, 1.0, self.num_temperatures) ** self.power(
-            memory["step"]
-        )
+        power = self.power(self._kept(memory)["step"])
+        return jnp.linspace(0.0, 1.0, self.num_temperatures) ** power
 
     def estimate(
         self,

@@ -152,7 +152,8 @@ def plot_prior(
     size = (6.4, 4.0) if count == 1 else (3.2 * columns, 2.6 * -(-count // columns))
     axes = make_axes(ax, shape, size, columns)
     for number, index in enumerate(np.ndindex(shape)):
-        panel, column = axes[index], (slice(None), *index)
+        panel: Any = axes[index]
+        column = (slice(None), *index)
         for name, style in (("data", HISTOGRAM), ("posterior", OVERLAY)):
             if name in samples:
                 sample = samples[name][column]
@@ -310,7 +311,7 @@ def _interval(
                 f"band must have batch shape ({expected}), got {band.batch_shape}."
             )
         found = _band_of_draws(band, z, level)
-        return found.lower, found.upper
+        return np.asarray(found.lower), np.asarray(found.upper)
     what = "a KAEMPrior with a batch of draws, or a function such as"
     check_function("band", band, f"{what} MarginalFit.density_band")
     found = band(z)

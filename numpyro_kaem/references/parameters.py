@@ -80,7 +80,7 @@ class ReferenceParameters:
 
     def __init__(
         self,
-        distribution: type,
+        distribution: type[dist.Distribution],
         values: dict[str, Any],
         static: tuple[str, ...] | None = None,
     ) -> None:
@@ -198,7 +198,7 @@ def _as_parameter(reference: dist.Distribution, name: str, value: Any) -> Any:
     return value
 
 
-def _is_static(distribution: type, name: str, value: Any) -> bool:
+def _is_static(distribution: type[dist.Distribution], name: str, value: Any) -> bool:
     """Whether an argument is none of the numbers that a density depends on."""
     if isinstance(value, str | bool | type | constraints.Constraint):
         return True

@@ -98,9 +98,11 @@ def _inner_mass(
     if mixture is not None:
         weights, components, on_last_axis = mixture
         points = x[..., None] if on_last_axis else x
-        own = [ReferenceParameters.of(component) for component in components]
-        masses = [tail_mass(component, points, upper) for component in own]
-        masses = masses[0] if on_last_axis else jnp.stack(masses, axis=-1)
+        rows = [
+            tail_mass(ReferenceParameters.of(component), points, upper)
+            for component in components
+        ]
+        masses = rows[0] if on_last_axis else jnp.stack(rows, axis=-1)
         return jnp.sum(weights * masses, axis=-1)
     truncated = truncated_parts(reference)
     if truncated is not None:
@@ -272,8 +274,8 @@ def tail_nodes(
     length = local_length(reference, fixed)
     distances = jnp.where(finite, shrink * span, powers * length)
     limit = jnp.where(finite, span, jnp.asarray(1e37, dtype))
-    points = [*density_breaks(reference), *(k[None] for k in kinks(reference))]
-    extra = [with_rank(p, rank) - fixed for p in points]
+    changes = [*density_breaks(reference), *(k[None] for k in kinks(reference))]
+    extra = [with_rank(p, rank) - fixed for p in changes]
     extra = [jnp.broadcast_to(sign * e, (e.shape[0], *shape)) for e in extra]
     edges = jnp.concatenate(
         [

@@ -95,17 +95,17 @@ def _symmetric(
         y = (x - d.loc) / d.scale
         return -y if upper else y
 
-    def log_mass(d: Any, x: jax.Array, upper: bool) -> jax.Array:
-        return log_lower(standardized(d, x, upper))
-
-    def inverse(d: Any, p: jax.Array, upper: bool) -> jax.Array:
-        y = quantile(d, p)
+    def placed(d: Any, y: jax.Array, upper: bool) -> jax.Array:
         return d.loc - d.scale * y if upper else d.loc + d.scale * y
 
     return Traits(
         mass=lambda d, x, upper: lower(d, standardized(d, x, upper)),
-        log_mass=None if log_lower is None else log_mass,
-        quantile=None if quantile is None else inverse,
+        log_mass=None
+        if log_lower is None
+        else lambda d, x, upper: log_lower(standardized(d, x, upper)),
+        quantile=None
+        if quantile is None
+        else lambda d, p, upper: placed(d, quantile(d, p), upper),
         breaks=_around(steps, lambda d: d.loc, lambda d: d.scale),
         scale=lambda d: d.scale,
         **rest,
@@ -383,10 +383,10 @@ def mixture_parts(reference: Any) -> tuple[jax.Array, list, bool] | None:
 
 
 def _rows_of_components(
-    reference: dist.Distribution, function: Callable[[Any], list]
+    mixture: tuple[jax.Array, list, bool], function: Callable[[Any], list]
 ) -> list[jax.Array]:
     """Rows ``(count, *batch_shape)`` of all components of a mixture."""
-    _, components, on_last_axis = mixture_parts(reference)
+    _, components, on_last_axis = mixture
     rows = [row for component in components for row in function(component)]
     if not on_last_axis:
         return rows
@@ -465,15 +465,16 @@ def density_breaks(reference: dist.Distribution) -> list[jax.Array]:
         for transform in transforms:
             breaks = [transform(b) for b in breaks]
         return breaks
-    if mixture_parts(reference) is not None:
-        return _rows_of_components(reference, density_breaks)
+    mixture = mixture_parts(reference)
+    if mixture is not None:
+        return _rows_of_components(mixture, density_breaks)
     truncated = truncated_parts(reference)
     if truncated is not None:
         return density_breaks(truncated[0])
-    breaks = traits_of(reference).breaks
-    if breaks is None:
+    find_breaks = traits_of(reference).breaks
+    if find_breaks is None:
         return []
-    for find in (breaks, _quantiles):
+    for find in (find_breaks, _quantiles):
         try:
             return [find(reference)]
         # NumPyro takes some quantile functions from an optional package.
@@ -492,8 +493,9 @@ def _quantiles(reference: dist.Distribution) -> jax.Array:
 
 def kinks(reference: dist.Distribution) -> list[jax.Array]:
     """Points inside the support where a derivative of the density jumps."""
-    if mixture_parts(reference) is not None:
-        rows = _rows_of_components(reference, lambda d: [k[None] for k in kinks(d)])
+    mixture = mixture_parts(reference)
+    if mixture is not None:
+        rows = _rows_of_components(mixture, lambda d: [k[None] for k in kinks(d)])
         return [point for row in rows for point in row]
     truncated = truncated_parts(reference)
     if truncated is not None:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,7 +30,6 @@ from numpyro_kaem.training.refit import (
     grids_of,
     refinement_of,
     with_grids,
-    with_parts,
     with_refinement,
 )
 from numpyro_kaem.training.trainer import Batches, Trainer
@@ -524,10 +523,13 @@ class _Run:
         fitted = self.model.with_params(self.trainer.params(self.state))
         moved = update.move(fitted, self._draws())
         self._change_model(moved)
+        before: dict[str, Any] = {
+            name: jax.tree.structure(value) for name, value in fitted.params.items()
+        }
         values = {
             name: value
             for name, value in moved.params.items()
-            if jax.tree.structure(value) != jax.tree.structure(fitted.params[name])
+            if jax.tree.structure(value) != before[name]
         }
         self.state = self.trainer.with_values(self.state, values)
 
@@ -548,7 +550,7 @@ class _Run:
         prior = refit.fit(prior, draws, rng_key, warm_start=not is_first)
         if refinement_of(prior) != refinement_of(self.model.prior):
             # Of the same arrays, on finer panels.
-            self._change_model(with_parts(self.model, prior=prior))
+            self._change_model(replace(self.model, prior=prior))
         self.state = self.state._replace(fixed=_prior_values(self.model, prior))
 
     def _draws(self) -> dict[str, jax.Array]:
@@ -653,7 +655,7 @@ class _Run:
             refinement = metadata.get("refinement")
             if refinement != refinement_of(model.prior):
                 finer = with_refinement(model.prior, refinement)
-                model = with_parts(model, prior=finer)
+                model = replace(model, prior=finer)
             if model is not self.model:
                 self._change_model(model)
         self.state = saved.restore(self.state)

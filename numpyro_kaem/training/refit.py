@@ -1,8 +1,9 @@
 """Changes of the model between steps of training: refits of the prior, new grids."""
 
+import operator
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
@@ -31,7 +32,6 @@ __all__ = [
     "refinement_of",
     "refit_prior",
     "with_grids",
-    "with_parts",
     "with_refinement",
 ]
 
@@ -418,10 +418,9 @@ class GridUpdate(_StepSchedule):
             for index, layer in enumerate(decoder.layers):
                 inputs = decoder.layer_inputs(sums)[index]
                 layer = layer.refit(self._moved(layer.basis, inputs))
-                decoder = eqx.tree_at(
-                    lambda decoder, index=index: decoder.layers[index], decoder, layer
-                )
-        return with_parts(model, prior, decoder)
+                layers = (*decoder.layers[:index], layer, *decoder.layers[index + 1 :])
+                decoder = eqx.tree_at(operator.attrgetter("layers"), decoder, layers)
+        return replace(model, prior=prior, decoder=decoder)
 
     def _moved(self, basis: AbstractBasis, values: jax.Array) -> AbstractBasis:
         """Move a grid to the range of values of shape ``(num_draws, ...)``."""
@@ -457,18 +456,6 @@ def _decoded_latents(model: KAEM, latents: dict[str, jax.Array]) -> jax.Array:
         return trace["z"]["value"]
 
     return run(latents)
-
-
-def with_parts(model: KAEM, prior: dist.Distribution, decoder: Any = None) -> KAEM:
-    """Model with another prior, and another decoder unless it is None."""
-    return KAEM(
-        prior,
-        model.decoder if decoder is None else decoder,
-        model.likelihood,
-        joint=model.joint,
-        learn_proportions=model.learn_proportions,
-        learn_reference=model.learn_reference,
-    )
 
 
 def _is_density(node: Any) -> bool:
@@ -553,4 +540,4 @@ def with_grids(model: KAEM, grids: list[list[Any]]) -> KAEM:
         decoder = decoder.refit(
             [on_grid(layer.basis, *next(ends)) for layer in decoder.layers]
         )
-    return with_parts(model, prior, decoder)
+    return replace(model, prior=prior, decoder=decoder)

@@ -212,6 +212,7 @@ def kan_regularizer(
     >>> print(f"{kaem.kan_regularizer(prior, l1=0.5, differences=0.1):.1f}")
     5.1
     """
+    weights: dict[str, Any]
     weights = {"l1": l1, "entropy": entropy, "differences": differences}
     order = as_count("order", order)
     layers = _layers(tree)
