@@ -512,8 +512,8 @@ def _of_tempered(result: TemperedSMCResult, request: _Request) -> _Extracted:
 
 @_extract.register
 def _of_posterior(result: PosteriorSample, request: _Request) -> _Extracted:
-    run = result.importance if result.mcmc is None else result.mcmc
-    found = _extract(run, request)
+    run = {"importance": result.importance, "TemperedSMC": result.tempered}
+    found = _extract(run.get(result.sampler, result.mcmc), request)
     found.attrs["report"] = "\n".join(result.report)
     return found
 

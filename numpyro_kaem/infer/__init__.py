@@ -4,7 +4,7 @@
 :class:`ImportanceSampling`  a few latent values, or many units with a few each
 :class:`MALA`                nearly Normal posteriors; one gradient per draw
 :class:`PCNL`                the same in many dimensions, on a Normal base
-:class:`AutoMALA`            scales that differ from place to place, as in a funnel
+:class:`AutoMALA`            scales that differ somewhat from place to place
 :class:`TemperedSMC`         well-separated modes, and the evidence
 :class:`AnnealedLangevin`    the same by chains, which also move without a prior's draws
 :class:`ULA`                 biased; to compare with published work

@@ -12,10 +12,12 @@ from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
 
 from numpyro_kaem._checks import as_count, check_function, check_key
 from numpyro_kaem.infer.annealed import AnnealedLangevin
+from numpyro_kaem.infer.evidence import why_replicas_stay
 from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
 from numpyro_kaem.infer.target import check_model, prior_is_exact
+from numpyro_kaem.infer.tempered import TemperedSMC, TemperedSMCResult
 from numpyro_kaem.infer.weights import MAX_PARETO_K
 
 __all__ = ["PosteriorSample", "sample_posterior"]
@@ -33,7 +35,8 @@ class PosteriorSample:
     samples: dict[str, jax.Array]
     """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
     sampler: str
-    """``"importance"``, the name of the kernel, or ``"AnnealedLangevin"``."""
+    """``"importance"``, the name of the kernel, ``"TemperedSMC"`` or
+    ``"AnnealedLangevin"``."""
     reliable: bool
     """Whether the diagnostics of that sampler hold."""
     report: tuple[str, ...]
@@ -43,8 +46,10 @@ class PosteriorSample:
     mcmc: MCMC | None = None
     """The run that ``samples`` come from, if it is one of MCMC."""
     missed_modes: MissedModes | None = None
-    """Comparison of the kernel's run with the annealed one, where it was asked for and
+    """Comparison of the kernel's run with the tempered one, where it was asked for and
     the kernel's own diagnostics hold."""
+    tempered: TemperedSMCResult | None = None
+    """Tempered sequential Monte Carlo, where it was tried."""
 
     def __repr__(self) -> str:
         return "\n".join(self.report)
@@ -57,7 +62,6 @@ def sample_posterior(
     num_samples: int = 1000,
     num_warmup: int = 1000,
     num_particles: int = 4096,
-    num_temperatures: int = 16,
     kernel: Callable = NUTS,
     check_modes: bool = False,
     progress_bar: bool = True,
@@ -70,8 +74,11 @@ def sample_posterior(
     2. Otherwise four chains of ``kernel``, started at draws of the prior. They are kept
        if :math:`\hat R` is at most 1.01 and the effective sample size at least 400 for
        every component, and less than one draw in a hundred diverged.
-    3. Otherwise, or if ``check_modes`` finds that the chains missed a mode, four
-       populations of :class:`AnnealedLangevin`.
+    3. Otherwise, or if ``check_modes`` finds that the chains missed a mode, particles
+       of :class:`TemperedSMC`, run a second time with other moves: both must agree on
+       the evidence, and the effective sample size between islands be at least 400. Or
+       eight populations of :class:`AnnealedLangevin`, whose replicas must travel, if
+       the prior cannot be drawn from.
 
     Parameters
     ----------
@@ -85,14 +92,14 @@ def sample_posterior(
         Number of draws to return.
     num_warmup
         Warm-up iterations per chain.
-    num_particles, num_temperatures
-        Of importance sampling, and of an annealed population.
+    num_particles
+        Number of draws of the prior for importance sampling.
     kernel
         Makes the kernel of the second step from ``model`` and ``init_strategy``:
         :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are expensive.
     check_modes
-        Whether to run the annealed population in any case where the chains are used,
-        and compare: chains that have all missed the same mode agree with each other.
+        Whether to run the third step in any case where the chains are used, and
+        compare: chains that have all missed the same mode agree with each other.
     progress_bar
         Whether to show the progress of MCMC, and to print what is done and why.
 
@@ -145,10 +152,10 @@ def sample_posterior(
     check_function("kernel", kernel, what)
     check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
-    keys = jax.random.split(rng_key, 4)
+    keys = jax.random.split(rng_key, 5)
     exact = prior_is_exact(check_model(model, keys[0], model_args, model_kwargs))
     report: list[str] = []
-    importance = missed = None
+    importance = missed = tempered = None
 
     def note(line: str) -> None:
         report.append(line)
@@ -162,7 +169,7 @@ def sample_posterior(
         rows = np.linspace(0, total - 1, num_samples).round().astype(int)
         samples = {site: draws[rows] for site, draws in samples.items()}
         return PosteriorSample(
-            samples, name, reliable, tuple(report), importance, mcmc, missed
+            samples, name, reliable, tuple(report), importance, mcmc, missed, tempered
         )
 
     if exact:
@@ -189,12 +196,12 @@ def sample_posterior(
             "no proposals."
         )
 
-    def run(key: jax.Array, chosen: Any, least: int) -> MCMC:
+    def run(key: jax.Array, chosen: Any, num_chains: int, least: int) -> MCMC:
         mcmc = MCMC(
             chosen,
             num_warmup=num_warmup,
-            num_samples=max(-(-num_samples // _NUM_CHAINS), least),
-            num_chains=_NUM_CHAINS,
+            num_samples=max(-(-num_samples // num_chains), least),
+            num_chains=num_chains,
             chain_method="vectorized",
             progress_bar=progress_bar,
         )
@@ -204,34 +211,80 @@ def sample_posterior(
 
     start = init_to_sample if exact else init_to_uniform
     name = getattr(kernel, "__name__", "the kernel")
-    mcmc = run(keys[2], kernel(model, init_strategy=start), _MIN_ESS)
+    mcmc = run(keys[2], kernel(model, init_strategy=start), _NUM_CHAINS, _MIN_ESS)
     holds, summary = _diagnose(mcmc, name)
     note(summary)
     if holds and not check_modes:
         note(
             "Kept. Chains that all miss the same mode look the same: check_modes=True "
-            "compares them with an annealed population."
+            "compares them with particles from the prior."
         )
         return taken(mcmc, name, True)
-    # Replicas take many iterations to cross the ladder.
-    population = AnnealedLangevin(model, num_temperatures, init_strategy=start)
-    annealed = run(keys[3], population, 10 * _MIN_ESS)
-    annealed_holds, summary = _diagnose(annealed, "AnnealedLangevin")
-    note(summary)
+    if exact:
+        last = "TemperedSMC"
+        smc = TemperedSMC(model, check=True, progress_bar=progress_bar)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            tempered = smc.run(keys[3], *model_args, **model_kwargs)
+        other_holds, summary = _diagnose_particles(tempered)
+        problems = [str(warning.message) for warning in told]
+        if not (other_holds or problems):
+            note(f"{summary} Four times as many are taken.")
+            smc = TemperedSMC(
+                model,
+                num_particles=4 * smc.num_particles,
+                progress_bar=progress_bar,
+            )
+            tempered = smc.run(keys[3], *model_args, **model_kwargs)
+            other_holds, summary = _diagnose_particles(tempered)
+        other = tempered
+    else:
+        last = "AnnealedLangevin"
+        population = AnnealedLangevin(model, init_strategy=start)
+        # Replicas take many iterations to cross the ladder.
+        other = run(keys[3], population, 2 * _NUM_CHAINS, 5 * _MIN_ESS)
+        other_holds, summary = _diagnose(other, last)
+        problems = [why for why in (why_replicas_stay(other),) if why]
+    for line in (summary, *problems):
+        note(line)
     if holds:
-        missed = check_missed_modes(mcmc, annealed)
+        missed = check_missed_modes(mcmc, other)
         note(str(missed))
         if not missed.found:
             note(f"The draws of {name} are kept.")
             return taken(mcmc, name, True)
-    note("The draws of the annealed population are taken.")
-    if not annealed_holds:
+    note(f"The draws of {last} are taken.")
+    other_holds = other_holds and not problems
+    if not other_holds:
         note(
-            "They are not reliable either: use a longer warm-up or more temperatures, "
-            "or look for parameters that the data do not identify."
+            "They are not reliable either: reparameterise the model, for instance with "
+            "numpyro.infer.reparam.LocScaleReparam, use a longer warm-up, or look for "
+            "parameters that the data do not identify."
         )
         warnings.warn("\n".join(report), UserWarning, stacklevel=2)
-    return taken(annealed, "AnnealedLangevin", annealed_holds)
+    if tempered is None:
+        return taken(other, last, other_holds)
+    samples = tempered.resample(keys[4], num_samples)
+    return PosteriorSample(
+        samples, last, other_holds, tuple(report), importance, None, missed, tempered
+    )
+
+
+def _diagnose_particles(result: TemperedSMCResult) -> tuple[bool, str]:
+    """Whether islands agree, and a line that says so."""
+    values = [
+        np.asarray(draws, np.float64).reshape(result.num_particles, -1)
+        for draws in result.samples.values()
+    ]
+    size = float(result.effective_sizes(np.concatenate(values, axis=1)).min())
+    value, error = result.log_evidence
+    summary = (
+        f"TemperedSMC with {result.num_particles} particles: log evidence {value:.2f} "
+        f"± {error:.2f}, least effective sample size between islands {size:.0f}"
+    )
+    if size < _MIN_ESS:
+        summary += f" (at least {_MIN_ESS} are needed)"
+    return size >= _MIN_ESS, summary + "."
 
 
 def _diagnose(mcmc: MCMC, name: str) -> tuple[bool, str]:

@@ -12,20 +12,30 @@ from numpyro_kaem.infer.annealed import AnnealedLangevin
 from numpyro_kaem.infer.tempered import TemperedSMCResult, student_scale
 from numpyro_kaem.infer.weights import MAX_PARETO_K, Estimate, pareto_smooth
 
-__all__ = ["Evidence", "log_evidence"]
+__all__ = ["Evidence", "log_evidence", "why_replicas_stay"]
 
 # Below this a series has no autocorrelation to speak of.
 _FEWEST_DRAWS = 8
+# Round trips of all replicas with which something is known of the modes, and the least
+# share of what swaps alone would allow.
+_FEWEST_TRIPS, _LEAST_SHARE = 10, 0.1
+_FEWEST_SWAPS = 0.1
+# Of chains, in their own errors.
+_MAX_SPREAD = 3.0
 
 
 @dataclass(frozen=True, repr=False)
 class Evidence:
-    """Log evidence of a model, by two estimators; made by :func:`log_evidence`."""
+    """Log evidence of a model, by three estimators; made by :func:`log_evidence`."""
 
     thermodynamic: Estimate
     """Thermodynamic integral by the corrected trapezoid."""
     steppingstone: Estimate
-    """Sum of the log ratios of neighbouring temperatures' normalizing constants."""
+    """Sum of the log ratios of neighbouring temperatures' normalizing constants, each
+    estimated from the draws at the lower one."""
+    backward_steppingstone: Estimate
+    """The same sum from the draws at the upper ones; NaN where the likelihood is zero
+    for some draws of the prior, of which the upper ones know nothing."""
     discretisation_error: float
     """Size of the error that finitely many temperatures leave in the integral."""
     temperatures: np.ndarray
@@ -39,6 +49,7 @@ class Evidence:
             for name, estimate in (
                 ("thermodynamic", self.thermodynamic),
                 ("steppingstone", self.steppingstone),
+                ("backward", self.backward_steppingstone),
             )
         ]
         return f"Evidence({', '.join(rows)})"
@@ -104,7 +115,8 @@ def steppingstone(temperatures: np.ndarray, log_likelihood: np.ndarray) -> _Seri
     .. math:: \sum_k \log \frac{1}{S} \sum_s e^{(t_{k+1} - t_k) \ell_{s,k}}
 
     with :math:`\ell_{s,k}` the log likelihood of draw :math:`s` at :math:`t_k`, which
-    may be minus infinity. The product of the means has no discretisation error.
+    may be minus infinity. The product of the means has no discretisation error. For
+    temperatures that decrease, from 1 to 0, it is minus the log evidence.
     """
     log_weights = np.diff(temperatures) * log_likelihood[:, :-1]
     largest = log_weights.max(0)
@@ -116,13 +128,15 @@ def steppingstone(temperatures: np.ndarray, log_likelihood: np.ndarray) -> _Seri
     return _Series(float(value), influence, 0.0)
 
 
-def combine(chains: list[_Series]) -> tuple[Estimate, float]:
-    """Mean of the chains' estimates, and their discretisation error.
+def combine(chains: list[_Series], sign: float = 1.0) -> tuple[Estimate, float]:
+    """Mean of the chains' estimates times ``sign``, and their discretisation error.
 
-    The spread of the chains adds to the standard error.
+    The standard error is the largest of three: that of all draws with their
+    autocorrelation and the differences between chains, that of means over batches, and,
+    of four chains or more, that between chains.
     """
     values = np.array([chain.value for chain in chains])
-    value = float(values.mean())
+    value = sign * float(values.mean())
     discretisation = float(abs(np.mean([chain.discretisation for chain in chains])))
     if not np.all(np.isfinite(values)):
         return Estimate(value, np.nan), discretisation
@@ -131,34 +145,43 @@ def combine(chains: list[_Series]) -> tuple[Estimate, float]:
     scale = np.finfo(np.float64).eps * max(1.0, np.abs(values).max())
     if variance <= scale**2:
         # A constant likelihood: the draws know it exactly.
-        error = 0.0
-    else:
-        error = float(np.sqrt(variance / effective_sample_size(series)))
-    return Estimate(value, error), discretisation
+        return Estimate(value, 0.0), discretisation
+    count, num_draws = series.shape
+    errors = [np.sqrt(variance / effective_sample_size(series))]
+    size = int(num_draws**0.5)
+    batches = series[:, -(num_draws // size) * size :].reshape(-1, size).mean(1)
+    errors.append(batches.std(ddof=1) / np.sqrt(len(batches)))
+    if count >= 4:
+        errors.append(values.std(ddof=1) / np.sqrt(count) * student_scale(count))
+    return Estimate(value, float(max(errors))), discretisation
 
 
 def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
     r"""Log evidence :math:`\log p(x)` of the model that a population was run on.
 
-    Two estimators use the log likelihoods :math:`\ell` at all temperatures: the
-    thermodynamic integral :math:`\int_0^1 \mathrm{E}_t[\ell]\,dt` and the steppingstone
-    sum :math:`\sum_k \log \mathrm{E}_{t_k}[e^{(t_{k+1} - t_k) \ell}]`. They share the
-    draws but not their weaknesses: few temperatures bias the first, few draws with most
-    of the weight make the second too small. A warning tells when they disagree.
+    Three estimators use the log likelihoods :math:`\ell` at all temperatures: the
+    thermodynamic integral :math:`\int_0^1 \mathrm{E}_t[\ell]\,dt`, the steppingstone
+    sum :math:`\sum_k \log \mathrm{E}_{t_k}[e^{(t_{k+1} - t_k) \ell}]`, and the same
+    backward, :math:`-\sum_k \log \mathrm{E}_{t_{k+1}}[e^{-(t_{k+1} - t_k) \ell}]`. They
+    share the draws but not their weaknesses: few temperatures bias the first, few draws
+    with most of the weight make the second too small and the third too large. A warning
+    tells when they disagree.
 
     Parameters
     ----------
     mcmc
         A NumPyro ``MCMC`` of an :class:`~numpyro_kaem.infer.AnnealedLangevin` kernel
-        that has been run, with any number of chains; no extra fields are needed. Or a
+        that has been run, with any number of chains, eight at best: the error is known
+        from their differences; no extra fields are needed. Or a
         result of :class:`~numpyro_kaem.infer.TemperedSMC`, whose own ``log_evidence``
         the steppingstone sum is; each island counts as a chain.
 
     Returns
     -------
     Evidence
-        ``.thermodynamic`` and ``.steppingstone``, each with ``.value`` and
-        ``.standard_error``, and the ``.discretisation_error`` of the first.
+        ``.thermodynamic``, ``.steppingstone`` and ``.backward_steppingstone``, each
+        with ``.value`` and ``.standard_error``, and the ``.discretisation_error`` of
+        the first.
 
     Raises
     ------
@@ -172,16 +195,19 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
     Warns
     -----
     UserWarning
-        If the two estimates differ by more than three standard errors and the
-        discretisation error; or if the thermodynamic integral is not estimated, and is
-        NaN, because the mean log likelihood of draws of the prior is not: some have
-        likelihood zero, or the tail is too heavy (Pareto k above 0.7).
+        If two estimates differ by more than three standard errors and the
+        discretisation error; if the replicas hardly travel between prior and posterior:
+        fewer than 10 round trips in all, or a tenth of what the swaps would make of
+        draws that are independent; if chains differ by three times their own errors; or
+        if the thermodynamic integral is not estimated, and is NaN, because the mean log
+        likelihood of draws of the prior is not: some have likelihood zero, or the tail
+        is too heavy (Pareto k above 0.7).
 
     Notes
     -----
     The standard errors are those of the estimators linearised in the draws, a series
-    over iterations that includes the correlations between temperatures; its effective
-    sample size counts the autocorrelation and the differences between chains. A
+    over iterations that includes the correlations between temperatures: the largest of
+    those by autocorrelation, between batches of iterations and between chains. A
     population that misses a mode at every temperature is not noticed.
 
     Under the prior, at ``t = 0``, the mean log likelihood need not exist: with a scale
@@ -194,6 +220,9 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
     evidence", *Statistics and Computing* 24(5), equation (10).
     Xie, Lewis, Fan, Kuo and Chen (2011), "Improving marginal likelihood estimation for
     Bayesian phylogenetic model selection", *Systematic Biology* 60(2).
+    Syed, Bouchard-Côté, Deligiannidis and Doucet (2022), "Non-reversible parallel
+    tempering: a scalable highly parallel MCMC scheme", *Journal of the Royal
+    Statistical Society B* 84(2), on the rate of round trips.
 
     Examples
     --------
@@ -231,30 +260,47 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
         temperatures, log_likelihood = _read(mcmc)
     both = list(zip(temperatures, log_likelihood, strict=True))
     ratios = [steppingstone(*chain) for chain in both]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         integrals = [thermodynamic_integral(*chain) for chain in both]
-        integral, error = combine(integrals)
+        backward = [steppingstone(t[::-1], draws[:, ::-1]) for t, draws in both]
+    _, discretisation = combine(integrals)
     if of_particles:
         by_steps = mcmc.log_evidence
-        # Particles are no series in time: the differences between islands tell the
-        # error. What a ladder does not hold is the share of the prior it starts from.
+        # What a ladder does not hold is the share of the prior it starts from.
         starts = mcmc.island_log_evidence - [part.value for part in ratios]
-        values = starts + [part.value for part in integrals]
-        spread = values.std(ddof=1) / np.sqrt(count) * student_scale(count)
-        integral = Estimate(float(values.mean()), float(spread))
+        integral = _between(starts + [part.value for part in integrals])
+        by_back_steps = _between(starts - [part.value for part in backward])
     else:
+        integral, _ = combine(integrals)
         by_steps, _ = combine(ratios)
+        by_back_steps, _ = combine(backward, -1.0)
+        for reason in (why_replicas_stay(mcmc), _why_chains_differ(ratios)):
+            if reason:
+                warnings.warn(f"{reason} The log evidence may be wrong.", stacklevel=2)
     reason = _why_no_mean(log_likelihood)
     if reason:
-        integral, error = Estimate(np.nan, np.nan), np.nan
+        integral, discretisation = Estimate(np.nan, np.nan), np.nan
         warnings.warn(
             f"{reason}, and the thermodynamic integral is not estimated; the "
             "steppingstone is.",
             stacklevel=2,
         )
-    else:
-        _compare(integral, error, by_steps, np.abs(log_likelihood[..., -1]).max())
-    return Evidence(integral, by_steps, error, temperatures, log_likelihood.mean(1))
+    if not np.all(np.isfinite(log_likelihood)):
+        # From above, nothing is seen of the prior where the likelihood is zero.
+        by_back_steps = Estimate(np.nan, np.nan)
+    size = np.abs(log_likelihood[..., -1]).max()
+    _compare(by_steps, by_back_steps, integral, discretisation, size)
+    means = log_likelihood.mean(1)
+    return Evidence(
+        integral, by_steps, by_back_steps, discretisation, temperatures, means
+    )
+
+
+def _between(values: np.ndarray) -> Estimate:
+    """Mean over islands: particles are no series in time, so these tell the error."""
+    count = len(values)
+    error = values.std(ddof=1) / np.sqrt(count) * student_scale(count)
+    return Estimate(float(values.mean()), float(error))
 
 
 def _read(mcmc: MCMC) -> tuple[np.ndarray, np.ndarray]:
@@ -303,20 +349,77 @@ def _why_no_mean(log_likelihood: np.ndarray) -> str:
     return ""
 
 
+def _why_chains_differ(chains: list[_Series]) -> str:
+    """Say that populations differ by more than their own errors, if they do."""
+    values = np.array([chain.value for chain in chains])
+    errors = np.array([combine([chain])[0].standard_error for chain in chains])
+    own = np.sqrt(np.mean(errors**2))
+    # Not a number where an estimate is none.
+    if len(chains) == 1 or not values.std(ddof=1) > _MAX_SPREAD * own:
+        return ""
+    return (
+        f"Chains give log evidences from {values.min():.2f} to {values.max():.2f}, "
+        f"each with an error of {own:.2g} by itself: some have found what others have "
+        "not. Raise num_warmup, num_local_steps or num_temperatures."
+    )
+
+
+def why_replicas_stay(mcmc: MCMC) -> str:
+    """Give what keeps replicas from travelling and the remedy; empty if they travel."""
+    state = mcmc.last_state
+    acceptance = np.atleast_2d(np.asarray(state.mean_swap_acceptance, np.float64))
+    trips = int(np.sum(state.round_trips))
+    rejection = 1 - acceptance
+    # Syed et al. (2022), section 3.4: with draws that are independent between swaps.
+    odds = np.sum(rejection / np.maximum(acceptance, 1e-12), -1)
+    expected = np.sum(np.atleast_1d(state.means.count) / (2 + 2 * odds))
+    if trips >= max(_FEWEST_TRIPS, _LEAST_SHARE * expected):
+        return ""
+    barrier, least = rejection.sum(-1).mean(), acceptance.mean(0).min()
+    count = acceptance.shape[-1] + 1
+    told = (
+        f"Replicas made {trips} round trips between prior and posterior in all, where "
+        f"swaps alone would allow {expected:.0f} (communication barrier {barrier:.1f}, "
+        f"least swap acceptance {least:.2g}): what is found at small t hardly reaches "
+        "the posterior. "
+    )
+    if count < 2 * barrier or least < _FEWEST_SWAPS:
+        # Where nearly all swaps are rejected, the barrier is larger than it shows.
+        more = int(np.ceil(max(2 * barrier, 1.5 * count) / 5) * 5)
+        return (
+            f"{told}Use num_temperatures={more} or more, not {count}; or TemperedSMC."
+        )
+    if expected < _FEWEST_TRIPS:
+        return f"{told}Raise num_samples, or num_chains; or use TemperedSMC."
+    return (
+        f"{told}Raise num_local_steps, so that local moves forget where a swap came "
+        "from; or use TemperedSMC."
+    )
+
+
 def _compare(
-    integral: Estimate, discretisation: float, by_steps: Estimate, size: float
+    by_steps: Estimate,
+    by_back_steps: Estimate,
+    integral: Estimate,
+    discretisation: float,
+    size: float,
 ) -> None:
-    """Warn if the two differ by more than their errors explain."""
-    noise = 3 * np.hypot(integral.standard_error, by_steps.standard_error)
+    """Warn if others differ from the steppingstone by more than errors explain."""
     # A log likelihood far from 0 is itself rounded, in float32 most likely.
     rounding = 16 * np.finfo(np.float32).eps * size
-    difference = integral.value - by_steps.value
-    if not abs(difference) <= noise + discretisation + rounding:
-        warnings.warn(
-            "The two estimates of the log evidence disagree: thermodynamic "
-            f"{integral.value:.3f} ± {integral.standard_error:.3f} (discretisation "
-            f"{discretisation:.3f}), steppingstone "
-            f"{by_steps.value:.3f} ± {by_steps.standard_error:.3f}. Take more "
-            "temperatures, or a longer warm-up for the ladder, and more draws.",
-            stacklevel=3,
-        )
+    for name, other, bias in (
+        ("thermodynamic", integral, discretisation),
+        ("backward steppingstone", by_back_steps, 0.0),
+    ):
+        noise = 3 * np.hypot(other.standard_error, by_steps.standard_error)
+        # Not a number where it is not estimated.
+        if abs(other.value - by_steps.value) > noise + bias + rounding:
+            warnings.warn(
+                "Two estimates of the log evidence disagree: "
+                f"{name} {other.value:.3f} ± {other.standard_error:.3f}"
+                + (f" (discretisation {bias:.3f})" if bias else "")
+                + f", steppingstone {by_steps.value:.3f} ± "
+                f"{by_steps.standard_error:.3f}. Take more temperatures, or a longer "
+                "warm-up for the ladder, and more draws; or TemperedSMC.",
+                stacklevel=3,
+            )

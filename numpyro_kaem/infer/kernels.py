@@ -342,8 +342,8 @@ class MALA(LangevinKernel):
     """Metropolis-adjusted Langevin algorithm, for any model with continuous latents.
 
     One gradient per iteration: for posteriors whose gradient is expensive and whose
-    shape is nearly Normal. Where scales differ along the posterior (a funnel), use
-    :class:`AutoMALA`; for well-separated modes, :class:`AnnealedLangevin`.
+    shape is nearly Normal. Where scales differ along the posterior, use
+    :class:`AutoMALA`; for well-separated modes, :class:`TemperedSMC`.
 
     Parameters
     ----------
@@ -454,9 +454,11 @@ class PCNL(LangevinKernel):
 class AutoMALA(LangevinKernel):
     """MALA that chooses its step size anew at every step.
 
-    For posteriors whose scale differs from place to place, as in a funnel, where no one
-    step size is right. An iteration costs about five gradients, more where the step
-    size is far from the one to start from; vectorised chains wait for the slowest.
+    For posteriors whose scale differs from place to place, where no one step size is
+    right. It crosses a funnel too slowly to rely on: reparameterise the model, as by
+    :class:`numpyro.infer.reparam.LocScaleReparam`. An iteration costs about five
+    gradients, more where the step size is far from the one to start from; vectorised
+    chains wait for the slowest.
 
     Parameters
     ----------

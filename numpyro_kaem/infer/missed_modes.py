@@ -7,6 +7,8 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from scipy.special import kolmogorov
 
+from numpyro_kaem.infer.tempered import TemperedSMCResult
+
 __all__ = ["MissedModes", "check_missed_modes"]
 
 _MAX_PROBABILITY = 1e-3
@@ -38,12 +40,12 @@ class MissedModes(NamedTuple):
             return (
                 f"The runs sampled different distributions: {size}. At least "
                 f"{self.mass:.0%} of the posterior is misplaced by one of them; the "
-                "run that exchanges replicas is the one that can cross between modes."
+                "run that comes from the prior is the one that can cross between modes."
             )
         return f"No sign of a missed mode: {size}."
 
 
-def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
+def check_missed_modes(mcmc: MCMC, annealed: MCMC | TemperedSMCResult) -> MissedModes:
     r"""Compare a run that may have missed a mode with one that could not easily.
 
     Chains that all missed the same mode agree with each other, so that
@@ -57,7 +59,8 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
     mcmc
         Finished run of NUTS, or of any other kernel.
     annealed
-        Finished run of :class:`AnnealedLangevin` on the same model and data.
+        Finished run of :class:`AnnealedLangevin` on the same model and data, or a
+        result of :class:`TemperedSMC`.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
     Raises
     ------
     TypeError
-        If one of them is not a :class:`numpyro.infer.MCMC`.
+        If one of them is not of these classes.
     ValueError
         If a run is not finished, or they have no sites in common.
 
@@ -90,9 +93,8 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
     >>> print(check_missed_modes(nuts, run(AnnealedLangevin(model, 10))).found)
     True
     """
-    draws = [
-        _components(run, name) for run, name in ((mcmc, "mcmc"), (annealed, "annealed"))
-    ]
+    runs = {"mcmc": mcmc, "annealed": annealed}
+    draws = [_components(run, name) for name, run in runs.items()]
     names = [name for name in draws[0] if name in draws[1]]
     if not names:
         raise ValueError(
@@ -101,9 +103,15 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
         )
     first, second = (np.stack([d[name] for name in names], axis=-1) for d in draws)
     first, second, names = _with_directions(first, second, names)
-    sizes = [_sizes(run) for run in (first, second)]
+    sizes, weights = [_sizes(first)], [np.full(first[..., 0].size, 1.0)]
+    if isinstance(annealed, TemperedSMCResult):
+        sizes.append(annealed.effective_sizes(second.reshape(-1, len(names))))
+        weights.append(np.exp(annealed.log_weights))
+    else:
+        sizes.append(_sizes(second))
+        weights.append(np.full(second[..., 0].size, 1.0))
     distances = np.array(
-        [_distance(first[..., j], second[..., j]) for j in range(len(names))]
+        [_distance(first[..., j], second[..., j], weights) for j in range(len(names))]
     )
     size = 1 / (1 / sizes[0] + 1 / sizes[1])
     # Each of the directions could have been the most different one.
@@ -115,16 +123,25 @@ def check_missed_modes(mcmc: MCMC, annealed: MCMC) -> MissedModes:
     )
 
 
-def _components(mcmc: MCMC, name: str) -> dict[str, np.ndarray]:
+def _components(run: MCMC | TemperedSMCResult, name: str) -> dict[str, np.ndarray]:
     """Scalar components of all sites, each ``(num_chains, num_draws)``."""
-    if not isinstance(mcmc, MCMC):
+    if isinstance(run, TemperedSMCResult) and name == "annealed":
+        count = len(run.island_log_evidence)
+        samples = {
+            site: draws.reshape(count, -1, *draws.shape[1:])
+            for site, draws in run.samples.items()
+        }
+    elif not isinstance(run, MCMC):
+        also = " or a result of TemperedSMC" if name == "annealed" else ""
         raise TypeError(
-            f"{name} must be a numpyro.infer.MCMC, got {type(mcmc).__name__}."
+            f"{name} must be a numpyro.infer.MCMC{also}, got {type(run).__name__}."
         )
-    if mcmc.last_state is None:
+    elif run.last_state is None:
         raise ValueError(f"{name} must be a finished run, got one without draws.")
+    else:
+        samples = run.get_samples(group_by_chain=True)
     components = {}
-    for site, draws in mcmc.get_samples(group_by_chain=True).items():
+    for site, draws in samples.items():
         draws = np.asarray(draws, np.float64)
         shape = draws.shape[2:]
         for index in np.ndindex(shape):
@@ -167,11 +184,15 @@ def _sizes(draws: np.ndarray) -> np.ndarray:
     return np.clip(sizes, 1, num_chains * num_draws)
 
 
-def _distance(first: np.ndarray, second: np.ndarray) -> float:
+def _distance(
+    first: np.ndarray, second: np.ndarray, weights: list[np.ndarray]
+) -> float:
     """Largest difference of two empirical distribution functions."""
-    first, second = np.sort(first, axis=None), np.sort(second, axis=None)
-    points = np.concatenate([first, second])
-    shares = [
-        np.searchsorted(x, points, side="right") / x.size for x in (first, second)
-    ]
+    points = np.concatenate([first, second], axis=None)
+    shares = []
+    for values, weight in zip((first, second), weights, strict=True):
+        order = np.argsort(values, axis=None)
+        below = np.concatenate([[0.0], np.cumsum(weight[order])])
+        place = np.searchsorted(values.reshape(-1)[order], points, side="right")
+        shares.append(below[place] / below[-1])
     return float(np.max(np.abs(shares[0] - shares[1])))

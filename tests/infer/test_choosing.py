@@ -1,7 +1,6 @@
 """The choice of a sampler, and the comparison of runs that may have missed a mode."""
 
 import copy
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,12 @@ import pytest
 from numpyro.infer import MCMC, NUTS, init_to_value
 from scipy import stats
 
+import numpyro_kaem as kaem
 from numpyro_kaem.infer import (
     MALA,
     AnnealedLangevin,
+    TemperedSMC,
+    TemperedSMCResult,
     check_missed_modes,
     sample_posterior,
 )
@@ -83,43 +85,49 @@ def test_chains_are_taken_where_the_weights_fail(capsys):
     assert result.samples["mean"].shape == (8000, 15)
 
 
+def narrow(y):
+    z = numpyro.sample("z", dist.Normal(3.0, 2.0))
+    far = dist.Normal(-3.0, 0.4).log_prob(z)
+    near = dist.Normal(3.0, 0.4).log_prob(z)
+    # As much more likely as the prior is less: both have half of the mass.
+    numpyro.factor("y", jnp.logaddexp(near, far + y))
+
+
 @pytest.mark.long
-def test_the_annealed_population_is_taken_where_chains_disagree():
+@pytest.mark.arviz
+def test_particles_are_taken_where_chains_disagree():
     y = jnp.full(2, 4.0)
     result = sample_posterior(jax.random.key(0), two_modes, y, progress_bar=False)
-    assert result.sampler == "AnnealedLangevin"
+    assert result.sampler == "TemperedSMC"
     assert result.reliable
     assert result.missed_modes is None
+    assert result.mcmc is None
     assert "R-hat" in result.report[1]
-    assert result.report[-1] == "The draws of the annealed population are taken."
+    assert result.report[-1] == "The draws of TemperedSMC are taken."
+    # The second run was made, and agrees.
+    difference = result.tempered.check.value - result.tempered.log_evidence.value
+    assert abs(difference) < 0.2
     # The prior decides between the modes: the density at 2 over that at -2.
     odds = np.exp(2 * 0.3 * 2.0)
     positive = (np.asarray(result.samples["z"]) > 0).mean(0)
-    assert np.all(np.abs(positive - odds / (1 + odds)) < 0.1)
+    assert np.all(np.abs(positive - odds / (1 + odds)) < 0.07)
+    data = kaem.to_arviz(result, model=two_modes, model_args=(y,))
+    assert data.posterior["z"].shape == (1, 16_384, 2)
+    assert "TemperedSMC" in data.posterior.attrs["report"]
 
 
 @pytest.mark.long
 def test_chains_that_agree_are_checked_for_a_missed_mode():
-    def narrow(y):
-        z = numpyro.sample("z", dist.Normal(3.0, 2.0))
-        far = dist.Normal(-3.0, 0.4).log_prob(z)
-        near = dist.Normal(3.0, 0.4).log_prob(z)
-        # As much more likely as the prior is less: both have half of the mass.
-        numpyro.factor("y", jnp.logaddexp(near, far + y))
-
     options = {"check_modes": True, "progress_bar": False}
     # The first is a key with which that happens, so that others are rarely needed.
     for key in (1, 0, 2, 3, 4):
-        with warnings.catch_warnings():
-            # The population may be told to need more warm-up, which is not tested here.
-            warnings.filterwarnings("ignore", message=".*draws of the prior")
-            result = sample_posterior(jax.random.key(key), narrow, 4.5, **options)
+        result = sample_posterior(jax.random.key(key), narrow, 4.5, **options)
         if result.missed_modes is not None:
             break  # All four chains have started, and stayed, beside the nearer mode.
     assert "4 chains of NUTS: largest R-hat 1.0" in result.report[1]
-    assert result.sampler == "AnnealedLangevin"
+    assert result.sampler == "TemperedSMC"
     assert result.missed_modes.found
-    assert abs(np.mean(np.asarray(result.samples["z"]) < 0) - 0.5) < 0.1
+    assert abs(np.mean(np.asarray(result.samples["z"]) < 0) - 0.5) < 0.07
     y = jnp.linspace(-1.0, 1.0, 15)
     result = sample_posterior(jax.random.key(0), many, y, **options)
     assert result.sampler == "NUTS"
@@ -135,14 +143,30 @@ def test_without_draws_of_the_prior_and_without_a_reliable_sampler():
     assert result.importance is None
     assert "no proposals" in result.report[0]
 
-    def flat(y):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        # One direction in a thousand times narrower than the other, along a curve.
-        numpyro.sample("y", dist.Normal(z[0] - 30 * z[1] ** 2, 1e-3), obs=y)
+    def far(y):
+        z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        factor = jnp.logaddexp(-((z - 20) ** 2), -((z + 20) ** 2)) * 10
+        numpyro.factor("y", factor + y)
 
     options = {"num_warmup": 20, "progress_bar": False}
     with pytest.warns(UserWarning, match="not reliable either"):
-        result = sample_posterior(jax.random.key(0), flat, 0.5, **options)
+        result = sample_posterior(jax.random.key(0), far, 0.5, **options)
+    assert not result.reliable
+    assert result.sampler == "AnnealedLangevin"
+    assert any("8 chains of AnnealedLangevin" in line for line in result.report)
+
+
+@pytest.mark.long
+def test_narrow_neck_that_particles_miss_is_told():
+    """A funnel that importance sampling refuses: the second run is nearer the truth."""
+
+    def funnel():
+        v = numpyro.sample("v", dist.Normal(0.0, 5.0).expand([10]).to_event(1))
+        scale = jnp.exp(v[0] / 2)
+        numpyro.factor("x", dist.Normal(0.0, scale).log_prob(v[1:]).sum())
+
+    with pytest.warns(UserWarning, match="particles miss a part of the posterior"):
+        result = sample_posterior(jax.random.key(0), funnel, progress_bar=False)
     assert not result.reliable
 
 
@@ -197,6 +221,12 @@ def test_runs_agree_unless_one_has_missed_a_mode():
     assert comparison.probability < 1e-3
     assert "different distributions" in str(comparison)
     assert comparison.where in str(comparison)
+    # Against weighted draws, the same.
+    smc = TemperedSMC(two_modes, progress_bar=False).run(jax.random.key(0), y)
+    other = check_missed_modes(nuts, smc)
+    assert other.found
+    assert other.mass > 0.15
+    assert not check_missed_modes(annealed, smc).found
 
 
 def test_modes_that_no_single_axis_tells_apart_are_found(finished):
@@ -217,6 +247,32 @@ def test_modes_that_no_single_axis_tells_apart_are_found(finished):
     assert not same.found
 
 
+def test_particles_are_compared_by_their_weights(finished):
+    """Of islands, one half is elsewhere; it counts only if it has weight."""
+    rng = np.random.default_rng(0)
+    mcmc = copy.copy(finished)
+    mcmc.get_samples = lambda group_by_chain: {"z": rng.normal(size=(2, 500))}
+    values = rng.normal(size=(16, 64)) + np.repeat([0.0, 3.0], 8)[:, None]
+
+    def particles(log_share):
+        share = np.exp(np.repeat([0.0, log_share], 8))
+        log_weights = np.log(np.repeat(share / share.sum() / 64, 64))
+        return TemperedSMCResult(
+            {"z": values.reshape(-1)}, log_weights, None, np.log(share), None, None, 0
+        )
+
+    assert not check_missed_modes(mcmc, particles(-20.0)).found
+    far = check_missed_modes(mcmc, particles(20.0))
+    assert far.found
+    # The distribution functions of Normals three apart differ by this at most.
+    assert abs(far.mass - (2 * stats.norm.cdf(1.5) - 1)) < 0.06
+    # Independent draws: half of them count. Two places of islands: a few do.
+    sizes = particles(-20.0).effective_sizes(values.reshape(-1, 1))
+    assert 512 / 2.5 < sizes[0] < 1024
+    assert particles(0.0).effective_sizes(values.reshape(-1, 1))[0] < 60
+    assert particles(0.0).effective_sizes(np.ones((1024, 1)))[0] == 1024
+
+
 def test_bad_input(finished):
     def discrete(y):
         numpyro.sample("k", dist.Poisson(2.0))
@@ -225,7 +281,8 @@ def test_bad_input(finished):
     unfinished, other = runner(MALA(conjugate)), copy.copy(finished)
     other.get_samples = lambda group_by_chain: {"z": np.zeros((1, 10))}
     for pair, error, message in (
-        ((finished, {}), TypeError, r"annealed must be a numpyro.infer.MCMC"),
+        ((finished, {}), TypeError, r"annealed must be a numpyro.infer.MCMC or a res"),
+        (({}, finished), TypeError, r"mcmc must be a numpyro.infer.MCMC, got dict"),
         ((unfinished, finished), ValueError, "mcmc must be a finished run"),
         ((finished, other), ValueError, "must share sites"),
     ):

@@ -13,11 +13,14 @@ from scipy import integrate, stats
 
 from numpyro_kaem.infer import AnnealedLangevin, log_evidence
 from numpyro_kaem.infer.evidence import (
+    _compare,
     combine,
     steppingstone,
     thermodynamic_integral,
+    why_replicas_stay,
 )
 from numpyro_kaem.infer.ladder import power_ladder
+from numpyro_kaem.infer.weights import Estimate
 from tests.helpers import assert_close, with_long
 
 
@@ -205,7 +208,11 @@ def two_chains():
 def test_evidence_of_two_chains(two_chains):
     evidence = log_evidence(two_chains)
     truth = normal_evidence(np.array([[1.5], [0.3]]))
-    for estimate in (evidence.thermodynamic, evidence.steppingstone):
+    for estimate in (
+        evidence.thermodynamic,
+        evidence.steppingstone,
+        evidence.backward_steppingstone,
+    ):
         assert abs(estimate.value - truth) < 4 * estimate.standard_error
         assert 0.0 < estimate.standard_error < 0.1
     assert 0.0 < evidence.discretisation_error < 0.05
@@ -221,8 +228,88 @@ def test_disagreement_is_told():
     """Three temperatures, kept where they are, cannot carry this integral."""
     options = {"temperatures": [0.0, 0.5, 1.0], "adapt_ladder": False}
     mcmc = annealed(normal, normal_data(3), num_temperatures=3, **options)
-    with pytest.warns(UserWarning, match="two estimates of the log evidence disagree"):
+    with (
+        pytest.warns(UserWarning, match=r"disagree: thermodynamic .*\(discretisation"),
+        pytest.warns(UserWarning, match="disagree: backward steppingstone"),
+        pytest.warns(UserWarning, match=r"0 round trips .* num_temperatures=5 or more"),
+    ):
         log_evidence(mcmc)
+
+    steps, back = Estimate(-3.0, 0.1), Estimate(-2.5, 0.1)
+    with pytest.warns(UserWarning, match=r"disagree: backward steppingstone -2.500"):
+        _compare(steps, back, Estimate(-2.0, 0.1), 0.8, 0.0)
+    # Within three errors of both.
+    _compare(steps, Estimate(-2.6, 0.1), Estimate(-2.6, 0.1), 0.0, 0.0)
+
+
+def test_replicas_that_stay_are_told(two_chains):
+    """Each remedy where it helps; the expected number is that of independent draws."""
+    state = two_chains.last_state
+    assert why_replicas_stay(two_chains) == ""
+
+    def stay(trips, acceptance, count=500):
+        mcmc = copy.copy(two_chains)
+        means = state.means._replace(
+            count=np.full(2, count), swap_acceptance=np.full((2, 7), acceptance)
+        )
+        tracker = state.tracker._replace(round_trips=np.array(trips))
+        mcmc._last_state = state._replace(means=means, tracker=tracker)
+        return why_replicas_stay(mcmc)
+
+    # Two chains of 500 iterations, each with 1 / (2 + 2 * 7 * .25 / .75) round trips.
+    told = stay([4, 3], 0.75)
+    assert "made 7 round trips" in told
+    assert "would allow 150 (communication barrier 1.8" in told
+    assert "Raise num_local_steps" in told
+    assert "Raise num_samples" in stay([2, 1], 0.75, count=20)
+    assert "Use num_temperatures=15 or more, not 8" in stay([0, 0], 0.02)
+    assert stay([10, 5], 0.75) == ""
+    assert stay([7, 5], 0.75) != ""
+
+
+@pytest.mark.long
+def test_spike_is_found_from_a_start_beside_it_and_told():
+    """It holds .99 of the mass, which no population finds by itself."""
+
+    def spike_and_slab():
+        z = numpyro.sample("z", dist.Uniform(-0.5, 0.5).expand([10]).to_event(1))
+        narrow = dist.Normal(0.0, 0.01).log_prob(z).sum()
+        broad = dist.Normal(0.0, 0.1).log_prob(z).sum()
+        numpyro.factor("likelihood", jnp.logaddexp(jnp.log(100.0) + narrow, broad))
+
+    mcmc = MCMC(
+        AnnealedLangevin(spike_and_slab),
+        num_warmup=500,
+        num_samples=500,
+        num_chains=8,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    start = np.random.default_rng(0).logistic(size=(8, 10))
+    start[:4] = 0.0
+    mcmc.run(jax.random.key(0), init_params={"z": start})
+    with pytest.warns(UserWarning, match="some have found what others have not"):
+        log_evidence(mcmc)
+    far = np.abs(mcmc.get_samples(group_by_chain=True)["z"]).max(-1)
+    assert np.all((far < 0.05).mean(1)[:4] > 0.8)
+    mcmc.run(jax.random.key(0), init_params={"z": np.zeros((8, 10))})
+    with (
+        pytest.warns(UserWarning, match="Chains give log evidences"),
+        pytest.warns(UserWarning, match="Raise num_local_steps"),
+    ):
+        value, error = log_evidence(mcmc).steppingstone
+    assert abs(value - np.log(101)) < 4 * error < 10
+
+
+def test_chains_that_differ_are_told(two_chains):
+    mcmc, fields = copy.copy(two_chains), two_chains.get_extra_fields(True)
+    draws = np.array(fields["replica_log_likelihood"])
+    draws[1] += 2.0
+    mcmc.get_extra_fields = lambda group_by_chain: {"replica_log_likelihood": draws}
+    with pytest.warns(UserWarning, match=r"Chains give .* some have found what others"):
+        evidence = log_evidence(mcmc)
+    # Two nats apart.
+    assert 0.5 < evidence.steppingstone.standard_error < 5.0
 
 
 def test_likelihood_that_is_zero_somewhere():
@@ -236,6 +323,7 @@ def test_likelihood_that_is_zero_somewhere():
     with pytest.warns(UserWarning, match="likelihood zero"):
         evidence = log_evidence(mcmc)
     assert np.isnan(evidence.thermodynamic.value)
+    assert np.isnan(evidence.backward_steppingstone.value)
     truth = np.log(stats.norm.cdf(1.0) - stats.norm.cdf(-1.0))
     estimate = evidence.steppingstone
     assert abs(estimate.value - truth) < 4 * estimate.standard_error
