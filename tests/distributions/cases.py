@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from scipy import interpolate, special, stats
+from scipy import special, stats
 
 from numpyro_kaem import Energy, KAEMPrior
 from tests.bases.cases import CASES as BASES
@@ -208,24 +207,6 @@ class Oracle:
         below, above = np.where(z > high, [1 - tail, tail], [below, above])
         return below, above
 
-    def smooth_cdf(self, z):
-        """Mass below ``z``, shape (points, columns), by cubics: to 1e-5, and fast."""
-        z = np.asarray(z, float)
-        edges = self.edges
-        inner = np.clip(z, edges[0], edges[-1])
-        slopes = np.exp(self.log_prob(edges[:, None]))
-        columns = [
-            interpolate.CubicHermiteSpline(edges, self.below[:, i], slopes[:, i])(
-                inner[:, i]
-            )
-            for i in range(z.shape[1])
-        ]
-        low, high = (s / self.total for s in self.tail_scales)
-        below = np.where(
-            z < edges[0], low * self.distribution.cdf(z), np.stack(columns, -1)
-        )
-        return np.where(z > edges[-1], 1 - high * self.distribution.sf(z), below)
-
 
 def unit_energy(basis, coefficients, low, high, base=None, base_weight=0.0):
     """Energies of a case of the table of bases, in NumPy and float64."""
@@ -309,8 +290,3 @@ def build(basis, reference, num_energies=NUM_ENERGIES, size=10.0, seed=0):
 def ulp(z):
     """Spacing of the numbers of the format of ``z``, as float64."""
     return np.spacing(np.abs(np.asarray(z))).astype(float)
-
-
-def is_x64():
-    """Whether the run computes in float64."""
-    return bool(jax.config.jax_enable_x64)

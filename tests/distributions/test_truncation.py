@@ -17,8 +17,6 @@ import numpyro_kaem as kaem
 from numpyro_kaem.distributions.prior import StaticInterval
 from tests.helpers import assert_close, assert_within_mcse, with_long
 
-pytestmark = pytest.mark.float64
-
 GRID = (-0.75, 2.5)
 GRIDS = ((-3.0, 0.25), (-0.75, 2.5))
 COEFFICIENTS = 2 * np.random.default_rng(5).normal(size=(3, 6)).astype(np.float32)
@@ -131,10 +129,8 @@ def density(name, z):
     return (mixing / normalizers) @ np.exp(log_densities(name, z) + 200)
 
 
-@pytest.mark.parametrize(
-    "name",
-    with_long(CASES, "normal", "mixture-of-grids"),
-)
+@pytest.mark.float64
+@pytest.mark.parametrize("name", with_long(CASES, "normal", "mixture-of-grids"))
 def test_masses_density_and_moments(name):
     """Differences of two masses would have no digits, if narrow or in a tail."""
     make, _, _, rows = CASES[name]
@@ -202,6 +198,7 @@ def draws_and_densities(coefficients, loc, low, high):
     )
 
 
+@pytest.mark.float64
 @pytest.mark.long
 def test_gradients_by_differences():
     """With bounds inside, at a knot, and in a tail, all traced.
@@ -352,6 +349,7 @@ def of(name):
     return lambda z: density(name, z) * np.exp(-200)
 
 
+@pytest.mark.float64
 def test_divergence_from_distributions_that_break_within_a_panel():
     """Between truncated and whole densities with other panels, and with a kink."""
     prior = CASES["normal"][0]()
@@ -375,6 +373,7 @@ def test_divergence_from_distributions_that_break_within_a_panel():
     assert_close(found, expected, rtol=(2e-5, 1e-9))
 
 
+@pytest.mark.float64
 @pytest.mark.long
 def test_divergences_of_pairs_batches_and_events():
     """Each within the panels of the other, whose kinks lie elsewhere."""

@@ -26,8 +26,6 @@ from tests.objectives.closed_model import (
     model,
 )
 
-pytestmark = pytest.mark.float64
-
 NUM_BATCHES = 20
 
 
@@ -109,6 +107,7 @@ ROWS = {
 }
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("name", with_long(ROWS, "a subsample"))
 def test_objectives_climb_the_likelihood(params, exact, name):
     objective, num_steps, subsample_size, rounding = ROWS[name]
@@ -251,6 +250,7 @@ class Encoder(eqx.Module):
         return jax.vmap(self.linear)(x)
 
 
+@pytest.mark.float64
 def test_bound_and_its_gradient(params, exact):
     """At a fitted encoder the bound is near the likelihood; its gradient is its own."""
     encoder = Encoder(eqx.nn.Linear(2, 2, key=jax.random.key(3)))
