@@ -1,7 +1,7 @@
 """The shortest description of a learned density."""
 
 from math import comb, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ class _Option(NamedTuple):
 
     candidate: Candidate
     family: Family | None
-    fit: FamilyFit | EnergyFit
+    fit: Any
 
 
 def _describe(
@@ -175,9 +175,10 @@ def _describe(
     best = near[0] if near else min(options, key=lambda o: o.candidate.divergence)
     slack = 0.5 / num_samples
     if best.family is not None:
-        name, text, latex, found = _finish_family(used, best, slack)
+        finished = _finish_family(used, best.family, best.fit, slack)
     else:
-        name, text, latex, found = _finish_energy(component, features, best, slack)
+        finished = _finish_energy(component, features, best.fit, slack)
+    name, text, latex, found = finished
     divergence, cdf_error = distance(used, found)
     if not near:
         name, text, found = _NO_SHORT_FORM, _NO_SHORT_FORM, None
@@ -237,14 +238,14 @@ def _fit_energies(
 
 
 def _finish_family(
-    component: Component, option: _Option, slack: float
+    component: Component, family: Family, fit: FamilyFit, slack: float
 ) -> tuple[str, str, str, dist.Distribution]:
     """Round the parameters of a family: its name, text, LaTeX and distribution."""
-    family, extent = option.family, component.extent
+    extent = component.extent
     for digits in range(2, _MAX_DIGITS + 1):
-        values = family.rounded(option.fit.values, digits, extent)
+        values = family.rounded(fit.values, digits, extent)
         divergence = divergence_of(component, family, values)
-        if divergence <= option.fit.divergence + slack:
+        if divergence <= fit.divergence + slack:
             break
     arrays = {name: jnp.asarray(value, float) for name, value in values.items()}
     texts = describe_family(family, values, extent)
@@ -252,14 +253,14 @@ def _finish_family(
 
 
 def _finish_energy(
-    component: Component, features: Features, option: _Option, slack: float
+    component: Component, features: Features, fit: EnergyFit, slack: float
 ) -> tuple[str, str, str, dist.Distribution]:
     """Round a short energy: its name, text, LaTeX and distribution."""
-    terms, exact = option.fit.terms, option.fit.coefficients
+    terms, exact = fit.terms, fit.coefficients
     for digits in range(2, _MAX_DIGITS + 1):
         rounded = np.array([float(f"{value:.{digits - 1}e}") for value in exact])
         divergence = tilted_divergence(component, features, terms, rounded)
-        if divergence <= option.fit.divergence + slack:
+        if divergence <= fit.divergence + slack:
             break
     coefficients = np.zeros(len(features.basis.terms))
     coefficients[list(terms)] = rounded

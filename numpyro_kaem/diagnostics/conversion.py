@@ -158,7 +158,8 @@ def to_arviz(
     found = _extract(
         result, _Request(call, tuple(model_args), guide, keys[0], num_samples)
     )
-    sites = None if found.call is None else found.call.sites()
+    of_model: Any = found.call
+    sites: Any = None if of_model is None else of_model.sites()
     named = {} if sites is None else sites.dims
     groups = Groups({**found.dims, **named, **(dims or {})}, coords)
 
@@ -166,7 +167,7 @@ def to_arviz(
     shape = next((np.shape(value)[:2] for value in posterior.values()), (1, 0))
     flat = {n: value.reshape(-1, *value.shape[2:]) for n, value in posterior.items()}
     if sites is not None and flat:
-        extra = found.call.deterministics(flat, sites.deterministic, keys[1])
+        extra = of_model.deterministics(flat, sites.deterministic, keys[1])
         posterior.update(_by_chain(extra, shape))
     groups.add("posterior", posterior, attrs=found.attrs)
     groups.add("sample_stats", found.sample_stats, attrs=found.attrs)
@@ -174,17 +175,17 @@ def to_arviz(
     replicated = posterior_predictive
     if replicated is True:
         _need(sites, "posterior_predictive=True")
-        replicated = found.call.replicate(flat, tuple(sites.observed), keys[2])
+        replicated = of_model.replicate(flat, tuple(sites.observed), keys[2])
     if replicated:
         groups.add("posterior_predictive", _by_chain(replicated, shape))
     if log_likelihood and sites is not None and sites.observed and flat:
-        values = found.call.log_likelihoods(flat)
+        values = of_model.log_likelihoods(flat)
         groups.add("log_likelihood", _by_chain(values, shape))
 
     in_prior, predicted = found.prior, found.prior_predictive
     if isinstance(prior, int) and not isinstance(prior, bool):
         _need(sites, f"prior={prior}")
-        prior = found.call.prior(as_count("prior", prior), keys[3])
+        prior = of_model.prior(as_count("prior", prior), keys[3])
     if prior is not None:
         data = {} if sites is None else sites.observed
         draws = _one_chain(prior)

@@ -467,7 +467,7 @@ def _cut_edges(
     bounds, signs = (low, high), (-1.0, 1.0)
     limits = [edges[0], edges[-1]]
     rows = [edges]
-    if beyond:
+    if beyond and parameters is not None:
         reference = jax.lax.stop_gradient(parameters).build()
         rows += [*density_breaks(reference), *(k[None] for k in kinks(reference))]
     for side, (bound, sign) in enumerate(zip(bounds, signs, strict=True)):

@@ -82,15 +82,18 @@ class Model(eqx.Module):
     @property
     def start(self) -> jax.Array:
         """Parameters of the flat energy and the reference as it is given."""
-        dtype = jnp.result_type(float)
+        flat = jnp.zeros(self.design.transform.shape[1], self.flat.dtype)
+        if self.reference is None or not self.names:
+            return flat
+        known, values = (
+            self.reference.distribution.arg_constraints,
+            self.reference.values,
+        )
         free = [
-            biject_to(self.reference.distribution.arg_constraints[name]).inv(
-                jnp.asarray(self.reference.values[name], dtype)
-            )
+            biject_to(known[name]).inv(jnp.asarray(values[name], float))
             for name in self.names
         ]
-        flat = jnp.zeros(self.design.transform.shape[1], self.flat.dtype)
-        return jnp.concatenate([flat, jnp.stack(free)]) if free else flat
+        return jnp.concatenate([flat, jnp.stack(free)])
 
     def ridge(self, log_penalty: float) -> jax.Array:
         """Weights of the squared coordinates; none for parameters of the reference."""
@@ -157,7 +160,7 @@ def _constrained(
     parameters: ReferenceParameters | None, names: tuple[str, ...], free: jax.Array
 ) -> ReferenceParameters | None:
     """Parameters of the reference with the free ones replaced."""
-    if not names:
+    if parameters is None or not names:
         return parameters
     distribution = parameters.distribution
     values = {

@@ -165,7 +165,7 @@ def _distribution(cls: type, name: str | None = None) -> _Kind:
                 return given
         raise TypeError(
             f"a {cls.__name__} does not keep the numbers that it was made from, "
-            f"to the last bit; save its parameters, or a {cls.__base__.__name__}"
+            f"to the last bit; save its parameters, or a {cls.__mro__[1].__name__}"
         )
 
     return _Kind(cls, name or _own_name(cls), describe, lambda parts: cls(**parts))
@@ -367,7 +367,8 @@ def _check_normal_likelihood(likelihood: likelihoods.NormalLikelihood) -> None:
     if (likelihood.raw_scale is None) == (likelihood.fixed_scale is None):
         raise ValueError("expected one of raw_scale and fixed_scale")
     if jnp.shape(likelihood.scale) != ():
-        raise ValueError(f"expected one scale, got shape {likelihood.scale.shape}")
+        shape = jnp.shape(likelihood.scale)
+        raise ValueError(f"expected one scale, got shape {shape}")
 
 
 def _check_model(model: KAEM) -> None:

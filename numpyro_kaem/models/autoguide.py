@@ -1,6 +1,6 @@
 """A guide for variational inference whose marginals are learned densities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -181,7 +181,7 @@ class AutoKAEM(AutoContinuous):
         return self.quantiles(params, 0.5)
 
     def quantiles(
-        self, params: dict[str, Any], quantiles: ArrayLike
+        self, params: dict[str, Any], quantiles: ArrayLike | Sequence[float]
     ) -> dict[str, jax.Array]:
         """Quantiles of the marginals by site, shape ``(*quantiles.shape, *site)``."""
         marginals = self._marginals(*self._values(params))

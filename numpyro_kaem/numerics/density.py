@@ -200,7 +200,7 @@ def log_nodes(
     nodes = nodes.reshape(count, *shape)
     points, weights = [nodes], [log_masses]
     for side, upper in enumerate((False, True)):
-        if not panels.has_tails[side]:
+        if parameters is None or not panels.has_tails[side]:
             continue
         start = jnp.broadcast_to(panels.edges[-side], shape)
         nodes, log_weights = tail_nodes(parameters, start, upper)

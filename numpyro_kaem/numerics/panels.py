@@ -98,7 +98,10 @@ class _Points(NamedTuple):
 
 
 def _points(
-    parameters: ReferenceParameters, low: jax.Array, high: jax.Array, closed: bool
+    parameters: ReferenceParameters,
+    low: jax.Array | np.ndarray,
+    high: jax.Array | np.ndarray,
+    closed: bool,
 ) -> _Points:
     bounds = support_bounds(parameters.build())
     # Fixed for derivatives: the density is continuous at a kink, and a moving edge

@@ -99,7 +99,7 @@ class MaximumLikelihood(ELBO):
             trace = unit_model.trace_at({}, params)
             contrast = jnp.zeros(())
             for name in unit_model.unnormalised:
-                prior = unnormalised_part(trace[name]["fn"])
+                prior: Any = unnormalised_part(trace[name]["fn"])
                 contrast = contrast + prior.contrast(key_contrast, unit_model.num_units)
             surrogate = surrogate - contrast
         # The value of one, the gradient of the other.
