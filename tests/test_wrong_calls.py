@@ -16,7 +16,7 @@ import pytest
 from numpyro import handlers
 
 import numpyro_kaem as kaem
-from numpyro_kaem import datasets, infer, objectives, training
+from numpyro_kaem import datasets, infer, objectives
 
 KEY = jax.random.key(0)
 NORMAL = dist.Normal(0.0, 1.0)
@@ -130,7 +130,7 @@ CALLS = [
     row(f"z {NUMBERS}'a'", MODEL.decode, "a"),
     row(f"start {NUMBERS}'a'", kaem.interpolate_latents, TWO, "a", "b"),
     row(f"replicated {NUMBERS}", kaem.posterior_predictive_p_values, None, 1),
-    row(f"coefficients {NUMBERS}None", training.l1, None),
+    row(f"l1 {NUMBERS}'a'", kaem.kan_regularizer, MODEL, l1="a"),
     row(f"log_weights {NUMBERS}'a'", infer.resample_indices, KEY, "a"),
     row(f"temperatures {NUMBERS}'a'", infer.AnnealedLangevin, model, temperatures="a"),
     # --- numbers

@@ -29,11 +29,10 @@ from numpyro_kaem.empirical_bayes.quadrature import (
 from numpyro_kaem.empirical_bayes.results import MarginalFit
 from numpyro_kaem.energy import Energy
 from numpyro_kaem.estimation.exponential_family import best_penalty, make_design
-from numpyro_kaem.estimation.samples import Numbers, as_float64
+from numpyro_kaem.estimation.samples import Numbers, as_float64, check_concrete
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
-    is_concrete,
     support_bounds,
 )
 
@@ -191,11 +190,7 @@ def fit_marginal(
     >>> bool(density[0] > 3 * density[1] and density[2] > 3 * density[1])
     True
     """
-    if not is_concrete((basis, reference, counts, penalty)):
-        raise TypeError(
-            "fit_marginal needs concrete arguments, got a traced one: the grid is "
-            "static. Call it outside jit, vmap and grad."
-        )
+    check_concrete("fit_marginal", basis, reference, counts, penalty)
     num_starts = as_count("num_starts", num_starts, 3)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key(rng_key)
@@ -209,7 +204,8 @@ def fit_marginal(
     model = Model(flat, make_design(basis, dtype), parameters, names)
     counts = jnp.asarray(counts, dtype)
     log_penalty = _as_log_penalty(penalty)
-    energy, found = flat, None
+    energy = flat
+    found: Any = None
     for _ in range(_MAX_ROUNDS):
         units = unit_quadrature(energy, parameters, 1, log_likelihood)
         problem = model.problem(units, counts)

@@ -27,6 +27,7 @@ from numpyro_kaem.estimation.samples import (
     as_shares,
     as_widths,
     cell_ends,
+    check_concrete,
     coarse,
     hint_of_chains,
     spread,
@@ -37,7 +38,6 @@ from numpyro_kaem.numerics.nodes import Cells, Nodes, make_cell_nodes, make_node
 from numpyro_kaem.references import (
     ReferenceParameters,
     check_reference,
-    is_concrete,
     log_density,
 )
 
@@ -186,11 +186,8 @@ def fit_density(
     >>> bool(np.isfinite(prior.log_prob(100.0)))
     True
     """
-    if not is_concrete((samples, weights, penalty, reference, basis, support)):
-        raise TypeError(
-            "fit_density needs concrete arguments, got a traced one: the grid is "
-            "static. Call it outside jit, vmap and grad."
-        )
+    arguments = (samples, weights, penalty, reference, basis, support)
+    check_concrete("fit_density", *arguments)
     data = as_samples(samples)
     batch_shape = data.shape[1:]
     shares, num_effective = as_shares(weights, data)

@@ -183,6 +183,15 @@ def _broadcast(name: str, value: np.ndarray, batch_shape: tuple[int, ...]) -> An
         ) from None
 
 
+def check_concrete(name: str, *arguments: Any) -> None:
+    """Check that no argument of a fit is traced."""
+    if not is_concrete(arguments):
+        raise TypeError(
+            f"{name} needs concrete arguments, got a traced one: the grid is static. "
+            "Call it outside jit, vmap and grad."
+        )
+
+
 def hint_of_chains(shape: tuple[int, ...], width: str) -> str:
     """Say that samples may be chains of draws, where rows are few and columns many."""
     if len(shape) != 2 or shape[0] > 16 or shape[1] < 10 * shape[0]:
@@ -222,11 +231,7 @@ def joint_samples(
     *others: Any,
 ) -> Samples:
     """Check joint samples, and spread rounded ones; :func:`coarse` tells of these."""
-    if not is_concrete((samples, weights, reference, support, *others)):
-        raise TypeError(
-            f"{name} needs concrete arguments, got a traced one: the grid is static. "
-            "Call it outside jit, vmap and grad."
-        )
+    check_concrete(name, samples, weights, reference, support, *others)
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     check_key(rng_key)
     data = as_samples(samples)

@@ -3,12 +3,7 @@
 from numpyro_kaem.training.checkpoint import Checkpoint
 from numpyro_kaem.training.fitting import FitProgress, FitResult, fit
 from numpyro_kaem.training.refit import GridUpdate, PriorRefit, refit_prior
-from numpyro_kaem.training.regularizers import (
-    coefficient_differences,
-    entropy,
-    kan_regularizer,
-    l1,
-)
+from numpyro_kaem.training.regularizers import kan_regularizer
 from numpyro_kaem.training.trainer import cyclical_schedule
 
 __all__ = [
@@ -17,11 +12,8 @@ __all__ = [
     "FitResult",
     "GridUpdate",
     "PriorRefit",
-    "coefficient_differences",
     "cyclical_schedule",
-    "entropy",
     "fit",
     "kan_regularizer",
-    "l1",
     "refit_prior",
 ]

@@ -9,151 +9,7 @@ from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_count, as_real
 
-__all__ = ["coefficient_differences", "entropy", "kan_regularizer", "l1"]
-
-
-def l1(coefficients: ArrayLike) -> jax.Array:
-    r"""Sum over edges of the mean absolute coefficient.
-
-    .. math:: L(c) = \sum_e |c_e|, \qquad |c_e| = \frac{1}{G} \sum_g |c_{e,g}|.
-
-    The sum favours few edges. Liu et al. take the mean absolute value of an edge over
-    the data; here it is that of its coefficients, which needs no data.
-
-    Parameters
-    ----------
-    coefficients
-        Shape ``(..., num_features)``: one edge per entry of the leading axes.
-
-    Returns
-    -------
-    Array
-        Scalar; its gradient is zero at coefficients of zero.
-
-    Raises
-    ------
-    TypeError
-        If the coefficients are not real numbers.
-    ValueError
-        If there is no axis of features, or it is empty.
-
-    References
-    ----------
-    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equations
-    (2.17) and (2.18).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.training import l1
-    >>> print(l1(np.array([[1.0, -3.0], [0.0, 0.5]])))
-    2.25
-    """
-    return jnp.sum(_norms(coefficients))
-
-
-def entropy(coefficients: ArrayLike) -> jax.Array:
-    r"""Entropy of the edges' shares of the norm.
-
-    .. math:: S(c) = -\sum_e s_e \log s_e, \qquad s_e = |c_e| \Big/ \sum_{e'} |c_{e'}|,
-
-    with the norms :math:`|c_e|` of :func:`l1`. It is zero with a single edge, and the
-    log of the number of edges when all are alike.
-
-    Parameters
-    ----------
-    coefficients
-        Those of one layer, shape ``(..., num_features)``: one edge per entry of the
-        leading axes.
-
-    Returns
-    -------
-    Array
-        Scalar; zero when all coefficients are.
-
-    Raises
-    ------
-    TypeError
-        If the coefficients are not real numbers.
-    ValueError
-        If there is no axis of features, or it is empty.
-
-    Notes
-    -----
-    The derivative with respect to the norm of an edge grows like :math:`-\log s_e` as
-    its share falls to zero; at exactly zero it is zero, so that edges stay there. The
-    entropy does not depend on the scale of the coefficients.
-
-    References
-    ----------
-    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equation
-    (2.19).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.training import entropy
-    >>> print(f"{entropy(np.array([[1.0, -3.0], [2.0, 2.0], [0.0, 0.0]])):.4f}")
-    0.6931
-    """
-    norms = _norms(coefficients)
-    total = jnp.sum(norms)
-    # Twice: the derivative of the branch not taken must be finite, too.
-    shares = norms / jnp.where(total > 0, total, 1)
-    positive = shares > 0
-    logs = jnp.log(jnp.where(positive, shares, 1))
-    return -jnp.sum(jnp.where(positive, shares * logs, 0))
-
-
-def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Array:
-    r"""Sum of squared differences of neighbouring coefficients, over all edges.
-
-    .. math:: D(c) = \sum_e \sum_g (\Delta^k c_{e,g})^2,
-        \qquad \Delta c_g = c_{g+1} - c_g.
-
-    With bases whose features are ordered, such as B-splines and radial functions, it
-    favours smooth edges: of order 1 constants, of order 2 straight lines.
-
-    Parameters
-    ----------
-    coefficients
-        Coefficients, shape ``(..., num_features)``.
-    order
-        Order :math:`k` of the differences, positive and less than ``num_features``.
-
-    Returns
-    -------
-    Array
-        Scalar.
-
-    Raises
-    ------
-    TypeError
-        If the coefficients are not real numbers, or ``order`` is not an integer.
-    ValueError
-        If there is no axis of features, or ``order`` is not positive, or not less than
-        their number.
-
-    References
-    ----------
-    Eilers and Marx (1996), "Flexible smoothing with B-splines and penalties",
-    *Statistical Science* 11(2), section 3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numpyro_kaem.training import coefficient_differences
-    >>> print(coefficient_differences(np.array([[1.0, 3.0, 2.0], [0.5, 0.5, 0.5]])))
-    5.0
-    """
-    order = as_count("order", order)
-    coefficients = _as_coefficients(coefficients)
-    if order >= coefficients.shape[-1]:
-        raise ValueError(
-            "order must be less than the number of features, got order "
-            f"{order} for coefficients of shape {coefficients.shape}."
-        )
-    return jnp.sum(jnp.square(jnp.diff(coefficients, n=order, axis=-1)))
+__all__ = ["kan_regularizer"]
 
 
 def kan_regularizer(
@@ -164,11 +20,17 @@ def kan_regularizer(
     differences: ArrayLike = 0.0,
     order: int = 1,
 ) -> jax.Array:
-    r"""Weighted sum of the regularizers of this module over all layers of a model.
+    r"""Weighted sum of regularizers over all layers of a model.
 
-    .. math:: \sum_l \bigl( \mu_1 L(c_l) + \mu_2 S(c_l) + \mu_3 D(c_l) \bigr),
+    .. math::
 
-    over all arrays of the pytree with the name ``coefficients``: those of an
+        \sum_l \Bigl( \mu_1 \sum_e |c_e| - \mu_2 \sum_e s_e \log s_e
+        + \mu_3 \sum_e \sum_g (\Delta^k c_{e,g})^2 \Bigr),
+        \qquad |c_e| = \frac{1}{G} \sum_g |c_{e,g}|,
+        \qquad s_e = |c_e| \Big/ \sum_{e'} |c_{e'}|,
+
+    with the edges :math:`e` of layer :math:`l`, over all arrays of the pytree with the
+    name ``coefficients``, of shape ``(..., num_features)``: those of an
     :class:`~numpyro_kaem.Energy`, of a :class:`~numpyro_kaem.KAEMPrior`, of any other
     module with such a field, or of a dictionary with such a key. In a tuple of arrays
     each counts as a layer.
@@ -178,11 +40,13 @@ def kan_regularizer(
     tree
         A pytree: a module, or parameters such as ``svi_result.params``.
     l1, entropy, differences
-        Weights :math:`\mu_1, \mu_2, \mu_3 \ge 0` of :func:`l1`, :func:`entropy` and
-        :func:`coefficient_differences`, scalars. They may be traced, such as the value
-        of a schedule; a concrete zero leaves its term out.
+        Weights :math:`\mu_1, \mu_2, \mu_3 \ge 0`, scalars. They may be traced, such as
+        the value of a schedule; a concrete zero leaves its term out. The first favours
+        few edges, the second the same whatever their scale. The third, where features
+        are ordered, such as B-splines and radial functions, favours smooth edges.
     order
-        Order of the differences.
+        Order :math:`k` of the differences: with 1 constants are smoothest, with 2
+        straight lines.
 
     Returns
     -------
@@ -195,13 +59,24 @@ def kan_regularizer(
     TypeError
         If coefficients or weights are not real numbers, or ``order`` is not an integer.
     ValueError
-        If no array has the name ``coefficients``, if a weight is not a scalar, or is
-        negative or not finite, or if ``order`` is too large for a layer.
+        If no array has the name ``coefficients``, one has no features, if a weight is
+        not a scalar, or is negative or not finite, or if ``order`` is not positive, or
+        too large for a layer.
+
+    Notes
+    -----
+    - Liu et al. take the mean absolute value of an edge over the data; here it is that
+      of its coefficients, which needs no data.
+    - The derivative of the entropy in :math:`|c_e|` grows like :math:`-\log s_e` as an
+      edge's share falls to zero. At exactly zero all gradients are zero, so that edges
+      stay there.
 
     References
     ----------
-    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equation
-    (2.20).
+    Liu et al. (2024), "KAN: Kolmogorov-Arnold Networks", arXiv:2404.19756, equations
+    (2.17) to (2.20).
+    Eilers and Marx (1996), "Flexible smoothing with B-splines and penalties",
+    *Statistical Science* 11(2), section 3.
 
     Examples
     --------
@@ -229,6 +104,36 @@ def kan_regularizer(
             for layer in layers:
                 total = total + weight * _TERMS[name](layer, order)
     return total.astype(dtype)
+
+
+# --- one layer, (..., num_features) --------------------------------------------------
+
+
+def l1(coefficients: ArrayLike) -> jax.Array:
+    """Sum over edges of the mean absolute coefficient."""
+    return jnp.sum(_norms(coefficients))
+
+
+def entropy(coefficients: ArrayLike) -> jax.Array:
+    """Entropy of the edges' shares of the norm; zero when all coefficients are."""
+    norms = _norms(coefficients)
+    total = jnp.sum(norms)
+    # Twice: the derivative of the branch not taken must be finite, too.
+    shares = norms / jnp.where(total > 0, total, 1)
+    positive = shares > 0
+    logs = jnp.log(jnp.where(positive, shares, 1))
+    return -jnp.sum(jnp.where(positive, shares * logs, 0))
+
+
+def coefficient_differences(coefficients: ArrayLike, order: int = 1) -> jax.Array:
+    """Sum of squared differences of neighbouring coefficients, over all edges."""
+    coefficients = _as_coefficients(coefficients)
+    if order >= coefficients.shape[-1]:
+        raise ValueError(
+            "order must be less than the number of features, got order "
+            f"{order} for coefficients of shape {coefficients.shape}."
+        )
+    return jnp.sum(jnp.square(jnp.diff(coefficients, n=order, axis=-1)))
 
 
 # By name, because the arguments of kan_regularizer hide the functions.

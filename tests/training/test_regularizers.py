@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from numpyro_kaem import BSpline, Energy, KAEMPrior
-from numpyro_kaem.training import coefficient_differences, entropy, kan_regularizer, l1
+from numpyro_kaem.training.regularizers import (
+    coefficient_differences,
+    entropy,
+    kan_regularizer,
+    l1,
+)
 from tests.helpers import assert_close
 
 
@@ -171,7 +176,7 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match="l1 must be real numbers, got 'a'"):
         kan_regularizer(one, l1="a")
     with pytest.raises(ValueError, match="order must be a positive integer, got 0"):
-        coefficient_differences(np.ones(3), 0)
+        kan_regularizer(one, order=0)
     with pytest.raises(TypeError, match=r"order must be a positive integer, got 1.5"):
         kan_regularizer(one, order=1.5)
     message = r"order must be less than the number of features, got order 3 .*\(2, 3\)"
