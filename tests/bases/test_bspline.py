@@ -9,8 +9,6 @@ from scipy import interpolate
 
 from numpyro_kaem.bases import BSpline
 
-pytestmark = pytest.mark.float64
-
 
 def test_partition_of_unity_and_local_support():
     bases = [BSpline(1.5, 4.0, degree + 4, degree) for degree in range(8)]

@@ -9,8 +9,6 @@ from numpy.testing import assert_allclose
 
 from numpyro_kaem.bases import RBF, RSWAF, Wavelet
 
-pytestmark = pytest.mark.float64
-
 
 def test_breaks():
     """Centres and middles, and quarters where wavelets oscillate.

@@ -11,8 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.bases.cases import CASES, GRIDS, WEIGHTS
 from tests.helpers import with_long
 
-pytestmark = pytest.mark.numerics
-
 # Slopes of 6th-degree polynomials and narrow wavelets amplify the rounding of z.
 ATOL = (3e-5, 1e-12)
 FEW = ["rbf", "bspline-3", "fourier", "chebyshev"]
@@ -51,6 +49,7 @@ def units_and_features(bases, z):
     return [(b.to_unit(x), b(x)) for b, x in zip(bases, z, strict=True)]
 
 
+@pytest.mark.numerics
 def test_values(case):
     """Inside the grid, at its ends, and beyond, where features are constant."""
     bases = [case.make(*grid) for grid in GRIDS.values()]
@@ -122,6 +121,7 @@ def test_unit_combine(case):
         assert_allclose(a, e, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("case", with_long(CASES, *FEW), indirect=True)
 def test_vmap_and_training(case):
     """A basis is carried through a scan and differentiated as a pytree."""
@@ -162,6 +162,7 @@ def test_vmap_and_training(case):
         assert after != before
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("case", with_long(CASES, *DERIVATIVES), indirect=True)
 def test_derivatives(case):
     """They are finite everywhere, and right where differences tell."""
@@ -243,6 +244,7 @@ def test_panel_breaks(case):
     assert_allclose(integral(breaks), integral(refined), rtol=1e-9)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("name", FEW)
 def test_input_formats_and_shapes(name, x64):
     case = CASES[name]

@@ -2,12 +2,9 @@
 
 import jax
 import numpy as np
-import pytest
 from numpy.testing import assert_allclose
 
 from numpyro_kaem.bases import Chebyshev, Fourier
-
-pytestmark = pytest.mark.float64
 
 
 def test_breaks():

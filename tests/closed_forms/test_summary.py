@@ -3,12 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import pytest
 from scipy import integrate, optimize, stats
 
 import numpyro_kaem as kaem
-
-pytestmark = pytest.mark.float64
 
 BASIS = kaem.Chebyshev(low=-4.0, high=6.0, degree=4)
 COEFFICIENTS = np.array([[0.0] * 5, [0.0, 0.5, 0.3, 0.0, -1.5]])

@@ -14,8 +14,6 @@ import numpyro_kaem as kaem
 from numpyro_kaem.closed_forms.families import marginals_of
 from tests.helpers import assert_close
 
-pytestmark = pytest.mark.float64
-
 BASIS = kaem.BSpline(low=-4.0, high=6.0, num_basis=24)
 
 

@@ -16,8 +16,6 @@ import numpyro_kaem as kaem
 from numpyro_kaem.files import container
 from tests.files.cases import DECODERS, header_of, prior, rewrite, same
 
-pytestmark = pytest.mark.float64
-
 
 @pytest.fixture
 def path(tmp_path):
