@@ -1,6 +1,6 @@
 """Figures of priors and of bands around them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from numpyro_kaem._checks import as_count, as_number, check_function
+from numpyro_kaem._checks import as_number, check_function
 from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.plotting.style import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["plot_band", "plot_prior"]
 
 _MAX_COLUMNS = 4
+# At which each curve is evaluated.
+_NUM_POINTS = 512
 # Probability beyond each end of the plotted range, unless the grid or the data extend
 # farther.
 _TAIL = 0.001
@@ -45,11 +47,9 @@ def plot_prior(
     posterior: ArrayLike | None = None,
     band: KAEMPrior | Callable[[np.ndarray], Band] | None = None,
     level: float = 0.9,
-    names: Sequence[str] | None = None,
     reference: bool = True,
     components: bool = True,
     ax: Any = None,
-    num_points: int = 512,
     bins: Any = "auto",
     label: str = "learned density",
     xlabel: str = "z",
@@ -77,8 +77,6 @@ def plot_prior(
         values such as ``density_band`` of a :class:`MarginalFit`.
     level
         Probability of each interval, in (0, 1); a function has its own.
-    names
-        Titles of the densities of a batch, in order.
     reference
         Whether to draw the reference density, dashed; for a mixture, the mixture of its
         components' references.
@@ -86,8 +84,6 @@ def plot_prior(
         Whether to draw the components of a mixture, each times its weight.
     ax
         One axes per density to draw in; ``None`` makes a new figure.
-    num_points
-        Number of points at which each curve is evaluated, at least 2.
     bins
         Bins of the histogram, as for :func:`numpy.histogram_bin_edges`.
     label
@@ -106,9 +102,9 @@ def plot_prior(
     TypeError
         If ``prior`` has none of these forms, or a number is of the wrong type.
     ValueError
-        If the batch is empty; if ``ax`` or ``names`` do not hold one per density; if
-        ``data``, ``posterior`` or ``band`` have another shape, or the first two are
-        empty or not finite; or if ``num_points`` or ``level`` is out of its range.
+        If the batch is empty; if ``ax`` does not hold one per density; if ``data``,
+        ``posterior`` or ``band`` have another shape, or the first two are empty or not
+        finite; or if ``level`` is out of its range.
 
     Examples
     --------
@@ -129,18 +125,13 @@ def plot_prior(
     count = int(np.prod(shape))
     if count == 0:
         raise ValueError(f"prior must hold a density to plot, got batch_shape {shape}.")
-    num_points, level = as_count("num_points", num_points, 2), _as_level(level)
-    if names is not None and len(names) != count:
-        raise ValueError(
-            f"names must hold {count}, one per density of batch_shape {shape}, got "
-            f"{len(names)}."
-        )
+    level = _as_level(level)
     samples = {
         name: _as_sample(name, value, shape)
         for name, value in (("data", data), ("posterior", posterior))
         if value is not None
     }
-    z = _points(drawn, list(samples.values()), num_points)
+    z = _points(drawn, list(samples.values()))
     learned, of_reference, parts = jax.tree.map(
         np.asarray, _evaluate(drawn.prior, drawn.log_weights, z, drawn.axis)
     )
@@ -179,9 +170,7 @@ def plot_prior(
             )
         panel.set(xlabel=xlabel, ylabel=ylabel)
         panel.set_ylim(bottom=0.0)
-        if names is not None:
-            panel.set_title(names[number], fontsize="medium")
-        elif shape:
+        if shape:
             panel.set_title(f"density {', '.join(map(str, index))}", fontsize="medium")
         if number == 0:
             legend(panel)
@@ -251,8 +240,8 @@ def _as_sample(name: str, data: ArrayLike, batch_shape: tuple[int, ...]) -> np.n
     return data
 
 
-def _points(drawn: _Drawn, samples: list[np.ndarray], num_points: int) -> np.ndarray:
-    """Evenly spaced points in each density's range, ``(num_points, *batch_shape)``."""
+def _points(drawn: _Drawn, samples: list[np.ndarray]) -> np.ndarray:
+    """Evenly spaced points in each density's range, ``(_NUM_POINTS, *batch_shape)``."""
     energy = drawn.prior.energy
     whole = drawn.prior if drawn.mixture is None else drawn.mixture
     tails = np.reshape(
@@ -275,7 +264,7 @@ def _points(drawn: _Drawn, samples: list[np.ndarray], num_points: int) -> np.nda
         low, high = np.minimum(low, sample.min(0)), np.maximum(high, sample.max(0))
     low, high = np.maximum(low, bottom), np.minimum(high, top)
     # Midpoints, as a density may be infinite at the very end of its support.
-    fraction = (np.arange(num_points) + 0.5) / num_points
+    fraction = (np.arange(_NUM_POINTS) + 0.5) / _NUM_POINTS
     fraction = fraction.reshape((-1,) + (1,) * len(drawn.batch_shape))
     return (low + fraction * (high - low)).astype(energy.dtype)
 
