@@ -22,6 +22,7 @@ PACKAGES = (
     "scikit-learn",
     "flowjax",
     "blackjax",
+    "dynesty",
 )
 
 

@@ -1,20 +1,29 @@
-"""Evidence and weights of two modes, and BlackJAX's tempered sequential Monte Carlo.
+"""Log evidence of well-separated modes and others, beside BlackJAX and dynesty.
 
-The posterior is a mixture of two Normals, with weights .8 and .2, and the prior is
-Normal(0, 1) in each dimension: weights and evidence are known. Both samplers run
-several times with new keys, compiled beforehand. For comparison, the time of a run is
-multiplied by its mean squared error over a target: the time of as many independent
-runs, averaged, as reach the target. Particles move by the same algorithm, MALA, with as
-many steps per temperature as the population takes between swaps. The population's time
-includes its warm-up, which adapts the step sizes and the temperature ladder.
+TemperedSMC runs a NumPyro model at its defaults. BlackJAX's adaptive tempered
+sequential Monte Carlo has the density written by hand and the best of 12 settings on
+each target: MALA or Hamiltonian Monte Carlo, three step sizes, 2,000 or 10,000
+particles; the best is that whose time, multiplied by its mean squared error in three
+runs, is least. dynesty's nested sampling, with the likelihood compiled, has the better
+of two of its samplers. All run several times with new keys, compiled beforehand. The
+time of a run is multiplied by its mean squared error over a goal: the time of as many
+independent runs, averaged, as reach the goal. The evidence is known in closed form or
+by quadrature.
 """
 
+# isort: off
+# Before others start JAX: it sets a flag of the compiler.
+from numpyro_kaem.infer import TemperedSMC
+
+# isort: on
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from itertools import product
+from typing import NamedTuple
 
 import blackjax
+import dynesty
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,84 +31,154 @@ import numpyro
 import numpyro.distributions as dist
 from _report import Report, start
 from blackjax.smc import resampling
+from scipy import integrate, special, stats
 
-from numpyro_kaem.infer import AnnealedLangevin
-from numpyro_kaem.infer.annealed import AnnealedState
-from numpyro_kaem.infer.evidence import combine, steppingstone
+# Goals of the root mean squared error, of the log evidence and of a mass.
+GOALS = (0.05, 0.02)
+NUM_MOVES, NUM_LEAPS, NUM_LIVE = 5, 8, 500
 
-MASS, PLACE, NOISE = 0.8, 1.0, 0.3
-NUM_MOVES, NUM_CHAINS = 5, 16
-# Target root mean squared errors.
-GOALS = {"evidence": 0.05, "mass": 0.02}
-
-
-def log_likelihood(z: jax.Array) -> jax.Array:
-    """Log likelihood of a vector of latents, near a point or its opposite."""
-    normal = dist.Normal(0.0, NOISE).expand(z.shape).to_event(1)
-    first = jnp.log(MASS) + normal.log_prob(z - PLACE)
-    return jnp.logaddexp(first, jnp.log1p(-MASS) + normal.log_prob(z + PLACE))
+Run = Callable[[int], tuple[float, float]]
+"""From a seed to the log evidence and the mass of a mode, NaN if there is none."""
 
 
-def exact_log_evidence(dim: int) -> float:
-    """Log density of either point under the prior and the noise."""
-    marginal = dist.Normal(0.0, (1 + NOISE**2) ** 0.5)
-    return dim * float(marginal.log_prob(PLACE))
+class Target(NamedTuple):
+    """Independent priors of the coordinates, and a likelihood."""
+
+    name: str
+    dim: int
+    prior: dist.Distribution  # Normal about 0, or Uniform.
+    log_likelihood: Callable[[jax.Array], jax.Array]
+    log_evidence: float
+    scale: float  # Roughly the posterior's within a mode, unconstrained.
+    mass: float = np.nan  # Of the first coordinate above 0.
 
 
-def population(dim: int, num_samples: int) -> Callable:
-    """Replica exchange: from a key to the log evidence and the weight."""
+def normal(x: jax.Array, mean: jax.Array | float, scale: float) -> jax.Array:
+    """Log density of independent Normals."""
+    return dist.Normal(mean, scale).log_prob(x).sum()
+
+
+def two_modes(dim: int) -> Target:
+    """Near 1 with mass .8, near -1 with mass .2."""
+
+    def log_likelihood(x: jax.Array) -> jax.Array:
+        first = jnp.log(0.8) + normal(x, 1.0, 0.3)
+        return jnp.logaddexp(first, jnp.log(0.2) + normal(x, -1.0, 0.3))
+
+    truth = dim * stats.norm(0.0, 1.09**0.5).logpdf(1.0)
+    prior = dist.Normal(0.0, 1.0)
+    return Target(f"two modes, {dim}", dim, prior, log_likelihood, truth, 0.3, 0.8)
+
+
+def eggbox() -> Target:
+    """Eighteen modes in a square (Feroz, Hobson and Bridges 2009)."""
+
+    def log_likelihood(x: jax.Array) -> jax.Array:
+        return (2 + jnp.prod(jnp.cos(x / 2))) ** 5
+
+    wave = np.cos((np.arange(4000) + 0.5) / 4000 * 5 * np.pi)
+    truth = special.logsumexp((2 + wave[:, None] * wave) ** 5) - 2 * np.log(4000)
+    prior = dist.Uniform(0.0, 10 * np.pi)
+    return Target("eggbox, 2", 2, prior, log_likelihood, truth, 0.015)
+
+
+def shells(dim: int) -> Target:
+    """Two thin shells (Feroz, Hobson and Bridges 2009)."""
+    centre = jnp.zeros(dim).at[0].set(3.5)
+
+    def shell(x: jax.Array) -> jax.Array:
+        return normal(jnp.sqrt(jnp.sum(x**2) + 1e-12), 2.0, 0.1)
+
+    def log_likelihood(x: jax.Array) -> jax.Array:
+        return jnp.logaddexp(shell(x - centre), shell(x + centre))
+
+    radial = integrate.quad(
+        lambda r: r ** (dim - 1) * stats.norm.pdf(r, 2.0, 0.1), 1.0, 3.0
+    )[0]
+    surface = np.log(2) + dim / 2 * np.log(np.pi) - special.gammaln(dim / 2)
+    truth = np.log(2) + surface + np.log(radial) - dim * np.log(12)
+    prior = dist.Uniform(-6.0, 6.0)
+    return Target(f"shells, {dim}", dim, prior, log_likelihood, truth, 0.04)
+
+
+def correlated(dim: int) -> Target:
+    """Give a Normal with correlation .95 between all coordinates."""
+    covariance = np.full((dim, dim), 0.95) + 0.05 * np.eye(dim)
+    likelihood = dist.MultivariateNormal(jnp.ones(dim), jnp.asarray(covariance))
+    truth = stats.multivariate_normal(np.zeros(dim), covariance + 9 * np.eye(dim))
+    prior = dist.Normal(0.0, 3.0)
+    truth = truth.logpdf(np.ones(dim))
+    return Target(f"correlated, {dim}", dim, prior, likelihood.log_prob, truth, 0.22)
+
+
+def conjugate(dim: int) -> Target:
+    """Each coordinate seen once, with an error of .05."""
+    seen = np.random.default_rng(0).normal(0.0, (1 + 0.05**2) ** 0.5, dim)
+
+    def log_likelihood(x: jax.Array) -> jax.Array:
+        return normal(x, jnp.asarray(seen), 0.05)
+
+    truth = stats.norm(0.0, (1 + 0.05**2) ** 0.5).logpdf(seen).sum()
+    prior = dist.Normal(0.0, 1.0)
+    return Target(f"conjugate, {dim}", dim, prior, log_likelihood, truth, 0.05)
+
+
+def ours(target: Target) -> Run:
+    """Run at the defaults."""
 
     def model() -> None:
-        prior = dist.Normal(0.0, 1.0).expand([dim]).to_event(1)
-        numpyro.factor("likelihood", log_likelihood(numpyro.sample("z", prior)))
+        x = numpyro.sample("x", target.prior.expand([target.dim]).to_event(1))
+        numpyro.factor("likelihood", target.log_likelihood(x))
 
-    num_warmup = num_samples
-    kernel = AnnealedLangevin(model, num_temperatures=10, num_local_steps=NUM_MOVES)
+    smc = TemperedSMC(model, progress_bar=False)
 
-    def step(
-        state: AnnealedState, _: None
-    ) -> tuple[AnnealedState, tuple[jax.Array, jax.Array]]:
-        state = kernel.sample(state, (), {})
-        return state, (state.z["z"][0] > 0, state.replica_log_likelihood)
-
-    # As in MCMC, but compiled once for all keys.
-    @jax.jit
-    @jax.vmap
-    def chain(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        state = kernel.init(key, num_warmup, None, (), {})
-        state, _ = jax.lax.scan(step, state, length=num_warmup)
-        state, (mode, rungs) = jax.lax.scan(step, state, length=num_samples)
-        return jnp.mean(mode), state.temperatures, rungs
-
-    def run(key: jax.Array) -> tuple[float, float]:
-        mass, *rungs = map(np.asarray, chain(jax.random.split(key, NUM_CHAINS)))
-        estimates = [steppingstone(*of_chain) for of_chain in zip(*rungs, strict=True)]
-        return float(combine(estimates)[0].value), float(mass.mean())
+    def run(seed: int) -> tuple[float, float]:
+        result = smc.run(jax.random.key(seed))
+        above = np.asarray(result.samples["x"][:, 0] > 0)
+        mass = float(np.exp(result.log_weights) @ above)
+        return result.log_evidence.value, mass
 
     return run
 
 
-def particles(dim: int, num_particles: int) -> Callable:
-    """Tempered sequential Monte Carlo, likewise."""
-    prior = dist.Normal(0.0, 1.0).expand([dim]).to_event(1)
-    move = blackjax.mala.build_kernel()
-    # The best of five tried: one step size for all temperatures, not adapted.
-    step_size = 2 * NOISE**2 * dim ** (-1 / 3)
+def blackjax_smc(target: Target, kernel: str, factor: float, num_particles: int) -> Run:
+    """One setting: a step size for all temperatures, not adapted."""
+    if isinstance(target.prior, dist.Uniform):
+        low, high = target.prior.low, target.prior.high
+        base = dist.Logistic(0.0, 1.0).expand([target.dim]).to_event(1)
+
+        def log_likelihood(z: jax.Array) -> jax.Array:
+            return target.log_likelihood(low + (high - low) * jax.nn.sigmoid(z))
+    else:
+        base = target.prior.expand([target.dim]).to_event(1)
+        log_likelihood = target.log_likelihood
+
+    if kernel == "MALA":
+        kind = blackjax.mala
+        step_size = factor * 2 * target.scale**2 * target.dim ** (-1 / 3)
+        parameters = {"step_size": jnp.array([step_size])}
+    else:
+        kind = blackjax.hmc
+        parameters = {
+            "step_size": jnp.array([factor * target.scale * target.dim**-0.25]),
+            "inverse_mass_matrix": jnp.ones((1, target.dim)),
+            "num_integration_steps": jnp.array([NUM_LEAPS]),
+        }
     algorithm = blackjax.adaptive_tempered_smc(
-        prior.log_prob,
+        base.log_prob,
         log_likelihood,
-        move,
-        blackjax.mala.init,
-        {"step_size": jnp.array([step_size])},
+        kind.build_kernel(),
+        kind.init,
+        parameters,
         resampling.systematic,
         target_ess=0.5,
         num_mcmc_steps=NUM_MOVES,
     )
 
     @jax.jit
-    def compiled(key: jax.Array) -> tuple[Any, jax.Array]:
+    def compiled(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_start, key_run = jax.random.split(key)
-        state = algorithm.init(prior.sample(key_start, (num_particles,)))
+        state = algorithm.init(base.sample(key_start, (num_particles,)))
 
         def step(carry: tuple) -> tuple:
             state, key, total = carry
@@ -110,51 +189,99 @@ def particles(dim: int, num_particles: int) -> Callable:
         state, _, total = jax.lax.while_loop(
             lambda carry: carry[0].tempering_param < 1, step, (state, key_run, 0.0)
         )
-        weights = state.weights
-        return total, jnp.sum(weights * (state.particles[:, 0] > 0))
+        return total, jnp.sum(state.weights * (state.particles[:, 0] > 0))
 
-    def run(key: jax.Array) -> tuple[float, float]:
-        evidence, mass = compiled(key)
+    def run(seed: int) -> tuple[float, float]:
+        evidence, mass = compiled(jax.random.key(seed))
         return float(evidence), float(mass)
 
     return run
 
 
-def compare(report: Report, dim: int, sizes: dict, num_runs: int) -> None:
-    """Both samplers on one target."""
-    runs = {
-        "population": population(dim, sizes["population"]),
-        "particles": particles(dim, sizes["particles"]),
-    }
-    truth = np.array([exact_log_evidence(dim), MASS])
-    compiling, seconds, errors = {}, {}, {}
-    for name, run in runs.items():
-        begin = time.perf_counter()
-        run(jax.random.key(0))
-        compiling[name] = time.perf_counter() - begin
-        times, found = [], []
-        for key in jax.random.split(jax.random.key(1), num_runs):
-            begin = time.perf_counter()
-            found.append(run(key))
-            times.append(time.perf_counter() - begin)
-        seconds[name] = float(np.median(times))
-        errors[name] = np.mean((np.array(found) - truth) ** 2, axis=0)
-    for column, (quantity, goal) in enumerate(GOALS.items()):
-        needed = {
-            name: seconds[name] * float(errors[name][column]) / goal**2 for name in runs
-        }
-        rms = {name: float(errors[name][column]) ** 0.5 for name in runs}
-        report.compare(
-            f"{quantity} to {goal:g}, two modes in {dim} dimensions",
-            "BlackJAX's tempered SMC",
-            needed["population"],
-            needed["particles"],
-            compile_seconds=compiling["population"],
-            note=(
-                f"a run {seconds['population']:.2f} s, error {rms['population']:.3f}; "
-                f"theirs {seconds['particles']:.2f} s, {rms['particles']:.3f}"
-            ),
+def nested(target: Target, sample: str) -> Run:
+    """Nested sampling by dynesty; the mass is of its weighted points."""
+    log_likelihood = jax.jit(target.log_likelihood)
+    inverse = stats.norm(0.0, float(getattr(target.prior, "scale", 1.0))).ppf
+    if isinstance(target.prior, dist.Uniform):
+        low, high = float(target.prior.low), float(target.prior.high)
+        inverse = stats.uniform(low, high - low).ppf
+
+    def run(seed: int) -> tuple[float, float]:
+        sampler = dynesty.NestedSampler(
+            lambda x: float(log_likelihood(x)),
+            inverse,
+            target.dim,
+            nlive=NUM_LIVE,
+            sample=sample,
+            rstate=np.random.default_rng(seed),
         )
+        sampler.run_nested(print_progress=False)
+        found = sampler.results
+        above = found.samples[:, 0] > 0
+        return float(found.logz[-1]), float(found.importance_weights() @ above)
+
+    return run
+
+
+class Measured(NamedTuple):
+    """Median seconds of a run, squared errors of evidence and mass, first call."""
+
+    seconds: float
+    errors: np.ndarray
+    first: float
+
+    def cost(self, column: int) -> float:
+        """Time of as many runs as reach the goal."""
+        return self.seconds * float(self.errors[column]) / GOALS[column] ** 2
+
+
+def measure(target: Target, run: Run, num_runs: int) -> Measured:
+    """Run once to compile, then with new seeds."""
+    truth, times, found = np.array([target.log_evidence, target.mass]), [], []
+    for seed in range(num_runs + 1):
+        begin = time.perf_counter()
+        found.append(run(seed))
+        times.append(time.perf_counter() - begin)
+    errors = np.mean((np.array(found[1:]) - truth) ** 2, axis=0)
+    return Measured(float(np.median(times[1:])), errors, times[0])
+
+
+def compare(
+    report: Report, target: Target, settings: list[tuple], num_runs: int, nests: int
+) -> None:
+    """All samplers on one target; a peer in its best setting."""
+    mine = measure(target, ours(target), num_runs)
+    tried = {
+        setting: measure(target, blackjax_smc(target, *setting), 3)
+        for setting in settings
+    }
+    # One that is stuck is no number, or has an error beyond all others.
+    best = min(tried, key=lambda s: np.nan_to_num(tried[s].cost(0), nan=np.inf))
+    kernel, factor, count = best
+    name = f"BlackJAX, {kernel} × {factor:g}, {count:,}"
+    peers = {name: measure(target, blackjax_smc(target, *best), num_runs)}
+    if nests:
+        samplers = ("auto", "rslice")
+        nested_runs = {f"dynesty, {name}": nested(target, name) for name in samplers}
+        trials = {k: measure(target, run, 1) for k, run in nested_runs.items()}
+        name = min(trials, key=lambda k: trials[k].cost(0))
+        peers[name] = measure(target, nested_runs[name], nests)
+    for peer, theirs in peers.items():
+        for column, quantity in enumerate(("evidence", "mass")):
+            if np.isnan(theirs.errors[column]):
+                continue
+            of_both = [float(m.errors[column]) ** 0.5 for m in (mine, theirs)]
+            report.compare(
+                f"{quantity} to {GOALS[column]:g}, {target.name}",
+                peer,
+                mine.cost(column),
+                theirs.cost(column),
+                compile_seconds=mine.first - mine.seconds,
+                note=(
+                    f"a run {mine.seconds:.2f} s, error {of_both[0]:.3f}; theirs "
+                    f"{theirs.seconds:.2f} s, {of_both[1]:.3f}"
+                ),
+            )
 
 
 def main() -> None:
@@ -162,11 +289,22 @@ def main() -> None:
     report = start("evidence", __doc__)
     report.heading()
     warnings.simplefilter("ignore")
-    sizes = {"population": 500, "particles": 10_000}
     if report.quick:
-        sizes = {name: size // 20 for name, size in sizes.items()}
-    for dim in (2,) if report.quick else (2, 10, 30):
-        compare(report, dim, sizes, 3 if report.quick else 20)
+        compare(report, two_modes(2), [("MALA", 1.0, 500)], 2, 0)
+    else:
+        settings = list(product(("MALA", "HMC"), (0.3, 1.0, 2.0), (2_000, 10_000)))
+        for target, nests in (
+            (two_modes(2), 4),
+            (two_modes(10), 4),
+            (two_modes(30), 0),
+            (two_modes(100), 0),
+            (eggbox(), 4),
+            (shells(2), 4),
+            (shells(10), 4),
+            (correlated(20), 0),
+            (conjugate(100), 0),
+        ):
+            compare(report, target, settings, 20, nests)
     report.save()
 
 
