@@ -30,8 +30,10 @@ def plot_ladder(mcmc: MCMC | TemperedSMCResult, *, ax: Any = None) -> np.ndarray
     under it is the log evidence by thermodynamic integration. The prior, :math:`t = 0`,
     is left out where that mean is not estimated. The title has the steppingstone
     estimate. Middle, the acceptance rates of swaps between neighbouring temperatures:
-    equal rates mean a well-spaced ladder. Right, the round trips between prior and
-    posterior since warmup; their curve needs ``extra_fields=("round_trips",)``.
+    equal rates mean a well-spaced ladder; and, thin on an axis of its own, the local
+    communication barrier, rejections per unit of :math:`t`, which is high where the
+    distribution changes fast. Right, the round trips between prior and posterior since
+    warmup; their curve needs ``extra_fields=("round_trips",)``.
 
     Of :class:`~numpyro_kaem.infer.TemperedSMC`, the middle has the acceptance rates of
     its moves, and the right the log evidence of each island, with that of all and its
@@ -127,11 +129,14 @@ def _plot_exchange(mcmc: MCMC, axes: np.ndarray) -> None:
         np.asarray(value).reshape(num_chains, -1)
         for value in (state.temperatures, state.mean_swap_acceptance, trips)
     )
+    barrier = axes[0].twinx()
     for chain in range(num_chains):
         color = _COLOR_CYCLE[chain % len(_COLOR_CYCLE)]
         dots = {"color": color, "marker": "o", "markersize": 3, "linewidth": 0}
         middle = (temperatures[chain, 1:] + temperatures[chain, :-1]) / 2
         axes[0].plot(middle, acceptance[chain], **dots)
+        local = (1 - acceptance[chain]) / np.diff(temperatures[chain])
+        barrier.plot(middle, local, color=color, linewidth=0.7)
         if trips.shape[1] == 1:
             # Only the count at the end is known.
             axes[1].plot([mcmc.num_samples], trips[chain], **{**dots, "markersize": 6})
@@ -141,6 +146,7 @@ def _plot_exchange(mcmc: MCMC, axes: np.ndarray) -> None:
                 steps, trips[chain], color=color, linewidth=1.4, label=f"chain {chain}"
             )
     axes[0].set(ylabel="swap acceptance")
+    barrier.set(ylabel="local barrier", yscale="log")
     axes[1].set(xlabel="iteration", ylabel="round trips")
     axes[1].set_ylim(bottom=0.0)
 

@@ -54,6 +54,13 @@ def test_ladder_shows_the_integral_swaps_and_trips(population):
     assert f"{evidence.steppingstone.value:.2f}" in axes[0].get_title()
     swaps = np.asarray(population.last_state.mean_swap_acceptance)
     np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), swaps[0])
+    (barrier,) = (a for a in axes[0].figure.axes if a.get_ylabel() == "local barrier")
+    middle, local = barrier.lines[1].get_data()
+    t = evidence.temperatures[1]
+    np.testing.assert_allclose(middle, (t[1:] + t[:-1]) / 2)
+    # Its integral is the communication barrier.
+    total = population.last_state.communication_barrier[1]
+    np.testing.assert_allclose(local @ np.diff(t), total, rtol=1e-5)
     trips = population.get_extra_fields(group_by_chain=True)["round_trips"]
     np.testing.assert_array_equal(axes[2].lines[1].get_ydata(), trips[1])
     with pytest.raises(ValueError, match="ax must hold 3 axes, got 1"):
