@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro.infer import init_to_sample
@@ -31,6 +32,8 @@ from numpyro_kaem.infer.langevin import (
 __all__ = ["AnnealedLangevin", "AnnealedState"]
 
 _NUM_TEMPERATURES = 16
+# Where the prior is improper, and t = 0 no distribution.
+_LOWEST_TEMPERATURE = 1e-3
 
 # Weight of what is known already, in iterations, beside a window's squared gradients.
 _PRIOR_WEIGHT = 5
@@ -342,7 +345,8 @@ class AnnealedLangevin(target.ModelKernel):
     -----
     - **Invariant distribution**: exact, with any number of temperatures; that of the
       chain at ``t = 1`` is the posterior. At ``t = 0`` the prior is drawn exactly where
-      the model allows it.
+      the model allows it. With an improper prior (``ImproperUniform``), which is no
+      distribution, the ladder begins at .001, or half the second of ``temperatures``.
     - **Adapts** in warm-up: ladder, and step size and diagonal scale at each
       temperature.
     - **Chains**: ``sequential``, ``parallel`` and ``vectorized``; each chain is a
@@ -411,6 +415,7 @@ class AnnealedLangevin(target.ModelKernel):
             target_accept_prob, kind.target_accept_prob, f"local_move={local_move!r}"
         )
         self._ladder = tuple(ladder.tolist())
+        self._ladder_is_given = temperatures is not None
         self._adapt_ladder = as_flag("adapt_ladder", adapt_ladder)
         self._num_local_steps = as_count("num_local_steps", num_local_steps)
         self._step_size = as_positive("step_size", step_size)
@@ -481,13 +486,19 @@ class AnnealedLangevin(target.ModelKernel):
             target.prior_is_exact(start.trace),
         )
         self._sample_fn = self._step
+        ladder = self._ladder
+        if not self._prior_is_proper:
+            if self._ladder_is_given:
+                ladder = (ladder[1] / 2, *ladder[1:])
+            else:
+                ladder = np.geomspace(_LOWEST_TEMPERATURE, 1.0, num_temperatures)
 
         def begin(
             rng_key: jax.Array, position: jax.Array, values: dict[str, jax.Array]
         ) -> AnnealedState:
             z = jax.tree.map(lambda x: x[-1], values)
             split, _ = self._split(z, model_args, model_kwargs)
-            temperatures = jnp.array(self._ladder, position.dtype)
+            temperatures = jnp.array(ladder, position.dtype)
             means = Means.start(position)
             return AnnealedState(
                 i=jnp.array(0),
@@ -619,6 +630,8 @@ class AnnealedLangevin(target.ModelKernel):
 
         starts = LangevinState(replicas.position, log_density, gradient)
         all_of = (keys, temperatures, starts, known.step_size, known.scale)
+        if not self._prior_is_proper:
+            return jax.vmap(warm)(*all_of)
         first = jax.tree.map(lambda x: x[0], all_of)
         position, accept_prob = jax.vmap(warm)(*jax.tree.map(lambda x: x[1:], all_of))
         if draw_prior is None:

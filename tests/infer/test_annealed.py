@@ -115,6 +115,29 @@ def test_bounded_distribution_at_every_temperature():
     assert_close(samples.reshape(4, -1), p[..., -1], atol=(1e-6, 1e-12))
 
 
+def test_improper_prior_has_a_ladder_above_zero():
+    """All neighbours swap, and well-separated modes have their masses, .9 and .1."""
+
+    def improper():
+        line = dist.ImproperUniform(dist.constraints.real, (), (3,))
+        z = numpyro.sample("z", line)
+        far = jnp.log(9.0) - 2 * jnp.sum((z + 4) ** 2)
+        numpyro.factor("y", jnp.logaddexp(-2 * jnp.sum((z - 4) ** 2), far))
+
+    mcmc = runner(improper, num_chains=4, num_samples=1000, num_temperatures=10)
+    mcmc.run(jax.random.key(0))
+    state = mcmc.last_state
+    assert_close(np.asarray(state.temperatures[:, 0]), 1e-3)
+    assert np.all(np.asarray(state.mean_swap_acceptance) > 0.25)
+    assert np.all(np.asarray(state.round_trips) >= 5)
+    z = np.asarray(mcmc.get_samples()["z"], float)
+    assert abs(np.mean(z[:, 0] < 0) - 0.9) < 0.05
+    assert np.all(np.abs(np.abs(z).std(0) - 0.5) < 0.05)
+    kernel = AnnealedLangevin(improper, temperatures=[0.0, 0.1, 1.0])
+    begin = kernel.init(jax.random.key(0), 0, None, (), {})
+    assert_close(np.asarray(begin.temperatures), [0.05, 0.1, 1.0])
+
+
 # --- two modes ------------------------------------------------------------------------
 
 DIM = 10
