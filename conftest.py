@@ -5,6 +5,7 @@ out. Modules marked ``numerics`` or ``optimised`` are compiled as users compile,
 float32, the precision of most users.
 """
 
+import gc
 import os
 import zlib
 from pathlib import Path
@@ -42,6 +43,11 @@ if jax.__version_info__ < (0, 11):
         return compile_options(*args, env_options_overrides=overrides, **kwargs)
 
     compiler.get_compile_options = quick_compile_options
+
+# Tracing makes many objects, few of them in cycles: look through them seldom, and never
+# through those that were there before.
+gc.freeze()
+gc.set_threshold(100_000, 20, 10)
 
 # Two devices, so that `chain_method="parallel"` and sharding are tested on any machine.
 numpyro.set_host_device_count(2)
@@ -130,6 +136,7 @@ def pytest_runtest_teardown(item, nextitem):
     same_file = nextitem is not None and nextitem.path == item.path
     if not same_file and num_memory_maps() > MAX_MEMORY_MAPS:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
