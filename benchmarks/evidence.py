@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import blackjax
 import dynesty
@@ -136,7 +136,7 @@ def ours(target: Target) -> Run:
         result = smc.run(jax.random.key(seed))
         above = np.asarray(result.samples["x"][:, 0] > 0)
         mass = float(np.exp(result.log_weights) @ above)
-        return result.log_evidence.value, mass
+        return float(result.log_evidence.value), mass
 
     return run
 
@@ -176,7 +176,7 @@ def blackjax_smc(target: Target, kernel: str, factor: float, num_particles: int)
     )
 
     @jax.jit
-    def compiled(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compiled(key: jax.Array) -> tuple[Any, jax.Array]:
         key_start, key_run = jax.random.split(key)
         state = algorithm.init(base.sample(key_start, (num_particles,)))
 
