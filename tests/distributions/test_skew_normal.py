@@ -12,7 +12,8 @@ from tests.helpers import assert_close
 LOC, SCALE, SKEWNESS = np.array([[1.0], [-2.0]]), 2.0, np.array([-6.0, 0.0, 1.5])
 
 
-def test_density_and_masses_are_scipys():
+def test_density_masses_and_draws_are_scipys(key):
+    """And draws have derivatives."""
     distribution, other = (
         SkewNormal(LOC, SCALE, SKEWNESS),
         stats.skewnorm(SKEWNESS, LOC, SCALE),
@@ -25,9 +26,6 @@ def test_density_and_masses_are_scipys():
     assert_close(distribution.variance, other.var())
     with pytest.raises(ValueError, match="scale"):
         SkewNormal(0.0, jnp.array(-1.0), 1.0, validate_args=True)
-
-
-def test_draws_follow_it_and_have_derivatives(key):
     draws = SkewNormal(1.0, 2.0, -6.0).sample(key, (2000,))
     other = stats.skewnorm(-6.0, 1.0, 2.0)
     assert stats.kstest(np.asarray(draws, float), other.cdf).pvalue > 1e-3

@@ -17,15 +17,13 @@ from tests.helpers import assert_close
 
 
 def test_power_law_and_given_ladder():
+    """And those that are refused."""
     for power in (0.5, 1.0, 5.0):
         ladder = power_ladder(7, power)
         assert_close(ladder, (np.arange(7) / 6) ** power)
         assert ladder[0] == 0.0
         assert ladder[-1] == 1.0
     np.testing.assert_array_equal(check_ladder([0, 0.25, 1]), [0.0, 0.25, 1.0])
-
-
-def test_errors():
     for function, arguments, message in (
         (power_ladder, (1,), "num_temperatures must be an integer >= 2, got 1"),
         (power_ladder, (4, 0.0), "power must be a finite number > 0"),
