@@ -187,7 +187,9 @@ def blackjax_smc(target: Target, kernel: str, factor: float, num_particles: int)
             return state, key, total + info.log_likelihood_increment
 
         state, _, total = jax.lax.while_loop(
-            lambda carry: carry[0].tempering_param < 1, step, (state, key_run, 0.0)
+            lambda carry: carry[0].tempering_param < 1,
+            step,
+            (state, key_run, jnp.zeros(())),
         )
         return total, jnp.sum(state.weights * (state.particles[:, 0] > 0))
 
