@@ -45,7 +45,7 @@ _PRIOR_BATCHES, _MOST_PRIOR_BATCHES, _FEW = 256, 16_384, 16
 _COARSE = 0.01
 # Of the second run: small steps as well as large, small increments, many moves.
 _CHECK = {"ess_threshold": 0.9, "num_moves": 64, "step_jitter": (0.03, 1.2)}
-_MAX_DISAGREEMENT = 4.0
+_MAX_DISAGREEMENT = 3.0
 
 
 class _Run(NamedTuple):
@@ -194,11 +194,8 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
 
         def move(carry: tuple, inputs: tuple) -> tuple:
             position, value, log_likelihood, slope = carry
-            key, leaps = inputs
-            momentum_key, size_key, accept_key = jax.random.split(key, 3)
-            jitter = jax.random.uniform(size_key, (), minval=low, maxval=high)
-            size = state.step_size * jnp.exp(jitter)
-            momentum = jax.random.normal(momentum_key, position.shape, position.dtype)
+            leaps, momentum, (jitter, threshold) = inputs
+            size = state.step_size * jnp.exp(low + (high - low) * jitter)
 
             def leap(_: int, inner: tuple) -> tuple:
                 place, momentum, _, _, slope = inner
@@ -214,16 +211,20 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
             log_ratio = new[2] - value + energies / 2
             log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
             accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
-            accepted = jax.random.uniform(accept_key) < accept_prob
+            accepted = threshold < accept_prob
             kept = (new[0], *new[2:])
             carry = tuple(
                 jnp.where(accepted, a, b) for a, b in zip(kept, carry, strict=True)
             )
             return carry, (carry[0], carry[2], accept_prob)
 
-        keys = jax.random.split(key, run.num_moves)
+        # All random numbers at once: generators are slow on few numbers.
+        momentum_key, uniform_key = jax.random.split(key)
+        shape = (run.num_moves, dim)
+        momenta = jax.random.normal(momentum_key, shape, position.dtype)
+        uniforms = jax.random.uniform(uniform_key, (run.num_moves, 2))
         carry = (position, value, log_likelihood, slope)
-        return jax.lax.scan(move, carry, (keys, leaps))[1]
+        return jax.lax.scan(move, carry, (leaps, momenta, uniforms))[1]
 
     keys = jax.random.split(move_key, islands * chains)
     position, log_likelihood, accept_prob = jax.lax.map(

@@ -212,11 +212,13 @@ def test_second_run_that_disagrees():
         x = numpyro.sample("x", dist.Normal(0.0, 5.0).expand([9]).to_event(1))
         numpyro.factor("likelihood", dist.Normal(0.0, jnp.exp(v / 2)).log_prob(x).sum())
 
+    smc, differences = TemperedSMC(funnel, progress_bar=False, check=True), []
     with pytest.warns(UserWarning, match="with small and large steps"):
-        result = TemperedSMC(funnel, progress_bar=False, check=True).run(
-            jax.random.key(0), 3.0
-        )
-    assert result.check.value > result.log_evidence.value + 0.2
+        # Some four runs in six are told, so that four without are rare.
+        for seed in range(4):
+            result = smc.run(jax.random.key(seed), 3.0)
+            differences.append(result.check.value - result.log_evidence.value)
+    assert np.mean(differences) > 0.2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TemperedSMC(two_modes, **SMALL, check=True).run(jax.random.key(0), jnp.ones(2))
