@@ -7,12 +7,9 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent / "typing/user_script.py"
 CHECKED = """
 import runpy, sys
-from pathlib import Path
 from jaxtyping import install_import_hook
 
-names = [path.stem for path in Path("numpyro_kaem").iterdir()]
-names = [f"numpyro_kaem.{name}" for name in names if name != "infer"]
-install_import_hook(names, "beartype.beartype")
+install_import_hook("numpyro_kaem", "beartype.beartype")
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 

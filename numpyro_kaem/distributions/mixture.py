@@ -314,7 +314,7 @@ def _icdf_of_tail(
     low = jnp.min(jnp.where(used, bounds, jnp.inf), axis=-1)
     high = jnp.max(jnp.where(used, bounds, -jnp.inf), axis=-1)
 
-    def step(_: int, state: tuple) -> tuple:
+    def step(_: ArrayLike, state: tuple) -> tuple:
         z, low, high = state
         below, above = mixture.cdf_pair(z)
         error = jnp.where(upper, mass - above, below - mass)

@@ -2,9 +2,10 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
@@ -86,7 +87,7 @@ def thermodynamic_integral(
     centred = log_likelihood - log_likelihood.mean(0)
     mean, variance = log_likelihood.mean(0), (centred**2).mean(0)
 
-    def rule(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    def rule(i: ArrayLike, j: ArrayLike) -> Any:
         width = temperatures[j] - temperatures[i]
         trapezoid = width / 2 * (mean[i] + mean[j])
         return trapezoid - width**2 / 12 * (variance[j] - variance[i])

@@ -332,7 +332,7 @@ def _check(proposals: Proposals, rng_key: jax.Array) -> Trace:
     given = handlers.substitute(run.model, data=run.params)
     trace = check_model(given, rng_key, run.args, run.kwargs)
     check_params("model", param_names(trace), run.params)
-    guided = {}
+    guided: dict[str, Any] = {}
     if guide is not None:
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -362,7 +362,7 @@ class ImportanceResult:
         return draws
 
 
-def _number(value: np.ndarray) -> float | bool | np.ndarray:
+def _number(value: Any) -> Any:
     """Python number in place of an array of shape ()."""
     return value.item() if np.ndim(value) == 0 else value
 

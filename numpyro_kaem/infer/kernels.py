@@ -263,11 +263,10 @@ class LangevinKernel(target.ModelKernel):
         position, unravel = ravel_pytree(values)
 
         def log_density(position: jax.Array) -> jax.Array:
-            return sum(
-                target.log_prior_and_likelihood(
-                    self._model, model_args, model_kwargs, unravel(position)
-                )
+            log_prior, log_likelihood = target.log_prior_and_likelihood(
+                self._model, model_args, model_kwargs, unravel(position)
             )
+            return log_prior + log_likelihood
 
         return position, log_density, unravel
 

@@ -140,13 +140,13 @@ def _components(run: MCMC | TemperedSMCResult, name: str) -> dict[str, np.ndarra
         raise ValueError(f"{name} must be a finished run, got one without draws.")
     else:
         samples = run.get_samples(group_by_chain=True)
-    components = {}
+    components: dict[str, np.ndarray] = {}
     for site, draws in samples.items():
-        draws = np.asarray(draws, np.float64)
-        shape = draws.shape[2:]
+        values = np.asarray(draws, np.float64)
+        shape = values.shape[2:]
         for index in np.ndindex(shape):
             label = f"{site}[{', '.join(map(str, index))}]" if shape else site
-            components[label] = draws[(..., *index)]
+            components[label] = values[(..., *index)]
     return components
 
 

@@ -431,9 +431,10 @@ def initialize(
         }
 
         def log_density(values: Sites) -> jax.Array:
-            return sum(
-                log_prior_and_likelihood(model, model_args, model_kwargs, values)
+            log_prior, log_likelihood = log_prior_and_likelihood(
+                model, model_args, model_kwargs, values
             )
+            return log_prior + log_likelihood
 
         # Compiled as a whole: one operation at a time, it is several times slower.
         start = jax.jit(log_density if single else jax.vmap(log_density))(values)

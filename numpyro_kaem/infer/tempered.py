@@ -74,8 +74,15 @@ class _Run(NamedTuple):
     def parts(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Log prior and log likelihood of a vector; -inf where they are no number."""
         values = self.unravel()(position)
-        parts = log_prior_and_likelihood(self.model, self.args, self.kwargs, values)
-        return tuple(jnp.where(jnp.isnan(part), -jnp.inf, part) for part in parts)
+        log_prior, log_likelihood = log_prior_and_likelihood(
+            self.model, self.args, self.kwargs, values
+        )
+        return _below(log_prior), _below(log_likelihood)
+
+
+def _below(value: jax.Array) -> jax.Array:
+    """Minus infinity for what is no number."""
+    return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
 
 class _State(NamedTuple):
@@ -137,7 +144,7 @@ def _next_temperature(run: _Run, state: _State, centred: jax.Array) -> jax.Array
     rest = 1 - state.temperature
     goal = run.ess_threshold * jnp.mean(jnp.isfinite(centred))
 
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple:
+    def halve(_: ArrayLike, ends: tuple[jax.Array, jax.Array]) -> tuple:
         middle = sum(ends) / 2
         enough = _effective_fraction(jnp.exp(middle), centred) > goal
         return jnp.where(enough, middle, ends[0]), jnp.where(enough, ends[1], middle)
@@ -197,7 +204,7 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
             leaps, momentum, (jitter, threshold) = inputs
             size = state.step_size * jnp.exp(low + (high - low) * jitter)
 
-            def leap(_: int, inner: tuple) -> tuple:
+            def leap(_: ArrayLike, inner: tuple) -> tuple:
                 place, momentum, _, _, slope = inner
                 momentum = momentum + size / 2 * scale * slope
                 place = place + size * scale * momentum

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from math import ceil, floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +187,7 @@ def _smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float, str]:
     return np.asarray(smoothed), float(shape), note
 
 
-def _arviz_psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+def _arviz_psislw(log_weights: np.ndarray) -> tuple[np.ndarray, Any]:
     """Smoothed log weights and tail shape, by whichever line of ArviZ is installed."""
     if int(version("arviz").split(".")[0]) < 1:
         from arviz import psislw

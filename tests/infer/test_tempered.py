@@ -212,12 +212,11 @@ def test_second_run_that_disagrees():
         x = numpyro.sample("x", dist.Normal(0.0, 5.0).expand([9]).to_event(1))
         numpyro.factor("likelihood", dist.Normal(0.0, jnp.exp(v / 2)).log_prob(x).sum())
 
-    smc, differences = TemperedSMC(funnel, progress_bar=False, check=True), []
+    smc = TemperedSMC(funnel, progress_bar=False, check=True)
     with pytest.warns(UserWarning, match="with small and large steps"):
         # Some four runs in six are told, so that four without are rare.
-        for seed in range(4):
-            result = smc.run(jax.random.key(seed), 3.0)
-            differences.append(result.check.value - result.log_evidence.value)
+        results = [smc.run(jax.random.key(seed), 3.0) for seed in range(4)]
+    differences = [run.check.value - run.log_evidence.value for run in results]
     assert np.mean(differences) > 0.2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
