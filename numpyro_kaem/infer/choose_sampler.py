@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from numpyro.infer import MCMC, NUTS, init_to_sample, init_to_uniform
+from numpyro.infer import MCMC, NUTS, Predictive, init_to_sample, init_to_uniform
 
 from numpyro_kaem._checks import as_count, check_function, check_key
 from numpyro_kaem.infer.annealed import AnnealedLangevin
@@ -26,6 +26,7 @@ __all__ = ["PosteriorSample", "sample_posterior"]
 _MAX_R_HAT = 1.01
 _MIN_ESS = 400
 _NUM_CHAINS = 4
+_MOST_PARTICLES = 262_144
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class PosteriorSample:
     """Draws of a posterior, and how they were made; by :func:`sample_posterior`."""
 
     samples: dict[str, jax.Array]
-    """Draws of the latent sites, each of shape ``(num_samples, *site)``."""
+    """Draws of latent and deterministic sites, each ``(num_samples, *site)``."""
     sampler: str
     """``"importance"``, the name of the kernel, ``"TemperedSMC"`` or
     ``"AnnealedLangevin"``."""
@@ -70,7 +71,8 @@ def sample_posterior(
     r"""Sample the posterior of a model with the cheapest adequate sampler.
 
     1. Importance sampling from the prior. It is kept if the Pareto :math:`\hat k` is at
-       most 0.7 and the effective sample size at least 400.
+       most 0.7 and the effective sample size at least 400. More particles are drawn if
+       that would do, or if the size is less than half of ``num_samples``.
     2. Otherwise four chains of ``kernel``, started at draws of the prior. They are kept
        if :math:`\hat R` is at most 1.01 and the effective sample size at least 400 for
        every component, and less than one draw in a hundred diverged.
@@ -93,7 +95,7 @@ def sample_posterior(
     num_warmup
         Warm-up iterations per chain.
     num_particles
-        Number of draws of the prior for importance sampling.
+        Number of draws of the prior for importance sampling, at first.
     kernel
         Makes the kernel of the second step from ``model`` and ``init_strategy``:
         :class:`numpyro.infer.NUTS`, or :class:`MALA` where gradients are expensive.
@@ -153,7 +155,8 @@ def sample_posterior(
     check_function("model", model, "a NumPyro model, a callable")
     check_key(rng_key)
     keys = jax.random.split(rng_key, 5)
-    exact = prior_is_exact(check_model(model, keys[0], model_args, model_kwargs))
+    trace = check_model(model, keys[0], model_args, model_kwargs)
+    exact = prior_is_exact(trace)
     report: list[str] = []
     importance = missed = tempered = None
 
@@ -173,16 +176,28 @@ def sample_posterior(
         )
 
     if exact:
-        sampler = ImportanceSampling(model, num_samples=num_particles)
-        importance = sampler.run(keys[0], *model_args, **model_kwargs)
-        size, tail = float(importance.ess), float(importance.pareto_k)
-        summary = (
-            f"Importance sampling with {num_particles} draws of the prior: Pareto k "
-            f"{tail:.2f}, effective sample size {size:.0f}."
-        )
+        wanted = max(_MIN_ESS, num_samples // 2)
+        for _ in range(2):
+            sampler = ImportanceSampling(model, num_samples=num_particles)
+            importance = sampler.run(keys[0], *model_args, **model_kwargs)
+            size, tail = float(importance.ess), float(importance.pareto_k)
+            summary = (
+                f"Importance sampling with {num_particles} draws of the prior: Pareto "
+                f"k {tail:.2f}, effective sample size {size:.0f}."
+            )
+            if not (tail <= MAX_PARETO_K and _MIN_ESS / 8 <= size < wanted):
+                break
+            # Good weights, and too few of them: they are cheap.
+            more = -(-int(num_particles * 1.2 * wanted / size) // 1024) * 1024
+            num_particles = min(more, _MOST_PARTICLES)
+            note(f"{summary} More are drawn.")
         if tail <= MAX_PARETO_K and size >= _MIN_ESS:
             note(f"{summary} Kept.")
             samples = importance.resample(keys[1], num_samples)
+            computed = [k for k in trace if trace[k]["type"] == "deterministic"]
+            if computed:
+                predict = Predictive(model, samples, return_sites=computed)
+                samples |= predict(keys[4], *model_args, **model_kwargs)
             return PosteriorSample(
                 samples, "importance", True, tuple(report), importance
             )
@@ -210,8 +225,9 @@ def sample_posterior(
         return mcmc
 
     start = init_to_sample if exact else init_to_uniform
-    name = getattr(kernel, "__name__", "the kernel")
-    mcmc = run(keys[2], kernel(model, init_strategy=start), _NUM_CHAINS, _MIN_ESS)
+    made = kernel(model, init_strategy=start)
+    name = type(made).__name__
+    mcmc = run(keys[2], made, _NUM_CHAINS, _MIN_ESS)
     holds, summary = _diagnose(mcmc, name)
     note(summary)
     if holds and not check_modes:

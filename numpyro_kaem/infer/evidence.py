@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
@@ -35,8 +34,8 @@ class Evidence:
     """Sum of the log ratios of neighbouring temperatures' normalizing constants, each
     estimated from the draws at the lower one."""
     backward_steppingstone: Estimate
-    """The same sum from the draws at the upper ones; NaN where the likelihood is zero
-    for some draws of the prior, of which the upper ones know nothing."""
+    """The same sum from the draws at the upper ones; NaN where the integral is, as the
+    upper ones know too little of where the likelihood is nearly zero."""
     discretisation_error: float
     """Size of the error that finitely many temperatures leave in the integral."""
     temperatures: np.ndarray
@@ -87,7 +86,7 @@ def thermodynamic_integral(
     centred = log_likelihood - log_likelihood.mean(0)
     mean, variance = log_likelihood.mean(0), (centred**2).mean(0)
 
-    def rule(i: ArrayLike, j: ArrayLike) -> Any:
+    def rule(i: Any, j: Any) -> Any:
         width = temperatures[j] - temperatures[i]
         trapezoid = width / 2 * (mean[i] + mean[j])
         return trapezoid - width**2 / 12 * (variance[j] - variance[i])
@@ -200,9 +199,9 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
         discretisation error; if the replicas hardly travel between prior and posterior:
         fewer than 10 round trips in all, or a tenth of what the swaps would make of
         draws that are independent; if chains differ by three times their own errors; or
-        if the thermodynamic integral is not estimated, and is NaN, because the mean log
-        likelihood of draws of the prior is not: some have likelihood zero, or the tail
-        is too heavy (Pareto k above 0.7).
+        if the thermodynamic integral and the backward steppingstone are not estimated,
+        and are NaN, because the mean log likelihood of draws of the prior is not: some
+        have likelihood zero, or the tail is too heavy (Pareto k above 0.7).
 
     Notes
     -----
@@ -280,17 +279,16 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
                 warnings.warn(f"{reason} The log evidence may be wrong.", stacklevel=2)
     reason = _why_no_mean(log_likelihood)
     if reason:
-        integral, discretisation = Estimate(np.nan, np.nan), np.nan
+        # From above, nothing or too little is seen of such draws of the prior.
+        integral = by_back_steps = Estimate(np.nan, np.nan)
+        discretisation = np.nan
         warnings.warn(
-            f"{reason}, and the thermodynamic integral is not estimated; the "
-            "steppingstone is.",
+            f"{reason}, and the thermodynamic integral is not estimated, nor the "
+            "backward steppingstone; the steppingstone is.",
             stacklevel=2,
         )
-    if not np.all(np.isfinite(log_likelihood)):
-        # From above, nothing is seen of the prior where the likelihood is zero.
-        by_back_steps = Estimate(np.nan, np.nan)
     size = np.abs(log_likelihood[..., -1]).max()
-    _compare(by_steps, by_back_steps, integral, discretisation, size)
+    _compare(by_steps, by_back_steps, integral, discretisation, size, len(both))
     means = log_likelihood.mean(1)
     return Evidence(
         integral, by_steps, by_back_steps, discretisation, temperatures, means
@@ -404,22 +402,26 @@ def _compare(
     integral: Estimate,
     discretisation: float,
     size: float,
+    count: int,
 ) -> None:
     """Warn if others differ from the steppingstone by more than errors explain."""
     # A log likelihood far from 0 is itself rounded, in float32 most likely.
     rounding = 16 * np.finfo(np.float32).eps * size
+    # The logarithm of a mean is biased by half its variance, that of one chain.
+    bias_of_log = (
+        count / 2 * (by_steps.standard_error**2 + by_back_steps.standard_error**2)
+    )
     for name, other, bias in (
         ("thermodynamic", integral, discretisation),
-        ("backward steppingstone", by_back_steps, 0.0),
+        ("backward steppingstone", by_back_steps, bias_of_log),
     ):
         noise = 3 * np.hypot(other.standard_error, by_steps.standard_error)
         # Not a number where it is not estimated.
         if abs(other.value - by_steps.value) > noise + bias + rounding:
             warnings.warn(
                 "Two estimates of the log evidence disagree: "
-                f"{name} {other.value:.3f} ± {other.standard_error:.3f}"
-                + (f" (discretisation {bias:.3f})" if bias else "")
-                + f", steppingstone {by_steps.value:.3f} ± "
+                f"{name} {other.value:.3f} ± {other.standard_error:.3f} "
+                f"(bias up to {bias:.3f}), steppingstone {by_steps.value:.3f} ± "
                 f"{by_steps.standard_error:.3f}. Take more temperatures, or a longer "
                 "warm-up for the ladder, and more draws; or TemperedSMC.",
                 stacklevel=3,

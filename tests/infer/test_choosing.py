@@ -24,6 +24,7 @@ from numpyro_kaem.infer import (
 
 def conjugate(y):
     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+    numpyro.deterministic("twice", 2 * mean)
     numpyro.sample("y", dist.Normal(mean, 1.0).expand(y.shape).to_event(1), obs=y)
 
 
@@ -60,7 +61,15 @@ def test_importance_sampling_is_kept_where_it_is_fit(capsys):
     assert distance < 2.5 / np.sqrt(min(result.importance.ess, 4000))
     assert "Pareto k" in repr(result)
     assert "Kept." in repr(result)
+    np.testing.assert_array_equal(result.samples["twice"], 2 * result.samples["mean"])
     assert capsys.readouterr().out == repr(result) + "\n"
+    # Too few particles for as many draws: more are drawn, as the weights are good.
+    result = sample_posterior(
+        jax.random.key(0), conjugate, y, num_particles=200, progress_bar=False
+    )
+    assert result.report[0].endswith("More are drawn.")
+    assert "Kept." in result.report[1]
+    assert result.importance.ess > 500
 
 
 @pytest.mark.long
