@@ -370,7 +370,7 @@ def compare(report: Report, name: str) -> None:
     seconds = time.perf_counter() - begin
 
     def complete(draws: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Add the deterministic sites, which particles do not carry."""
+        """Add the deterministic sites, which weighted draws do not carry."""
         return draws | Predictive(model, draws)(key, **arguments)
 
     samples = complete(result.samples)

@@ -179,8 +179,8 @@ def sample_posterior(
         wanted = max(_MIN_ESS, num_samples // 2)
         for _ in range(2):
             sampler = ImportanceSampling(model, num_samples=num_particles)
-            importance = sampler.run(keys[0], *model_args, **model_kwargs)
-            size, tail = float(importance.ess), float(importance.pareto_k)
+            weighted = sampler.run(keys[0], *model_args, **model_kwargs)
+            size, tail = float(weighted.ess), float(weighted.pareto_k)
             summary = (
                 f"Importance sampling with {num_particles} draws of the prior: Pareto "
                 f"k {tail:.2f}, effective sample size {size:.0f}."
@@ -191,9 +191,10 @@ def sample_posterior(
             more = -(-int(num_particles * 1.2 * wanted / size) // 1024) * 1024
             num_particles = min(more, _MOST_PARTICLES)
             note(f"{summary} More are drawn.")
+        importance = weighted
         if tail <= MAX_PARETO_K and size >= _MIN_ESS:
             note(f"{summary} Kept.")
-            samples = importance.resample(keys[1], num_samples)
+            samples = weighted.resample(keys[1], num_samples)
             computed = [k for k in trace if trace[k]["type"] == "deterministic"]
             if computed:
                 predict = Predictive(model, samples, return_sites=computed)
