@@ -336,7 +336,7 @@ def effective_sizes(
         values = scalar(complete(result.tempered.samples), name)
         squares = (values - values.mean()) ** 2
         sizes = result.tempered.effective_sizes(np.stack([values, squares], axis=1))
-    else:
+    elif result.importance is not None:
         sizes = np.full(2, float(result.importance.ess))
     # Draws from the particles add errors of their own.
     return tuple(1 / (1 / sizes + 1 / num_samples))
