@@ -22,6 +22,7 @@ from numpyro_kaem.infer.target import (
     check_model,
     compile_with_model,
     draw_prior,
+    latent_sites,
     log_prior_and_likelihood,
     prior_is_exact,
 )
@@ -44,7 +45,10 @@ _PRIOR_BATCHES, _MOST_PRIOR_BATCHES, _FEW = 256, 16_384, 16
 # A spacing of the log likelihood from which its rounding shows in the evidence.
 _COARSE = 0.01
 # Of the second run: small steps as well as large, small increments, many moves.
-_CHECK = {"ess_threshold": 0.9, "num_moves": 64, "step_jitter": (0.03, 1.2)}
+_CHECK = {"ess_threshold": 0.9, "step_jitter": (0.03, 1.2)}
+_CHECK_MOVES = 8
+# In few dimensions more chains serve better than more moves of each.
+_NUM_MOVES, _FEW_MOVES, _FEW_DIMENSIONS = 8, 4, 4
 _MAX_DISAGREEMENT = 3.0
 
 
@@ -278,15 +282,16 @@ class TemperedSMC:
     num_islands
         Number of islands, at least 4; with fewer than 16 the error is known less well.
     num_moves
-        Number of moves of a chain at each temperature.
+        Number of moves of a chain at each temperature; by default 4 with at most four
+        latent numbers, and 8 with more.
     ess_threshold
         Share of the conditional effective sample size that a step to the next
         temperature keeps, within (0, 1).
     check
         Whether to run again with small and large steps, small increments of the
-        temperature and 64 moves, at some ten to thirty times the cost, and to warn if
-        the two disagree. Islands may agree on what all of them miss: a funnel's neck or
-        a narrow spike. The second run finds some of it.
+        temperature and eight times the moves, at some ten to thirty times the cost, and
+        to warn if the two disagree. Islands may agree on what all of them miss: a
+        funnel's neck or a narrow spike. The second run finds some of it.
     chunk_size
         How many chains, and draws of the prior, run through the model at once. Memory
         for what the model computes grows with it; the particles are all kept. Draws do
@@ -354,7 +359,7 @@ class TemperedSMC:
         *,
         num_particles: int = 16_384,
         num_islands: int = 16,
-        num_moves: int = 8,
+        num_moves: int | None = None,
         ess_threshold: float = 0.7,
         check: bool = False,
         chunk_size: int = 2048,
@@ -364,14 +369,16 @@ class TemperedSMC:
         self.model = model
         self.num_particles = as_count("num_particles", num_particles)
         self.num_islands = as_count("num_islands", num_islands, 4)
-        self.num_moves = as_count("num_moves", num_moves)
+        if num_moves is not None:
+            num_moves = as_count("num_moves", num_moves)
+        self.num_moves = num_moves
         self.ess_threshold = as_number(
             "ess_threshold", ess_threshold, "within (0, 1)", lambda x: 0 < x < 1
         )
         self.check = as_flag("check", check)
         self.chunk_size = as_count("chunk_size", chunk_size)
         self.progress_bar = as_flag("progress_bar", progress_bar)
-        block = self.num_islands * self.num_moves
+        block = self.num_islands * (self.num_moves or _NUM_MOVES)
         if self.num_particles % block or self.num_particles < 2 * block:
             raise ValueError(
                 "num_particles must be a multiple, at least twice, of num_islands * "
@@ -422,19 +429,23 @@ class TemperedSMC:
                 "normalizer (DeepEnergyPrior); use numpyro.infer.NUTS or "
                 "AnnealedLangevin."
             )
+        dim = sum(np.size(site["value"]) for site in latent_sites(trace).values())
+        few = _FEW_MOVES if dim <= _FEW_DIMENSIONS else _NUM_MOVES
+        num_moves = self.num_moves or few
         run_key, again_key = jax.random.split(rng_key)
         run = _Run(
             self.model,
             args,
             kwargs,
             self.num_islands,
-            self.num_moves,
+            num_moves,
             self.ess_threshold,
             (0.8, 1.2),
             self.chunk_size,
         )
         path = None if checkpoint is None else Path(checkpoint)
-        state, log_evidence, history, values = self._run(run, run_key, path)
+        chains = self.num_particles // (self.num_islands * num_moves)
+        state, log_evidence, history, values = self._run(run, chains, run_key, path)
         _warn_of_rounding(state)
         share = log_evidence - log_evidence.max()
         share = share - np.log(np.exp(share).sum())
@@ -447,20 +458,20 @@ class TemperedSMC:
             log_evidence,
             np.concatenate([[0.0], table[:, 0]]),
             table[:, 2],
-            int(table[:, 3].sum()) * self.num_particles // self.num_moves,
+            int(table[:, 3].sum()) * self.num_particles // num_moves,
         )
         if not self.check:
             return result
-        again = self._run(run._replace(**_CHECK), again_key, None)
+        again = run._replace(**_CHECK, num_moves=_CHECK_MOVES * num_moves)
+        again = self._run(again, chains, again_key, None)
         result = replace(result, check=_mean_evidence(again[1]))
         _warn_of_difference(result.log_evidence, result.check)
         return result
 
     def _run(
-        self, run: _Run, rng_key: jax.Array, path: Path | None
+        self, run: _Run, chains: int, rng_key: jax.Array, path: Path | None
     ) -> tuple[_State, np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Last particles, evidence of islands, reports of steps, log likelihoods."""
-        chains = self.num_particles // (self.num_islands * self.num_moves)
         print_ = _fingerprint(run, chains, rng_key)
         saved = None if path is None else _read(path, print_)
         if saved is None:
