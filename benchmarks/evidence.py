@@ -1,14 +1,14 @@
 """Log evidence of well-separated modes and others, beside BlackJAX and dynesty.
 
 TemperedSMC runs a NumPyro model at its defaults. BlackJAX's adaptive tempered
-sequential Monte Carlo has the density written by hand and the best of 12 settings on
-each target: MALA or Hamiltonian Monte Carlo, three step sizes, 2,000 or 10,000
-particles; the best is that whose time, multiplied by its mean squared error in three
-runs, is least. dynesty's nested sampling, with the likelihood compiled, has the better
-of two of its samplers. All run several times with new keys, compiled beforehand. The
-time of a run is multiplied by its mean squared error over a goal: the time of as many
-independent runs, averaged, as reach the goal. The evidence is known in closed form or
-by quadrature.
+sequential Monte Carlo has the density written by hand and the best of 8 settings on
+each target: MALA or Hamiltonian Monte Carlo, two step sizes, 2,000 or 10,000 particles;
+the best is that whose time, multiplied by its mean squared error in three runs, is
+least. dynesty's nested sampling, with the likelihood compiled, draws uniformly within
+its bounds or by random walks, the better of the two. All run several times with new
+keys, compiled beforehand. The time of a run is multiplied by its mean squared error
+over a goal: the time of as many independent runs, averaged, as reach the goal. The
+evidence is known in closed form or by quadrature.
 """
 
 # isort: off
@@ -109,18 +109,6 @@ def correlated(dim: int) -> Target:
     prior = dist.Normal(0.0, 3.0)
     truth = truth.logpdf(np.ones(dim))
     return Target(f"correlated, {dim}", dim, prior, likelihood.log_prob, truth, 0.22)
-
-
-def conjugate(dim: int) -> Target:
-    """Each coordinate seen once, with an error of .05."""
-    seen = np.random.default_rng(0).normal(0.0, (1 + 0.05**2) ** 0.5, dim)
-
-    def log_likelihood(x: jax.Array) -> jax.Array:
-        return normal(x, jnp.asarray(seen), 0.05)
-
-    truth = stats.norm(0.0, (1 + 0.05**2) ** 0.5).logpdf(seen).sum()
-    prior = dist.Normal(0.0, 1.0)
-    return Target(f"conjugate, {dim}", dim, prior, log_likelihood, truth, 0.05)
 
 
 def ours(target: Target) -> Run:
@@ -263,7 +251,7 @@ def compare(
     name = f"BlackJAX, {kernel} × {factor:g}, {count:,}"
     peers = {name: measure(target, blackjax_smc(target, *best), num_runs)}
     if nests:
-        samplers = ("auto", "rslice")
+        samplers = ("unif", "rwalk") if target.dim < 10 else ("rwalk",)
         nested_runs = {f"dynesty, {name}": nested(target, name) for name in samplers}
         trials = {k: measure(target, run, 1) for k, run in nested_runs.items()}
         name = min(trials, key=lambda k: trials[k].cost(0))
@@ -294,17 +282,15 @@ def main() -> None:
     if report.quick:
         compare(report, two_modes(2), [("MALA", 1.0, 500)], 2, 0)
     else:
-        settings = list(product(("MALA", "HMC"), (0.3, 1.0, 2.0), (2_000, 10_000)))
+        settings = list(product(("MALA", "HMC"), (1.0, 2.0), (2_000, 10_000)))
         for target, nests in (
             (two_modes(2), 4),
-            (two_modes(10), 4),
+            (two_modes(10), 2),
             (two_modes(30), 0),
-            (two_modes(100), 0),
             (eggbox(), 4),
             (shells(2), 4),
-            (shells(10), 4),
+            (shells(10), 2),
             (correlated(20), 0),
-            (conjugate(100), 0),
         ):
             compare(report, target, settings, 20, nests)
     report.save()
