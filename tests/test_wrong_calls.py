@@ -197,7 +197,7 @@ CALLS = [
     row("network must be an Equinox module", kaem.DeepEnergyPrior, NORMAL, 2),
     row(
         "band must be a KAEMPrior .*, got an object of type Normal",
-        partial(kaem.plot_prior, PRIOR, band=NORMAL, num_points=8),
+        partial(kaem.plot_prior, PRIOR, band=NORMAL),
     ),
     # --- names, flags and paths
     row("name must be the name of a si", of_site, kaem.kart, 3, TWO),
