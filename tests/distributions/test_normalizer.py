@@ -153,7 +153,7 @@ def test_base_activation(activation):
 
 @numerics
 def test_batches_of_grids_and_references():
-    """Columns with a grid, an energy and a reference of their own."""
+    """Columns with a grid, an energy and a reference of their own, and a table."""
     lows, highs = [-0.75, 1.5], [2.5, 1.875]
     locs, scales = [1.25, 1.75], [0.75, 0.5]
     case = BASES["rbf"]
@@ -178,6 +178,18 @@ def test_batches_of_grids_and_references():
     assert_close(prior.log_prob(z), expected, atol=(2e-5, 1e-11), rtol=1e-6)
     expected = np.concatenate([oracle.cdf_pair(c)[0] for oracle, c in columns], 1)
     assert_close(prior.cdf(z), expected, atol=(2e-6, 1e-12))
+    # The batch of a reference broadcasts with that of the energy.
+    distribution = REFERENCES["normal"]
+    coefficients = jnp.asarray(np.random.default_rng(4).normal(size=(3, 1, 7)))
+    energy = Energy(case.make(*distribution.grid), coefficients)
+    prior = KAEMPrior(energy, dist.Normal(jnp.array([0.25, 1.0]), 0.75))
+    assert prior.batch_shape == (3, 2)
+    unit = unit_energy(case, coefficients[:, 0], *distribution.grid)
+    distributions = [stats.norm(loc, 0.75) for loc in (0.25, 1.0)]
+    expected = [
+        Oracle(unit, one, *distribution.grid).log_normalizer for one in distributions
+    ]
+    assert_close(prior.log_normalizer, np.stack(expected, 1), atol=(5e-6, 1e-12))
 
 
 @numerics
