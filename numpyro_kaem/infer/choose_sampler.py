@@ -17,7 +17,7 @@ from numpyro_kaem.infer.importance import ImportanceSampling
 from numpyro_kaem.infer.importance_result import ImportanceResult
 from numpyro_kaem.infer.missed_modes import MissedModes, check_missed_modes
 from numpyro_kaem.infer.target import check_model, prior_is_exact
-from numpyro_kaem.infer.tempered import TemperedSMC, TemperedSMCResult
+from numpyro_kaem.infer.tempered import TemperedSMC, TemperedSMCResult, why_runs_differ
 from numpyro_kaem.infer.weights import MAX_PARETO_K
 
 __all__ = ["PosteriorSample", "sample_posterior"]
@@ -240,12 +240,13 @@ def sample_posterior(
     if exact:
         last = "TemperedSMC"
         smc = TemperedSMC(model, check=True, progress_bar=progress_bar)
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            # The report says it.
+            warnings.filterwarnings("ignore", "log_evidence is")
             tempered = smc.run(keys[3], *model_args, **model_kwargs)
         other_holds, summary = _diagnose_particles(tempered)
-        problems = [str(warning.message) for warning in told]
-        if not (other_holds or problems):
+        problem = why_runs_differ(tempered)
+        if not (other_holds or problem):
             note(f"{summary} Four times as many are taken.")
             smc = TemperedSMC(
                 model,
@@ -261,9 +262,10 @@ def sample_posterior(
         # Replicas take many iterations to cross the ladder.
         other = run(keys[3], population, 2 * _NUM_CHAINS, 5 * _MIN_ESS)
         other_holds, summary = _diagnose(other, last)
-        problems = [why for why in (why_replicas_stay(other),) if why]
-    for line in (summary, *problems):
-        note(line)
+        problem = why_replicas_stay(other)
+    note(summary)
+    if problem:
+        note(problem)
     if holds:
         missed = check_missed_modes(mcmc, other)
         note(str(missed))
@@ -271,7 +273,7 @@ def sample_posterior(
             note(f"The draws of {name} are kept.")
             return taken(mcmc, name, True)
     note(f"The draws of {last} are taken.")
-    other_holds = other_holds and not problems
+    other_holds = other_holds and not problem
     if not other_holds:
         note(
             "They are not reliable either: reparameterise the model, for instance with "

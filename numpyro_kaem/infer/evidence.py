@@ -263,7 +263,7 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
     with np.errstate(invalid="ignore", over="ignore"):
         integrals = [thermodynamic_integral(*chain) for chain in both]
         backward = [steppingstone(t[::-1], draws[:, ::-1]) for t, draws in both]
-    _, discretisation = combine(integrals)
+    integral, discretisation = combine(integrals)
     if of_particles:
         by_steps = mcmc.log_evidence
         # What a ladder does not hold is the share of the prior it starts from.
@@ -271,7 +271,6 @@ def log_evidence(mcmc: MCMC | TemperedSMCResult) -> Evidence:
         integral = _between(starts + [part.value for part in integrals])
         by_back_steps = _between(starts - [part.value for part in backward])
     else:
-        integral, _ = combine(integrals)
         by_steps, _ = combine(ratios)
         by_back_steps, _ = combine(backward, -1.0)
         for reason in (why_replicas_stay(mcmc), _why_chains_differ(ratios)):

@@ -28,7 +28,7 @@ from numpyro_kaem.infer.target import (
 )
 from numpyro_kaem.infer.weights import Estimate, resample_indices
 
-__all__ = ["TemperedSMC", "TemperedSMCResult", "student_scale"]
+__all__ = ["TemperedSMC", "TemperedSMCResult", "student_scale", "why_runs_differ"]
 
 # Of a leapfrog step; the step size follows it from one temperature to the next.
 _TARGET_ACCEPT_PROB = 0.8
@@ -50,6 +50,8 @@ _CHECK_MOVES = 8
 # In few dimensions more chains serve better than more moves of each.
 _NUM_MOVES, _FEW_MOVES, _FEW_DIMENSIONS = 8, 4, 4
 _MAX_DISAGREEMENT = 3.0
+# Sum of the squared shares of islands: two have this if they share all of the weight.
+_MOST_WEIGHT = 0.5
 
 
 class _Run(NamedTuple):
@@ -465,7 +467,9 @@ class TemperedSMC:
         again = run._replace(**_CHECK, num_moves=_CHECK_MOVES * num_moves)
         again = self._run(again, chains, again_key, None)
         result = replace(result, check=_mean_evidence(again[1]))
-        _warn_of_difference(result.log_evidence, result.check)
+        difference = why_runs_differ(result)
+        if difference:
+            warnings.warn(difference, UserWarning, stacklevel=2)
         return result
 
     def _run(
@@ -715,16 +719,23 @@ class TemperedSMCResult:
         -------
         numpy.ndarray
             Shape ``(n,)``, between 1 and ``num_particles``; this for what is constant.
+            1 for what is not a number, and if one island has nearly all of the weight.
         """
         values = np.asarray(values, np.float64)
         weights, count = np.exp(self.log_weights), len(self.island_log_evidence)
         centred = values - weights @ values
         share = weights.reshape(count, -1, 1).sum(1)
+        if np.sum(share**2) > _MOST_WEIGHT:
+            # With no other to compare with, nothing is known of its error.
+            return np.ones(values.shape[1])
         of_island = share * centred.reshape(count, -1, values.shape[1]).mean(1)
         squared_error = count / (count - 1) * np.sum(of_island**2, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             sizes = weights @ centred**2 / squared_error
-        return np.clip(np.nan_to_num(sizes, nan=np.inf), 1, self.num_particles)
+        # Exactly: what is left by rounding looks like a difference between islands.
+        constant = np.ptp(values, axis=0) == 0
+        sizes = np.where(constant, np.inf, np.nan_to_num(sizes, nan=1.0))
+        return np.clip(sizes, 1, self.num_particles)
 
     def resample(
         self, rng_key: jax.Array, num_samples: int | None = None
@@ -784,16 +795,18 @@ def student_scale(count: int) -> float:
     return ((count - 1) / (count - 3)) ** 0.5
 
 
-def _warn_of_difference(first: Estimate, second: Estimate) -> None:
+def why_runs_differ(result: TemperedSMCResult) -> str:
+    """Say that the second run disagrees with the first, and the remedy; else empty."""
+    first, second = result.log_evidence, result.check
+    if second is None:
+        return ""
     error = np.hypot(first.standard_error, second.standard_error)
-    if not abs(second.value - first.value) <= _MAX_DISAGREEMENT * error:
-        warnings.warn(
-            f"log_evidence is {first.value:.2f} ± {first.standard_error:.2f}, and "
-            f"{second.value:.2f} ± {second.standard_error:.2f} with small and large "
-            "steps: the particles miss a part of the posterior, such as a funnel's "
-            "neck or a narrow mode. Reparameterise the model, for instance with "
-            "numpyro.infer.reparam.LocScaleReparam, or raise num_particles and "
-            "num_moves.",
-            UserWarning,
-            stacklevel=3,
-        )
+    if abs(second.value - first.value) <= _MAX_DISAGREEMENT * error:
+        return ""
+    return (
+        f"log_evidence is {first.value:.2f} ± {first.standard_error:.2f}, and "
+        f"{second.value:.2f} ± {second.standard_error:.2f} with small and large steps: "
+        "the particles miss a part of the posterior, such as a funnel's neck or a "
+        "narrow mode. Reparameterise the model, for instance with "
+        "numpyro.infer.reparam.LocScaleReparam, or raise num_particles and num_moves."
+    )

@@ -1,6 +1,8 @@
 """The choice of a sampler, and the comparison of runs that may have missed a mode."""
 
 import copy
+import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +107,14 @@ def narrow(y):
 @pytest.mark.long
 @pytest.mark.arviz
 def test_particles_are_taken_where_chains_disagree():
+    def noisy(y):
+        warnings.warn("of the model", UserWarning, stacklevel=2)
+        two_modes(y)
+
     y = jnp.full(2, 4.0)
-    result = sample_posterior(jax.random.key(0), two_modes, y, progress_bar=False)
+    # What a model warns of is no verdict on the particles.
+    with pytest.warns(UserWarning, match="of the model"):
+        result = sample_posterior(jax.random.key(0), noisy, y, progress_bar=False)
     assert result.sampler == "TemperedSMC"
     assert result.reliable
     assert result.missed_modes is None
@@ -279,7 +287,15 @@ def test_particles_are_compared_by_their_weights(finished):
     sizes = particles(-20.0).effective_sizes(values.reshape(-1, 1))
     assert 512 / 2.5 < sizes[0] < 1024
     assert particles(0.0).effective_sizes(values.reshape(-1, 1))[0] < 60
-    assert particles(0.0).effective_sizes(np.ones((1024, 1)))[0] == 1024
+    # What is constant, whatever the rounding of its mean, and what is no number.
+    odd = np.full((1024, 2), [0.1 + 0.2, np.nan])
+    np.testing.assert_array_equal(particles(-0.3).effective_sizes(odd), [1024, 1])
+    # One island with all of the weight has none to be compared with.
+    share = np.eye(16)[0] + 1e-9
+    alone = dataclasses.replace(
+        particles(0.0), log_weights=np.log(np.repeat(share / share.sum() / 64, 64))
+    )
+    assert alone.effective_sizes(values.reshape(-1, 1))[0] == 1
 
 
 def test_bad_input(finished):

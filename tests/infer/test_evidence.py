@@ -24,7 +24,15 @@ from numpyro_kaem.infer.weights import Estimate
 from tests.helpers import assert_close, with_long
 
 
-def annealed(model, *args, num_chains=2, num_warmup=300, num_samples=500, **options):
+def annealed(
+    model,
+    *args,
+    num_chains=2,
+    num_warmup=300,
+    num_samples=500,
+    init_params=None,
+    **options,
+):
     """Run a population quietly."""
     mcmc = MCMC(
         AnnealedLangevin(model, **{"num_temperatures": 6, **options}),
@@ -34,7 +42,7 @@ def annealed(model, *args, num_chains=2, num_warmup=300, num_samples=500, **opti
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(jax.random.key(0), *args)
+    mcmc.run(jax.random.key(0), *args, init_params=init_params)
     return mcmc
 
 
@@ -277,22 +285,15 @@ def test_spike_is_found_from_a_start_beside_it_and_told():
         broad = dist.Normal(0.0, 0.1).log_prob(z).sum()
         numpyro.factor("likelihood", jnp.logaddexp(jnp.log(100.0) + narrow, broad))
 
-    mcmc = MCMC(
-        AnnealedLangevin(spike_and_slab),
-        num_warmup=500,
-        num_samples=500,
-        num_chains=8,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
+    options = {"num_chains": 8, "num_warmup": 500, "num_temperatures": 16}
     start = np.random.default_rng(0).logistic(size=(8, 10))
     start[:4] = 0.0
-    mcmc.run(jax.random.key(0), init_params={"z": start})
+    mcmc = annealed(spike_and_slab, init_params={"z": start}, **options)
     with pytest.warns(UserWarning, match="some have found what others have not"):
         log_evidence(mcmc)
     far = np.abs(mcmc.get_samples(group_by_chain=True)["z"]).max(-1)
     assert np.all((far < 0.05).mean(1)[:4] > 0.8)
-    mcmc.run(jax.random.key(0), init_params={"z": np.zeros((8, 10))})
+    mcmc = annealed(spike_and_slab, init_params={"z": np.zeros((8, 10))}, **options)
     with (
         pytest.warns(UserWarning, match="Chains give log evidences"),
         pytest.warns(UserWarning, match="Raise num_local_steps"),
