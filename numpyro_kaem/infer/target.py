@@ -414,7 +414,8 @@ def initialize(
         raise ValueError(
             "model must have a finite log density where the chains start, got none in "
             f"a hundred draws of {getattr(strategy, '__name__', repr(strategy))}: are "
-            "the data within the support of the likelihood?"
+            "the data within the support of the likelihood? Where it is zero over most "
+            "of the prior, give init_params, or use TemperedSMC."
         ) from error
     values = info.param_info.z
     if init_params is not None:
