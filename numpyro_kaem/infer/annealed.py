@@ -316,12 +316,13 @@ class AnnealedLangevin(target.ModelKernel):
         Whether the warm-up moves the ladder to equal rejection.
     local_move
         Steps at one temperature: those of :class:`~numpyro_kaem.infer.MALA`
-        (``"mala"``), :class:`~numpyro_kaem.infer.PCNL` (``"pcnl"``),
-        :class:`~numpyro_kaem.infer.AutoMALA` (``"auto_mala"``) or
+        (``"mala"``), trajectories of Hamiltonian Monte Carlo of eight steps each
+        (``"hmc"``, for strong correlation), :class:`~numpyro_kaem.infer.PCNL`
+        (``"pcnl"``), :class:`~numpyro_kaem.infer.AutoMALA` (``"auto_mala"``) or
         :class:`~numpyro_kaem.infer.ULA` (``"ula"``, which is biased, and the evidence
         with it).
     num_local_steps
-        Number of Langevin steps between swaps.
+        Number of these moves between swaps; 1 does with ``"hmc"``.
     step_size
         Step size to start from, in units of the scales; with ``"auto_mala"`` and
         ``"ula"`` it stays.
@@ -357,7 +358,7 @@ class AnnealedLangevin(target.ModelKernel):
       every temperature, ``replica_log_likelihood``, is always collected, for
       :func:`~numpyro_kaem.infer.log_evidence`.
     - **Cost** of an iteration: ``num_temperatures * (num_local_steps + 1)`` densities
-      with gradients, in one vectorised pass.
+      with gradients, in one vectorised pass; eight times as many with ``"hmc"``.
 
     References
     ----------

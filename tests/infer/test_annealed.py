@@ -60,7 +60,10 @@ def gaussian_at(t, y):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "local_move"),
-    [*((gaussian, move) for move in ("mala", "pcnl", "auto_mala")), (scaled, "mala")],
+    [
+        *((gaussian, move) for move in ("mala", "hmc", "pcnl", "auto_mala")),
+        (scaled, "mala"),
+    ],
 )
 def test_gaussian_distribution_at_every_temperature(model, local_move):
     y = np.array([0.5, 3.0])

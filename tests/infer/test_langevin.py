@@ -68,13 +68,15 @@ def test_acceptance_is_that_of_metropolis_and_hastings(step, distribution):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("step", STEPS)
-def test_exact_draws_keep_their_distribution(step):
+@pytest.mark.parametrize(
+    ("step", "step_size"), [*((step, 0.8) for step in STEPS), (langevin.hmc_step, 0.5)]
+)
+def test_exact_draws_keep_their_distribution(step, step_size):
     """Each chain starts in the target, and so follows it after any number of steps."""
     draws = np.random.default_rng(1).gamma(3.0, size=(100_000, 2))
     keys = jax.random.split(jax.random.key(0), 12)
     start = jnp.asarray(np.log(draws))
-    state, info = advance(step, start, 0.8, keys)
+    state, info = advance(step, start, step_size, keys)
     position = np.asarray(state.position, float)
     assert np.mean(position != np.asarray(start, float)) > 0.9
     assert 0.05 < np.mean(info.acceptance) < 0.95
@@ -97,7 +99,7 @@ def test_crank_nicolson_is_exact_on_its_reference_at_any_step_size():
     assert_close(info.acceptance, np.ones(24), rtol=(1e-4, 1e-9))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, langevin.hmc_step])
 def test_points_without_a_density_are_refused(step):
     def half(z):
         return jnp.where(jnp.all(z > 0), -jnp.sum(z), jnp.nan)
