@@ -483,6 +483,21 @@ FAULTS = [
         "seen[i + 1] *= square",
         "decoders/test_convolutional.py::test_start_keeps_the_mean_square",
     ),
+    Fault(
+        "a stride of rows for columns in the gradient of a kernel",
+        "decoders/convolutional.py",
+        "columns * stride[1], num_outputs",
+        "columns * stride[0], num_outputs",
+        "decoders/test_convolutional.py"
+        "::test_convolutions_and_derivatives_are_those_of_jax[4]",
+    ),
+    Fault(
+        "JAX's own gradients of convolutions on CPUs",
+        "decoders/convolutional.py",
+        "cpu=lambda x, kernel: _on_cpu(x, kernel, stride)",
+        "cpu=lambda x, kernel: _plain(x, kernel, stride)",
+        "decoders/test_convolutional.py::test_gradients_in_loops_are_fast_on_cpus",
+    ),
 ]
 
 

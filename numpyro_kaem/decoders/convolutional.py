@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_count, as_name, as_shape, as_vectors, check_key
@@ -65,6 +66,8 @@ class ConvDecoder(eqx.Module):
       of terms.
     - Weights start Normal, so that for standard Normal latents the maps have mean
       square one away from the border; offsets start at zero.
+    - On CPUs gradients are as fast in loops as elsewhere; tangents in the latents
+      (``jax.jvp``) within a loop are not.
 
     References
     ----------
@@ -165,16 +168,116 @@ def _decode(decoder: ConvDecoder, z: jax.Array) -> jax.Array:
     x = z.reshape(size, z.shape[-1]) @ dense + offset
     x = x.reshape(size, *decoder.map_shape)
     for kernel, bias, stride in zip(kernels, biases, decoder.strides, strict=True):
-        x = jax.lax.conv_transpose(
-            BASE_ACTIVATIONS[decoder.activation](x),
-            kernel.astype(x.dtype),
-            stride,
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        x = x + bias
+        x = BASE_ACTIVATIONS[decoder.activation](x)
+        x = _conv_transpose(x, kernel.astype(x.dtype), stride) + bias
     x = x.reshape(*z.shape[:-1], *decoder.output_shape)
     return OUTPUT_ACTIVATIONS[decoder.output_activation](x)
+
+
+# --- transposed convolution ----------------------------------------------------------
+# XLA's convolutions on CPUs are fast if the kernel's axes are in one order, which it
+# restores outside of loops only, and if the kernel is small. JAX's gradient in the map
+# has another order, so that it takes 10 to 40 times as long in a loop, and that in the
+# kernel is a convolution with a kernel of the size of the image. So on CPUs tangents
+# are written such that their transposes, the gradients, have that order, and such that
+# they are products of matrices for the kernel. On accelerators the plain form stays.
+
+
+def _conv_transpose(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int]
+) -> jax.Array:
+    """Enlarge a map: ``(n, h, w, i)``, ``(*size, i, o)`` -> ``(n, h * s, w * s, o)``.
+
+    It is ``jax.lax.conv_transpose`` with the padding ``"SAME"``.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _on_cpu(x, kernel, stride),
+        default=lambda x, kernel: _plain(x, kernel, stride),
+    )
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int]) -> jax.Array:
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_transpose(x, kernel, stride, "SAME", dimension_numbers=axes)
+
+
+_on_cpu = jax.custom_jvp(_plain, nondiff_argnums=(2,))
+
+
+@partial(_on_cpu.defjvp, symbolic_zeros=True)
+def _on_cpu_jvp(stride: tuple[int, int], primals: tuple, tangents: tuple) -> tuple:
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    terms = []
+    if not isinstance(x_dot, SymbolicZero):
+        terms.append(_linear_in_map(x_dot, kernel, stride))
+    if not isinstance(kernel_dot, SymbolicZero):
+        terms.append(_linear_in_kernel(x, kernel_dot, stride))
+    return _plain(x, kernel, stride), sum(terms)
+
+
+def _pixels_before(size: int, stride: int) -> int:
+    """Zeros before the first pixel, along an axis of the kernel."""
+    return size - 1 if stride > size - 1 else -(-(size + stride - 2) // 2)
+
+
+def _linear_in_map(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int]
+) -> jax.Array:
+    """Transposed convolution whose transpose has a kernel in the fast order."""
+    before = [_pixels_before(*p) for p in zip(kernel.shape[:2], stride, strict=True)]
+    padding = [
+        (first, size + step - 2 - first)
+        for first, size, step in zip(before, kernel.shape[:2], stride, strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.swapaxes(2, 3),
+        (1, 1),
+        padding,
+        lhs_dilation=stride,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )
+
+
+def _linear_in_kernel(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int]
+) -> jax.Array:
+    """Transposed convolution by products of matrices.
+
+    Every pixel makes blocks of ``stride`` pixels, one for each shift of as many pixels
+    within the kernel; the blocks of a shift are a product of matrices.
+    """
+    (*size, num_inputs, num_outputs), (num, *shape, _) = kernel.shape, x.shape
+    shifts = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    fill = [(0, c * s - n) for n, s, c in zip(size, stride, shifts, strict=True)]
+    blocks = jnp.pad(kernel[::-1, ::-1], (*fill, (0, 0), (0, 0)))
+    blocks = blocks.reshape(
+        shifts[0], stride[0], shifts[1], stride[1], num_inputs, num_outputs
+    )
+    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(*shifts, num_inputs, -1)
+    # As a matrix: with its other axes the product's transpose takes twice as long.
+    pixels = x.reshape(-1, num_inputs)
+    image: jax.Array = sum(
+        jnp.pad(
+            (pixels @ blocks[i, j]).reshape(num, *shape, -1),
+            ((0, 0), (i, shifts[0] - 1 - i), (j, shifts[1] - 1 - j), (0, 0)),
+        )
+        for i, j in np.ndindex(*shifts)
+    )
+    rows, columns = image.shape[1:3]
+    image = image.reshape(num, rows, columns, *stride, num_outputs)
+    image = image.transpose(0, 1, 3, 2, 4, 5)
+    image = image.reshape(num, rows * stride[0], columns * stride[1], num_outputs)
+    top, left = (
+        n - 1 - _pixels_before(n, s) for n, s in zip(size, stride, strict=True)
+    )
+    height, width = (n * s for n, s in zip(shape, stride, strict=True))
+    return image[:, top : top + height, left : left + width]
+
+
+# --- initial weights and strides -----------------------------------------------------
 
 
 @partial(jax.jit, static_argnames=("shapes", "strides", "activation"))

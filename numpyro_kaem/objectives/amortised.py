@@ -14,7 +14,7 @@ from numpyro.distributions import biject_to
 
 from numpyro_kaem._checks import as_count, as_positive, check_function, check_name
 from numpyro_kaem.infer.units import UnitModel
-from numpyro_kaem.objectives.base import MaximumLikelihood, Memory
+from numpyro_kaem.objectives.base import MaximumLikelihood, Memory, along
 
 __all__ = ["AmortisedELBO"]
 
@@ -215,7 +215,7 @@ class AmortisedELBO(MaximumLikelihood):
             return log_likelihood - weight * (log_guide.sum(-1) - log_prior)
 
         keys = jax.random.split(rng_key, self.num_particles)
-        value = jnp.mean(jax.vmap(bound)(keys))
+        value = jnp.mean(along(0, bound)(keys))
         if memory is not None:
             memory = {"step": memory["step"] + 1}
         return value, value, memory

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from numpyro_kaem._checks import as_count
 from numpyro_kaem.infer.langevin import advance
 from numpyro_kaem.infer.units import UnitModel
-from numpyro_kaem.objectives.base import ChainsObjective, Memory, mean_score
+from numpyro_kaem.objectives.base import ChainsObjective, Memory, along, mean_score
 
 __all__ = ["LangevinMLE"]
 
@@ -121,8 +121,7 @@ class LangevinMLE(ChainsObjective):
         chains = self._chains(key_start, unit_model, memory, self.num_chains)
 
         def log_density(position: jax.Array) -> jax.Array:
-            densities = jax.vmap(unit_model.log_densities, 1, 1)(position)
-            log_prior, log_likelihood = densities
+            log_prior, log_likelihood = along(1, unit_model.log_densities)(position)
             return log_prior + log_likelihood
 
         chains, acceptance = advance(

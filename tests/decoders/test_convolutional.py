@@ -1,5 +1,7 @@
 """Transposed convolutions against loops; sizes, strides, and how they start."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from numpyro_kaem.decoders import ConvDecoder
+from numpyro_kaem.decoders.convolutional import _conv_transpose
 from tests.distributions.cases import ACTIVATIONS
 from tests.helpers import assert_close
 
@@ -70,6 +73,70 @@ def test_values(key, shape, strides, kernel_size):
         x = x + np.asarray(bias, float)
     expected = x.reshape(shape)
     assert_close(decoder(z), expected, rtol=(1e-4, 1e-10), atol=(1e-4, 1e-12))
+
+
+def scanned(convolve, stride):
+    """Value, both gradients and a tangent, of a batch of maps, in a loop."""
+
+    def score(x, kernel):
+        return jnp.sum(jnp.sin(convolve(x, kernel, stride)))
+
+    def step(kernel, x):
+        gradient = jax.grad(score, (0, 1))
+        forward = jax.jvp(gradient, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))
+        return kernel, (convolve(x, kernel, stride), forward)
+
+    return jax.vmap(lambda kernel, x: jax.lax.scan(step, kernel, x)[1])
+
+
+def jax_transposed(x, kernel, stride):
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_transpose(x, kernel, stride, "SAME", dimension_numbers=axes)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_convolutions_and_derivatives_are_those_of_jax(size):
+    """Reverse mode, and forward over reverse, under ``vmap`` and ``scan``."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 2, 3, 4, 2)), float)
+    kernel = jnp.asarray(rng.normal(size=(2, size, size, 2, 3)), float)
+    strides = [(1, 1), (2, 2), (3, 3), (2, 1)]
+
+    both = _conv_transpose, jax_transposed
+
+    def results(convolve):
+        return [scanned(convolve, stride)(kernel, x) for stride in strides]
+
+    actual, expected = (jax.jit(lambda f=f: results(f))() for f in both)
+    assert actual[1][0].shape == (2, 3, 2, 6, 8, 3)
+    jax.tree.map(
+        lambda a, b: assert_close(a, b, rtol=(1e-4, 1e-11), atol=(3e-5, 1e-12)),
+        actual,
+        expected,
+    )
+
+
+def test_gradients_in_loops_are_fast_on_cpus(key):
+    """XLA's fast convolutions have one order of axes, and products of matrices."""
+    decoder = ConvDecoder(key, 2, (12, 12), channels=(3, 2), strides=(2, 3))
+
+    def loss(decoder, z):
+        return jnp.sum(decoder(z) ** 2)
+
+    def loop(decoder, z):
+        gradients = eqx.filter_grad(lambda both: loss(*both))
+        return jax.lax.scan(lambda c, _: (c, gradients(c)), (decoder, z), length=2)[1]
+
+    traced = jax.jit(loop).trace(decoder, jnp.ones((5, 2)))
+    pattern = r"convolution.*dim_numbers = (\S.*?), window"
+    fast = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    # Two layers and their gradients in the map.
+    lowered = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert re.findall(pattern, lowered) == [fast] * 4
+    # Accelerators have JAX's own, those in the kernels too.
+    lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert len(re.findall(pattern, lowered)) == 6
 
 
 def test_default_strides(key):

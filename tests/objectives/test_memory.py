@@ -12,6 +12,7 @@ from numpyro.infer import Trace_ELBO
 
 import numpyro_kaem as kaem
 from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem.objectives.base import along
 from numpyro_kaem.training.trainer import Trainer
 from tests.helpers import random_leaves, with_long
 
@@ -134,6 +135,21 @@ def test_training_in_chunks_leads_to_the_maximum():
     # In closed form: the variance of the data less that of the noise.
     expected = np.sqrt(np.mean(np.asarray(x) ** 2) - 0.25)
     assert abs(abs(float(result.model.decoder.weight[0, 0])) - expected) < 0.15
+
+
+def test_one_particle_is_not_mapped():
+    """An axis of one entry stops fusions; what comes out is the same."""
+    traced = []
+
+    def function(x):
+        traced.append(isinstance(x, jax.core.Tracer))
+        return x.sum(-1), 2 * x
+
+    for count in (1, 2):
+        x = jnp.arange(12.0).reshape(-1, count, 2)
+        expected = (x.sum(-1), 2 * x)
+        jax.tree.map(np.testing.assert_array_equal, along(1, function)(x), expected)
+    assert traced == [False, True]
 
 
 # --- memory --------------------------------------------------------------------------
