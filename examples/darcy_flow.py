@@ -218,7 +218,7 @@ print("prior     log likelihood  Fréchet  precision  recall  interior minimum")
 best = kaem.sample_quality(fields.train[:num_held_out], held_out)
 row = "{:9s} {:>14s} {:8.2f} {:10.2f} {:7.2f} {:17.3f}"
 share = has_minimum_inside(samples["held-out"]).mean()
-print(row.format("training", "-", *best, share))
+print(row.format("training", "-", *best[:3], share))
 for name, prior in priors.items():
     models[name] = kaem.KAEM(prior, model.decoder, model.likelihood)
     if not args.quick:
@@ -232,7 +232,7 @@ for name, prior in priors.items():
         row.format(
             name,
             log_likelihood(models[name], held_out, args.quick),
-            *kaem.sample_quality(draws, held_out),
+            *kaem.sample_quality(draws, held_out)[:3],
             has_minimum_inside(samples[name]).mean(),
         )
     )

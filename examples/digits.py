@@ -141,7 +141,7 @@ def with_prior(model: kaem.KAEM, prior: dist.Distribution) -> kaem.KAEM:
 def compare(name: str, draws: np.ndarray, seconds: float) -> None:
     """Print how close draws are to the images."""
     quality = kaem.sample_quality(draws, data.images)
-    distance, precision, recall = quality
+    distance, precision, recall = quality[:3]
     print(f"{name:22s} {distance:9.3f} {precision:10.2f} {recall:7.2f} {seconds:8.0f}")
 
 

@@ -498,6 +498,21 @@ FAULTS = [
         "cpu=lambda x, kernel: _plain(x, kernel, stride)",
         "decoders/test_convolutional.py::test_gradients_in_loops_are_fast_on_cpus",
     ),
+    Fault(
+        "kernel distance with the kernel of each row and itself",
+        "diagnostics/quality.py",
+        "(total(rows, rows) - own) / (len(rows) * (len(rows) - 1))",
+        "total(rows, rows) / (len(rows) * len(rows))",
+        "diagnostics/test_sample_quality.py::test_kernel_distance_by_brute_force",
+    ),
+    Fault(
+        "components that are rounding",
+        "diagnostics/quality.py",
+        "[: max(1, np.sum(~is_rounding))]",
+        "",
+        "diagnostics/test_sample_quality.py"
+        "::test_components_are_those_of_a_singular_value_decomposition",
+    ),
 ]
 
 
