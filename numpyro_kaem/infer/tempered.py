@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from numpyro.infer.util import constrain_fn
 from tqdm.auto import tqdm
@@ -65,6 +66,27 @@ class _Run(NamedTuple):
     ess_threshold: float
     step_jitter: tuple[float, float]
     chunk_size: int
+    mesh: Mesh | None
+
+    def map(self, function: Callable, values: Any) -> Any:
+        """Map a function over the first axis, a share on each device, in chunks."""
+
+        def share(values: Any) -> Any:
+            return jax.lax.map(function, values, batch_size=self.chunk_size)
+
+        if self.mesh is None:
+            return share(values)
+        spec = PartitionSpec(self.mesh.axis_names)
+        return jax.shard_map(share, mesh=self.mesh, in_specs=spec, out_specs=spec)(
+            values
+        )
+
+    def whole(self, value: jax.Array) -> jax.Array:
+        """Have a small array on each device, so that all sum it in the same order."""
+        if self.mesh is not None:
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            value = jax.lax.with_sharding_constraint(value, everywhere)
+        return jax.lax.optimization_barrier(value)
 
     def unravel(self) -> Callable[[jax.Array], dict[str, jax.Array]]:
         """From a vector to unconstrained values by site."""
@@ -124,7 +146,7 @@ def _draw(run: _Run, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         position = ravel_pytree(run.draw(key))[0]
         return position, run.parts(position)[1]
 
-    return jax.lax.map(one, keys, batch_size=run.chunk_size)
+    return run.map(one, keys)
 
 
 @compile_with_model
@@ -137,7 +159,7 @@ def _constrain(run: _Run, position: jax.Array) -> dict[str, jax.Array]:
             run.model, run.args, run.kwargs, values, return_deterministic=True
         )
 
-    return jax.lax.map(one, position, batch_size=run.chunk_size)
+    return run.map(one, position)
 
 
 def _effective_fraction(increment: jax.Array, centred: jax.Array) -> jax.Array:
@@ -166,12 +188,13 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
     """To the next temperature: reweigh, resample within islands, move."""
     islands, chains, _, dim = state.position.shape
     resample_key, leap_key, move_key = jax.random.split(rng_key, 3)
-    top = state.log_likelihood.max()
-    centred = state.log_likelihood - top
+    log_likelihood = run.whole(state.log_likelihood)
+    top = log_likelihood.max()
+    centred = log_likelihood - top
     temperature = _next_temperature(run, state, centred)
     # As it is after rounding: the weights and the moves must mean the same densities.
     increment = temperature - state.temperature
-    weights = jnp.exp(increment * centred).reshape(islands, -1)
+    weights = run.whole(jnp.exp(increment * centred).reshape(islands, -1))
     log_mean_weight = jnp.log(weights.mean(1))
     cumulative = jnp.cumsum(weights, 1)
     offset = jax.random.uniform(resample_key, (islands, 1))
@@ -187,13 +210,13 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
 
     with_gradient = jax.value_and_grad(density, has_aux=True)
 
-    at_start = jax.lax.map(with_gradient, start, batch_size=run.chunk_size)
+    at_start = run.map(with_gradient, start)
     slopes = jnp.where(jnp.isfinite(at_start[1]), at_start[1], 0.0)
 
     # The distance over which the density varies: the root of a mean squared gradient
     # does not count the distance between modes, as a variance would. Each island's is
     # from the gradients of the others, so that its moves stay independent of it.
-    squares = jnp.square(slopes).reshape(islands, chains, dim).mean(1)
+    squares = run.whole(jnp.square(slopes).reshape(islands, chains, dim).mean(1))
     others = (squares.sum(0) - squares) / (islands - 1)
     scale = jnp.repeat(jax.lax.rsqrt(others + 1e-12), chains, 0)
     # All chains make equally many steps of a move.
@@ -240,10 +263,10 @@ def _advance(run: _Run, rng_key: jax.Array, state: _State) -> tuple[_State, _Ste
         return jax.lax.scan(move, carry, (leaps, momenta, uniforms))[1]
 
     keys = jax.random.split(move_key, islands * chains)
-    position, log_likelihood, accept_prob = jax.lax.map(
-        chain, (keys, scale, start, at_start), batch_size=run.chunk_size
+    position, log_likelihood, accept_prob = run.map(
+        chain, (keys, scale, start, at_start)
     )
-    accept_prob = accept_prob.mean()
+    accept_prob = run.whole(accept_prob).mean()
     step_size = state.step_size * jnp.exp(2 * (accept_prob - _TARGET_ACCEPT_PROB))
     state = _State(
         position.reshape(islands, chains, run.num_moves, dim),
@@ -298,15 +321,20 @@ class TemperedSMC:
         How many chains, and draws of the prior, run through the model at once. Memory
         for what the model computes grows with it; the particles are all kept. Draws do
         not depend on it but by rounding.
+    mesh
+        Devices that share the islands, as ``jax.sharding.Mesh(jax.devices(),
+        ("data",))``: each holds and moves its part of the particles. By default one
+        does. Draws do not depend on it but by rounding.
     progress_bar
         Whether to show the temperature that was reached.
 
     Raises
     ------
     TypeError
-        If ``model`` is not callable, a number is none, or the key is none.
+        If ``model`` is not callable, a number is none, the key is none, or ``mesh`` is
+        no mesh.
     ValueError
-        If a number is out of its range. In :meth:`run`, if the model has discrete
+        If a number is out of its range, or devices cannot share islands equally. In :meth:`run`, if the model has discrete
         latent sites, no latent or no observed site, a subsampled plate, or a prior that
         cannot be drawn from (improper, scaled, masked or without a normalizer); if the
         likelihood is zero at all draws of the prior; if a checkpoint is of another run.
@@ -365,6 +393,7 @@ class TemperedSMC:
         ess_threshold: float = 0.7,
         check: bool = False,
         chunk_size: int = 2048,
+        mesh: Mesh | None = None,
         progress_bar: bool = True,
     ):
         check_function("model", model, "a NumPyro model, a callable")
@@ -379,6 +408,14 @@ class TemperedSMC:
         )
         self.check = as_flag("check", check)
         self.chunk_size = as_count("chunk_size", chunk_size)
+        if not (mesh is None or isinstance(mesh, Mesh)):
+            raise TypeError(f"mesh must be a jax.sharding.Mesh or None, got {mesh!r}.")
+        if mesh is not None and self.num_islands % mesh.size:
+            raise ValueError(
+                "num_islands must be a multiple of the number of devices of mesh, "
+                f"{mesh.size}, got {num_islands}."
+            )
+        self.mesh = mesh
         self.progress_bar = as_flag("progress_bar", progress_bar)
         block = self.num_islands * (self.num_moves or _NUM_MOVES)
         if self.num_particles % block or self.num_particles < 2 * block:
@@ -444,6 +481,7 @@ class TemperedSMC:
             self.ess_threshold,
             (0.8, 1.2),
             self.chunk_size,
+            self.mesh,
         )
         path = None if checkpoint is None else Path(checkpoint)
         chains = self.num_particles // (self.num_islands * num_moves)

@@ -134,12 +134,15 @@ def test_likelihood_that_is_zero_nearly_everywhere(monkeypatch):
 
 
 def test_resumed_run_is_the_same(tmp_path, monkeypatch):
-    """After a stop between temperatures, and by chunks; of other data it is refused."""
+    """After a stop, by chunks, on two devices; of other data it is refused."""
     y, key = jnp.array([1.0, 1.1]), jax.random.key(3)
     smc = TemperedSMC(two_modes, **SMALL)
     whole = smc.run(key, y)
-    chunked = TemperedSMC(two_modes, **SMALL, chunk_size=100).run(key, y)
-    assert_close(chunked.samples["z"], whole.samples["z"], rtol=1e-3, atol=1e-4)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    for options in ({"chunk_size": 100}, {"mesh": mesh}):
+        same = TemperedSMC(two_modes, **SMALL, **options).run(key, y)
+        assert_close(same.samples["z"], whole.samples["z"], rtol=1e-3, atol=1e-4)
+    assert len(same.samples["z"].devices()) == 2
     path = tmp_path / "smc.npz"
     advance, calls = tempered._advance, []
 
@@ -181,6 +184,17 @@ def test_refusals_and_warnings():
         (lambda: TemperedSMC(rare, num_particles=1000), ValueError, "= 128, got 1000"),
         (lambda: TemperedSMC(rare, num_islands=2), ValueError, "num_islands must"),
         (lambda: TemperedSMC(rare, ess_threshold=1.0), ValueError, r"within \(0, 1\)"),
+        (lambda: TemperedSMC(rare, mesh=2), TypeError, r"mesh must be a jax\.sharding"),
+        (
+            lambda: TemperedSMC(
+                rare,
+                num_islands=5,
+                num_particles=80,
+                mesh=jax.sharding.Mesh(jax.devices()[:2], ("data",)),
+            ),
+            ValueError,
+            "number of devices of mesh, 2, got 5",
+        ),
         (lambda: TemperedSMC(rare).run(0, 1.0), TypeError, "rng_key must"),
         (
             lambda: TemperedSMC(improper).run(jax.random.key(0)),
