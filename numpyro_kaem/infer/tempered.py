@@ -334,10 +334,11 @@ class TemperedSMC:
         If ``model`` is not callable, a number is none, the key is none, or ``mesh`` is
         no mesh.
     ValueError
-        If a number is out of its range, or devices cannot share islands equally. In :meth:`run`, if the model has discrete
-        latent sites, no latent or no observed site, a subsampled plate, or a prior that
-        cannot be drawn from (improper, scaled, masked or without a normalizer); if the
-        likelihood is zero at all draws of the prior; if a checkpoint is of another run.
+        If a number is out of its range, or devices cannot share islands equally. In
+        :meth:`run`, if the model has discrete latent sites, no latent or no observed
+        site, a subsampled plate, or a prior that cannot be drawn from (improper,
+        scaled, masked or without a normalizer); if the likelihood is zero at all draws
+        of the prior; if a checkpoint is of another run.
 
     Warns
     -----
