@@ -27,6 +27,7 @@ __all__ = [
     "as_grid",
     "as_name",
     "as_number",
+    "as_numpy",
     "as_path",
     "as_positive",
     "as_real",
@@ -121,6 +122,18 @@ def as_real(name: str, value: Any, or_bool: bool = False) -> jax.Array:
     if not (kind in ("fiub" if or_bool else "fiu") or _is_real(array)):
         raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}.")
     return array
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """Convert to a NumPy array what is one: no parts of several shapes."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        kind, count = type(value).__name__, len(value)
+        raise ValueError(
+            f"{name} must be one array, got a {kind} of {count} parts that differ in "
+            "shape: pass data without their labels, all of one shape."
+        ) from None
 
 
 def as_vectors(

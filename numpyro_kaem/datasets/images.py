@@ -1,6 +1,7 @@
 """Images: digits, MNIST, SVHN, CIFAR-10 and folders."""
 
 import math
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -396,7 +397,11 @@ class ImageFolder(NamedTuple):
     """float32 in [0, 1], or uint8 if not scaled, shape
     ``(num_images, size, size, 3)``."""
     names: tuple[str, ...]
-    """File names, in the same order."""
+    """File names, in the same order; with that of the class, as ``cats/1.png``."""
+    labels: np.ndarray | None = None
+    """int32 positions in ``classes``, shape ``(num_images,)``, or None."""
+    classes: tuple[str, ...] = ()
+    """Names of the folders of classes, in order."""
 
 
 def read_image_folder(
@@ -408,7 +413,7 @@ def read_image_folder(
     scale: bool = True,
     progress_bar: bool = False,
 ) -> ImageFolder:
-    """Read the images of a folder, such as CelebA's, as squares of one size.
+    """Read the images of a folder, or of a folder of classes, as squares of one size.
 
     The central square of each image is cropped and resized, antialiased where it
     shrinks. Grey images get three equal colours, transparency is dropped, and
@@ -417,7 +422,9 @@ def read_image_folder(
     Parameters
     ----------
     path
-        Path of the folder. Files without an image's suffix, and folders within, are
+        Path of a folder of images, such as CelebA's, of which the folders within are
+        ignored; or of one without images, but with a folder for each class, whose
+        images at any depth are labelled by it. Files without an image's suffix are
         ignored.
     size
         Pixels along a side of the result.
@@ -425,7 +432,8 @@ def read_image_folder(
         Pixels along a side of the cropped square; by default the shorter side of each
         image. For CelebA, 148 or 140 keeps the face.
     limit
-        Largest number of images to read, in order of their names; by default all.
+        Largest number of images to read, in order of their names, of each class where
+        there are classes; by default all.
     scale
         Whether to scale images to [0, 1].
     progress_bar
@@ -465,37 +473,61 @@ def read_image_folder(
     size = as_count("size", size)
     crop = None if crop is None else as_count("crop", crop)
     limit = None if limit is None else as_count("limit", limit)
-    files = _image_files(as_path("path", path))[:limit]
+    path = as_path("path", path)
+    classes = _image_files(path, limit)
+    files = [file for found in classes.values() for file in found]
+    names = [os.path.relpath(file, path).replace(os.sep, "/") for file in files]
     images = np.empty((len(files), size, size, 3), np.float32 if scale else np.uint8)
     # Scaled one by one: a large folder may not fit in memory in both types.
     for i, file in enumerate(tqdm(files, desc="Images", disable=not progress_bar)):
         image = _read_square(file, size, crop)
         images[i] = _to_unit_interval(image) if scale else image
-    return ImageFolder(images, tuple(file.name for file in files))
+    if "" in classes:
+        return ImageFolder(images, tuple(names))
+    sizes = [len(found) for found in classes.values()]
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    return ImageFolder(images, tuple(names), labels, tuple(classes))
 
 
-def _image_files(path: Path) -> list[Path]:
-    """Files of a folder that are named as images, in order."""
+def _image_files(path: Path, limit: int | None) -> dict[str, list[str]]:
+    """Image files in order, by class; ``""`` where there are none."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a folder of images.")
     if not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder of images.")
-    # Some systems leave hidden files beside images.
-    files = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in _SUFFIXES
-        and not file.name.startswith(".")
-        and file.is_file()
-    )
-    if not files:
+    direct = _images_within(path, deep=False)[:limit]
+    if direct:
+        return {"": direct}
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    found = {
+        folder.name: _images_within(folder, deep=True)[:limit]
+        for folder in folders
+        if not folder.name.startswith(".")
+    }
+    found = {name: files for name, files in found.items() if files}
+    if not found:
         raise ValueError(
-            f"{path} holds no image: no file name ends in {', '.join(_SUFFIXES)}."
+            f"{path} holds no image, nor do folders within: no file name ends in "
+            f"{', '.join(_SUFFIXES)}."
         )
-    return files
+    return found
 
 
-def _read_square(file: Path, size: int, crop: int | None) -> np.ndarray:
+def _images_within(path: Path, *, deep: bool) -> list[str]:
+    """Files of a folder that are named as images, in order."""
+    files: list[str] = []
+    for folder, folders, names in os.walk(path):
+        # Some systems leave hidden files beside images, and folders.
+        folders[:] = [name for name in folders if deep and name[0] != "."]
+        files += [
+            os.path.join(folder, name)
+            for name in names
+            if name.lower().endswith(_SUFFIXES) and name[0] != "."
+        ]
+    return sorted(files)
+
+
+def _read_square(file: str, size: int, crop: int | None) -> np.ndarray:
     """Read the square in the middle of an image, shape ``(size, size, 3)``, uint8."""
     from PIL import Image, ImageOps
 

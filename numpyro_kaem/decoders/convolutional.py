@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,9 @@ from numpyro_kaem.decoders.kan import OUTPUT_ACTIVATIONS, mean_square
 from numpyro_kaem.energy import BASE_ACTIVATIONS
 
 __all__ = ["ConvDecoder"]
+
+# Rows or columns of a map beyond which a dense layer is out of proportion.
+_MAX_LEFT = 20
 
 
 class ConvDecoder(eqx.Module):
@@ -59,6 +63,12 @@ class ConvDecoder(eqx.Module):
         If one is not positive, if ``output_shape`` has not two or three entries, if
         ``channels`` is empty or ``strides`` of another length, if strides do not divide
         the image or exceed the kernel, or if a name is not known.
+
+    Warns
+    -----
+    UserWarning
+        If the default strides leave the dense layer more than 20 pixels of a side,
+        because the image has too few factors of 2 and 3.
 
     Notes
     -----
@@ -127,6 +137,7 @@ class ConvDecoder(eqx.Module):
         image = self.output_shape[:2]
         if strides is None:
             self.strides = _default_strides(image, len(channels), kernel_size)
+            _warn_of_large_map(image, self.strides)
         else:
             self.strides = _as_strides(strides, image, len(channels), kernel_size)
         self.activation = as_name("activation", activation, BASE_ACTIVATIONS)
@@ -317,6 +328,25 @@ def _default_strides(
             sizes[axis] = size // stride[axis]
         strides.append((stride[0], stride[1]))
     return tuple(reversed(strides))
+
+
+def _warn_of_large_map(
+    image: tuple[int, ...], strides: tuple[tuple[int, int], ...]
+) -> None:
+    """Warn where the default strides leave much to the dense layer."""
+    factors = np.array(strides)
+    left = np.array(image) // factors.prod(0)
+    if np.any((factors == 1).any(0) & (left > _MAX_LEFT)):
+        step = 2 ** len(strides)
+        padded = tuple(-(-size // step) * step for size in image)
+        warnings.warn(
+            f"the image of {image[0]} x {image[1]} pixels has too few factors of 2 and "
+            f"3, so that the dense layer makes a map of {left[0]} x {left[1]}, which "
+            f"takes much memory and time. Pad images to {padded[0]} x {padded[1]}, or "
+            "give strides.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _as_strides(

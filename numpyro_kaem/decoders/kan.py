@@ -304,6 +304,8 @@ class KANDecoder(eqx.Module):
     -----
     - For independent standard Normal latents every layer starts with outputs of mean
       square one before ``output_activation``; see :meth:`KANLayer.init`.
+    - Without an ``output_activation`` outputs have no bounds: for pixels in [0, 1] take
+      ``"sigmoid"``.
     - Without ``layer_norm``, units that leave the grid in training keep their base
       activation only; :meth:`refit` moves the grids.
     - A random decoder takes its priors by the names of its leaves, such as

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_kaem._checks import as_count, check_function
+from numpyro_kaem._checks import as_count, as_numpy, check_function
 
 __all__ = ["SampleQuality", "sample_quality"]
 
@@ -172,7 +172,7 @@ def _as_rows(
     name: str, value: Any, num_neighbours: int, features: Callable | None
 ) -> np.ndarray:
     """Copy as float64, or the features, checked."""
-    array = np.asarray(value)
+    array = as_numpy(name, value)
     if features is not None and array.ndim > 0 and len(array) > 0:
         count = len(array)
         array = np.concatenate([np.asarray(features(b)) for b in _blocks(array)])

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import vmap_over
@@ -51,7 +52,8 @@ class KAEMMixture(LearnedDensity):
     Raises
     ------
     TypeError
-        If ``prior`` is not a :class:`KAEMPrior`, or the logits are not real numbers.
+        If ``prior`` is not a :class:`KAEMPrior`, or the logits are not real numbers,
+        such as a distribution.
     ValueError
         If the prior has no batch dimension, if shapes do not match, or if concrete
         logits are NaN, plus infinity, or all minus infinity.
@@ -96,10 +98,16 @@ class KAEMMixture(LearnedDensity):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if isinstance(mixing_logits, dist.Distribution):
+            raise TypeError(
+                "mixing_logits must be an array of log weights, such as the logits of "
+                f"a Categorical, and come first, got a {type(mixing_logits).__name__}."
+            )
         if not isinstance(prior, KAEMPrior):
             raise TypeError(
                 f"prior must be a KAEMPrior, got {type(prior).__name__}; for other "
-                "components use numpyro.distributions.MixtureSameFamily."
+                "components, and for mixtures of products (to_event), use "
+                "numpyro.distributions.MixtureSameFamily."
             )
         if prior.batch_shape == ():
             raise ValueError(

@@ -16,6 +16,7 @@ from numpyro import handlers
 from numpyro_kaem._checks import (
     as_count,
     as_flag,
+    as_numpy,
     as_real,
     check_function,
     check_key,
@@ -517,7 +518,7 @@ def _event_shape(
 def _check_shape(x: ArrayLike, event_shape: tuple[int, ...]) -> ArrayLike:
     """Check the shape of data, traced or not, and return them as an array."""
     if not isinstance(x, jax.Array):
-        x = np.asarray(x)
+        x = as_numpy("x", x)
         if x.dtype.kind not in "fiub":
             raise TypeError(f"x must be an array of numbers, got dtype {x.dtype}.")
     shape = x.shape

@@ -17,6 +17,8 @@ from numpyro_kaem.plotting.style import make_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_NUM_HALVINGS = 50
+
 __all__ = [
     "interpolate_latents",
     "plot_interpolation",
@@ -40,8 +42,8 @@ def plot_samples(
     Parameters
     ----------
     samples
-        Generated images, shape ``(num_samples, height, width)``, or with three colours
-        from 0 to 1 in a last axis. The first ones are drawn.
+        Generated images, shape ``(num_samples, height, width)``, or with a last axis of
+        one channel, or of three colours from 0 to 1. The first ones are drawn.
     real
         Data to compare with, shape ``(num_data, height, width)``, drawn on the left.
     num_columns, num_rows
@@ -123,15 +125,26 @@ def _draw_image(
 def _as_images(name: str, images: ArrayLike) -> np.ndarray:
     """Finite images, ``(n, height, width)`` or ``(n, height, width, 3)``."""
     images = np.asarray(images)
-    is_grey, is_colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
-    if not (is_grey or is_colour) or images.size == 0:
+    if not _are_images(images) or images.size == 0:
         raise ValueError(
-            f"{name} must hold images of shape (n, height, width) or "
-            f"(n, height, width, 3), got {images.shape}."
+            f"{name} must hold images of shape (n, height, width), or "
+            f"(n, height, width, 1 or 3), got {images.shape}."
         )
+    images = _without_channel(images)
     if not np.all(np.isfinite(images)):
         raise ValueError(f"{name} must be finite, some values are not.")
     return images
+
+
+def _are_images(images: np.ndarray) -> bool:
+    """Whether the axes are those of grey images, or of one or three channels."""
+    return images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
+
+
+def _without_channel(images: np.ndarray) -> np.ndarray:
+    """Grey images without an axis for their channel."""
+    is_grey = images.ndim == 4 and images.shape[-1] == 1
+    return images[..., 0] if is_grey else images
 
 
 def _tile(images: np.ndarray, num_columns: int) -> np.ndarray:
@@ -167,8 +180,8 @@ def interpolate_latents(
     ----------
     prior
         Distribution of the latents: independent densities with a ``cdf`` and an
-        ``icdf``, or an :class:`AutoregressiveKAEMPrior`, whose :math:`u` are
-        conditional.
+        ``icdf``; or an :class:`AutoregressiveKAEMPrior` or a mixture of such products
+        (``MixtureSameFamily``), whose :math:`u` are conditional on the latents before.
     start, end
         Latent vectors of the prior's shape.
     num_points
@@ -179,14 +192,15 @@ def interpolate_latents(
     Raises
     ------
     TypeError
-        If the prior has no cdf for each latent, as a mixture of products, or
-        ``num_points`` is not an integer.
+        If the prior is none of these, or ``num_points`` is not an integer.
     ValueError
         If a shape does not fit, ``num_points`` is less than 2, or ``method`` is
         unknown.
 
     References
     ----------
+    Rosenblatt (1952), "Remarks on a multivariate transformation", *Annals of
+    Mathematical Statistics* 23(3).
     Shoemake (1985), "Animating rotation with quaternion curves", SIGGRAPH.
 
     Examples
@@ -247,6 +261,8 @@ def _unit_maps(prior: dist.Distribution) -> tuple[Callable, Callable]:
         base = base.base_dist
     if isinstance(base, AutoregressiveKAEMPrior):
         return base.to_unit, base.from_unit
+    if isinstance(base, dist.MixtureSameFamily) and len(base.shape()) == 1:
+        return _mixture_maps(base)
     if base.event_shape == ():
         try:
             base.icdf(base.cdf(jnp.full(base.batch_shape, 0.5)))
@@ -255,9 +271,48 @@ def _unit_maps(prior: dist.Distribution) -> tuple[Callable, Callable]:
         else:
             return base.cdf, base.icdf
     raise TypeError(
-        "prior must be of independent densities with a cdf and an icdf, or an "
-        f"AutoregressiveKAEMPrior, got {type(base).__name__}."
+        "prior must be of independent densities with a cdf and an icdf, a mixture of "
+        f"such, or an AutoregressiveKAEMPrior, got {type(base).__name__}."
     )
+
+
+def _mixture_maps(mixture: dist.MixtureSameFamily) -> tuple[Callable, Callable]:
+    """Latents of a mixture of products to conditional probabilities, and back."""
+    cdf, icdf = _unit_maps(mixture.component_distribution)
+    components: Any = mixture.component_distribution
+    while isinstance(components, dist.Independent | dist.ExpandedDistribution):
+        components = components.base_dist
+    log_weights = jax.nn.log_softmax(mixture.mixing_distribution.logits)[:, None]
+
+    def weights(z: jax.Array) -> jax.Array:
+        """Of the components given the latents before each, ``(..., K, dim)``."""
+        terms = jnp.cumsum(components.log_prob(z[..., None, :]), axis=-1)[..., :-1]
+        before = jnp.concatenate([jnp.zeros_like(terms[..., :1]), terms], axis=-1)
+        return jax.nn.softmax(log_weights + before, axis=-2)
+
+    def mass(weights: jax.Array, z: jax.Array) -> jax.Array:
+        return jnp.sum(weights * cdf(z[..., None, :]), axis=-2)
+
+    @jax.jit
+    def from_unit(u: jax.Array) -> jax.Array:
+        quantiles = icdf(u[..., None, :])
+        ends = quantiles.min(-2), quantiles.max(-2)
+
+        def sweep(_: int, z: jax.Array) -> jax.Array:
+            given = weights(z)
+
+            def halve(_: int, ends: tuple) -> tuple:
+                middle = (ends[0] + ends[1]) / 2
+                below = mass(given, middle) < u
+                low, high = ends
+                return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+            return sum(jax.lax.fori_loop(0, _NUM_HALVINGS, halve, ends)) / 2
+
+        # Every sweep finds one more latent, of those before which are known.
+        return jax.lax.fori_loop(0, u.shape[-1], sweep, ends[0])
+
+    return jax.jit(lambda z: mass(weights(z), z)), from_unit
 
 
 def plot_interpolation(
@@ -361,7 +416,8 @@ def plot_traversal(
     _check_model(model)
     num_points = as_count("num_points", num_points)
     shape = model.prior.shape()
-    if isinstance(model.prior, AutoregressiveKAEMPrior) or len(shape) != 1:
+    joint = AutoregressiveKAEMPrior | dist.MixtureSameFamily
+    if isinstance(model.prior, joint) or len(shape) != 1:
         raise TypeError(
             "model must have a prior of independent densities, one per latent, got "
             f"{type(model.prior).__name__} of shape {shape}."
@@ -384,11 +440,6 @@ def plot_traversal(
 def _check_model(model: Any) -> None:
     if not isinstance(model, KAEM):
         raise TypeError(f"model must be a KAEM, got {type(model).__name__}.")
-    if isinstance(model.prior, dist.MixtureSameFamily):
-        raise TypeError(
-            "model must have a prior with a cdf for each latent, got a mixture of "
-            "products, which has none."
-        )
 
 
 def _draw_rows(
@@ -398,12 +449,12 @@ def _draw_rows(
     decoded = []
     for path in paths:
         images = np.asarray(model.decode(path))
-        if images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3):
+        if not _are_images(images):
             raise ValueError(
-                "model must decode to images (height, width) or (height, width, 3), "
-                f"got {images.shape[1:]}."
+                "model must decode to images (height, width) or (height, width, 1 or "
+                f"3), got {images.shape[1:]}."
             )
-        decoded.append(images)
+        decoded.append(_without_channel(images))
     images = np.stack(decoded)
     shape = images.shape[:2]
     axes = make_axes(ax, shape, (0.75 * shape[1] + 1.3, 0.8 * shape[0]))

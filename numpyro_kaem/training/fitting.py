@@ -17,6 +17,7 @@ from tqdm import tqdm
 from numpyro_kaem._checks import as_count, as_flag, check_function, check_key
 from numpyro_kaem.models.kaem import KAEM, as_data
 from numpyro_kaem.models.learning import learn_prior
+from numpyro_kaem.models.likelihoods import NormalLikelihood
 from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.training.checkpoint import (
     Checkpoint,
@@ -35,6 +36,9 @@ from numpyro_kaem.training.refit import (
 from numpyro_kaem.training.trainer import Batches, Trainer
 
 __all__ = ["FitProgress", "FitResult", "fit"]
+
+# Whole numbers up to this may be counts, for which Normal noise is a choice.
+_FEW = 100
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,7 +206,8 @@ def fit(
     -----
     UserWarning
         If steps were skipped; if a checkpoint is damaged, so that an earlier one is
-        used; if training continues with another objective, optimiser or setting.
+        used; if training continues with another objective, optimiser or setting; if
+        data with a :class:`NormalLikelihood` look like pixels from 0 to 255.
 
     Notes
     -----
@@ -259,6 +264,7 @@ def fit(
     }
     _check_parts(**parts, callback=callback, checkpoint=checkpoint)
     data = as_data(model, data)
+    _warn_of_bytes(model, data)
     batch_size = _check_batch_size(data, batch_size)
     chunk_size = _check_chunk_size(chunk_size, batch_size or len(data))
     key_init, key_order, key_refit = jax.random.split(rng_key, 3)
@@ -401,6 +407,20 @@ def _check_parts(
             "grid_update needs a KANDecoder, or a prior of energies with a reference, "
             f"got a model without: its decoder is {type(model.decoder).__name__}, its "
             f"prior {type(model.prior).__name__}."
+        )
+
+
+def _warn_of_bytes(model: Any, data: jax.Array) -> None:
+    """Warn of pixels from 0 to 255, from which Normal noise of a start is far off."""
+    if not isinstance(getattr(model, "likelihood", None), NormalLikelihood):
+        return
+    low, high = float(jnp.min(data)), float(jnp.max(data))
+    if low >= 0 and _FEW < high <= 255 and bool(jnp.all(data == jnp.round(data))):
+        _warn(
+            f"data are whole numbers from {low:.0f} to {high:.0f}, as pixels in bytes "
+            "are, and the decoder and its noise start in units of about one: training "
+            "starts far off, and may not arrive. Divide the data by 255, or by their "
+            "standard deviation."
         )
 
 

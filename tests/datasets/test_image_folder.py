@@ -42,6 +42,28 @@ def test_order_and_values(tmp_path, capsys):
     assert "1/1" in capsys.readouterr().err
 
 
+def test_folders_of_classes(tmp_path):
+    arrays = {}
+    for name in ["b/2.png", "a/x/1.png", "b/10.png", "a/0.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        arrays[name] = pixels(4, 4, len(arrays))
+        save(arrays[name], tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    save(pixels(4, 4), tmp_path / ".hidden" / "1.png")
+    data = read_image_folder(tmp_path, 4, scale=False)
+    assert data.names == ("a/0.png", "a/x/1.png", "b/10.png", "b/2.png")
+    assert data.classes == ("a", "b")
+    assert_array_equal(data.labels, [0, 0, 1, 1])
+    assert_array_equal(data.images, [arrays[name] for name in data.names])
+    # As many of each class.
+    assert_array_equal(read_image_folder(tmp_path, 4, limit=1).labels, [0, 1])
+    # A folder of images has no classes, whatever is in folders within.
+    save(pixels(4, 4), tmp_path / "0.png")
+    data = read_image_folder(tmp_path, 4)
+    assert (data.names, data.labels, data.classes) == (("0.png",), None, ())
+
+
 def test_cuts_out_the_middle_and_resizes_with_smoothing(tmp_path):
     for i, (shape, crop, part) in enumerate(
         [
@@ -110,7 +132,9 @@ def test_truncated_images_are_named(tmp_path, suffix):
 def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; .* a folder"):
         read_image_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no image: no file name ends in \.bmp"):
+    with pytest.raises(
+        ValueError, match=r"holds no image, .* no file name ends in \.bmp"
+    ):
         read_image_folder(tmp_path)
     path = tmp_path / "image.png"
     save(pixels(9, 6), path)

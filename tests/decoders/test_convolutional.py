@@ -164,6 +164,13 @@ def test_default_strides(key):
     assert made((9, 8), channels=(4,), kernel_size=1).strides == ((1, 1),)
 
 
+def test_an_image_without_factors_is_told(key):
+    with pytest.warns(UserWarning, match=r"a map of 29 x 7, .* Pad images to 32 x 28"):
+        ConvDecoder(key, 2, (29, 28))
+    # What was asked for is not.
+    ConvDecoder(key, 2, (29, 28), strides=(1, 1))
+
+
 def test_start_keeps_the_mean_square(key):
     """Inside the image: at its border a kernel sees less."""
     decoder = ConvDecoder(

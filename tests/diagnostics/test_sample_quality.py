@@ -180,6 +180,7 @@ def test_arguments():
     for arguments, error, message in [
         ({"samples": good * 1j}, TypeError, f"samples {real}"),
         ({"reference": [["a"]]}, TypeError, f"reference {real}"),
+        ({"samples": (good, good[:, 0])}, ValueError, "samples must be one array, got"),
         ({"samples": good[:5]}, ValueError, r"samples .* = 5, got shape \(5, 3\)"),
         ({"reference": good[:, 0]}, ValueError, r"reference .* got shape \(10,\)"),
         ({"samples": good[:, :0]}, ValueError, r"samples .* got shape \(10, 0\)"),

@@ -293,6 +293,7 @@ def test_bad_input():
     three = prior(3)
     for logits, components, error, match in (
         (np.zeros(3), dist.Normal(), TypeError, "prior must be a KAEMPrior"),
+        (dist.Categorical(np.ones(3) / 3), three, TypeError, "of log weights, such as"),
         (np.zeros(3), prior(), ValueError, r"got batch_shape \(\)"),
         (
             np.zeros(2),

@@ -127,6 +127,7 @@ def test_bad_data(linear):
         ([0.0, np.nan], ValueError, r"x must be finite, got nan at index \(1,\)"),
         ([np.inf], ValueError, "x must be finite, got inf"),
         (["a"], TypeError, "x must be an array of numbers"),
+        (([[1.0]], [1]), ValueError, "one array, got a tuple of 2 parts that differ"),
     ):
         with pytest.raises(error, match=match):
             trace_of(linear, x)

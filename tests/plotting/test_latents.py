@@ -65,6 +65,26 @@ def test_paths_have_steps_of_equal_probability_or_one_length(prior):
     np.testing.assert_allclose(line[2], 1.5 * start, atol=1e-5)
 
 
+def test_paths_of_a_mixture_have_equal_steps_of_conditional_probability():
+    """Of each latent given those before it, against SciPy."""
+    weights = np.array([0.3, 0.7])
+    loc, scale = np.array([[-2.0, 0.0], [1.0, 3.0]]), np.array([[0.5, 1.0], [1.0, 2.0]])
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(jnp.asarray(weights)), dist.Normal(loc, scale).to_event(1)
+    )
+    path = kaem.interpolate_latents(mixture, [-2.5, 1.0], [2.0, -1.0], 5)
+    z = np.asarray(path, float)[:, None]
+    first = weights * stats.norm.pdf(z[..., 0], loc[:, 0], scale[:, 0])
+    shares = np.array([np.tile(weights, (5, 1)), first / first.sum(1, keepdims=True)])
+    masses = [
+        (share * stats.norm.cdf(z[..., i], loc[:, i], scale[:, i])).sum(1)
+        for i, share in enumerate(shares)
+    ]
+    steps = np.diff(masses)
+    np.testing.assert_allclose(steps, np.tile(steps[:, :1], 4), atol=2e-6)
+    np.testing.assert_allclose(path[0], [-2.5, 1.0])
+
+
 def test_figures_show_what_is_decoded(model, prior):
     axes = kaem.plot_interpolation(model, START, END, 4)
     for row, method in zip(shown(axes), ("cdf", "spherical"), strict=True):
@@ -86,10 +106,7 @@ def test_figures_show_what_is_decoded(model, prior):
 def test_bad_input_is_refused(model):
     normal = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     # Without a cdf for each latent.
-    energy = kaem.Energy(kaem.RBF(-2.0, 2.0, 6), jnp.zeros((3, 2, 6)))
-    mixture = dist.MixtureSameFamily(
-        dist.Categorical(logits=jnp.zeros(3)), kaem.KAEMPrior(energy).to_event(1)
-    )
+    dependent = dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2))
     zeros, ones, axes = np.zeros(2), np.ones(2), plt.subplots(1, 2)[1]
     path, traversal = kaem.interpolate_latents, kaem.plot_traversal
     for call, match in [
@@ -103,6 +120,6 @@ def test_bad_input_is_refused(model):
         with pytest.raises(ValueError, match=match):
             call()
     with pytest.raises(TypeError, match="prior must be of independent densities"):
-        path(mixture, zeros, ones)
+        path(dependent, zeros, ones)
     with pytest.raises(TypeError, match="model must be a KAEM"):
         kaem.plot_interpolation(3, [0.0], [1.0])

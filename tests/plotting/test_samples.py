@@ -21,6 +21,11 @@ def test_images_are_drawn_row_after_row():
     np.testing.assert_array_equal(picture[4:, 5:], samples[3])
     assert np.all(np.isnan(picture[3]))
     assert np.all(np.isnan(picture[:, 4]))
+    # An axis of one channel makes no difference.
+    ax = kaem.plot_samples(samples[..., None], num_columns=2, num_rows=2)
+    np.testing.assert_array_equal(
+        np.ma.filled(ax.images[0].get_array(), np.nan), picture
+    )
     # Colours are kept.
     samples = np.random.default_rng(0).uniform(size=(2, 3, 3, 3))
     ax = kaem.plot_samples(samples, num_columns=2)
@@ -41,6 +46,7 @@ def test_real_beside_generated_on_one_scale():
 def test_bad_input_is_refused():
     for samples, options, match in [
         (np.zeros((2, 3)), {}, "samples must hold images"),
+        (np.zeros((2, 3, 3, 2)), {}, "samples must hold images"),
         (np.zeros((0, 3, 3)), {}, "samples must hold images"),
         (np.full((1, 2, 2), np.nan), {}, "samples must be finite"),
         (images(2), {"real": images(2, 5)}, "real must hold images of the shape"),

@@ -365,6 +365,20 @@ def test_patience_ends_training_that_does_not_improve():
     assert means[-3:].min() >= means[:-3].min()
 
 
+def test_bytes_are_told():
+    """Of Normal noise alone, where it starts far from such data."""
+    data = np.random.default_rng(0).integers(0, 256, (20, 2)).astype(np.uint8)
+    model = kaem.KAEM(
+        dist.Normal(jnp.zeros(2), 1.0), lambda z: z, kaem.NormalLikelihood()
+    )
+    given = (LangevinMLE(1), optax.adam(0.1), 1)
+    with pytest.warns(
+        UserWarning, match=r"from \d+ to 2\d\d, .* Divide the data by 255"
+    ):
+        kaem.fit(model, data, *given, progress_bar=False)
+    kaem.fit(model, data / 255, *given, progress_bar=False)
+
+
 def test_steps_that_are_not_finite_are_skipped_and_counted():
     with pytest.warns(UserWarning, match=r"of 12 steps were skipped"):
         result = train(12, ImportanceMLE(10), data=X.at[7].set(jnp.inf))
