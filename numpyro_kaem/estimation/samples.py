@@ -1,7 +1,7 @@
 """Samples to fit: their weights, their support, and the cells of those rounded."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,6 +43,15 @@ _FINEST = 0.25
 # Tied values that are searched for a spacing, and parts of a gap that it may be.
 _MOST_VALUES = 64
 _PARTS = np.arange(1, 13)
+# Multiples of a spacing that may have heaps.
+_MULTIPLES = np.array([m for m in range(2, 5001) if 210**12 % m == 0])
+# Standard deviations that these may be apart: others are modes.
+_WIDEST_HEAP = 1.25
+# Weights of a count's neighbours that interpolate it, from so many on either side.
+_INTERPOLATION = {
+    1: np.array([0.5, 0.0, 0.5]),
+    2: np.array([-1.0, 4.0, 0.0, 4.0, -1.0]) / 6,
+}
 # Distance from a multiple, as a share of the spacing, for numbers in float64.
 _TOLERANCE = 1e-7
 
@@ -346,8 +355,116 @@ def _widths_of(samples: np.ndarray) -> np.ndarray:
     gap = np.abs(values - values[on][[right - 1, right]]).min(axis=0) - spacing / 2
     cut_off = tied & ~on & (gap > 1e-3 * spacing)
     widths[cut_off] = 2 * np.minimum(gap[cut_off], spacing / 2)
+    if counts @ (widths > 0) < _FEWEST_TIES * len(samples):
+        return none
     widths = widths[place]
-    return widths if np.mean(widths > 0) >= _FEWEST_TIES else none
+    # Samples of one value in random order: they may be sorted by another column.
+    order = np.random.default_rng(0).permutation(len(samples))
+    order = order[np.argsort(place[order], kind="stable")]
+    first = (np.cumsum(counts) - counts)[on]
+    steps = np.round((values[on] - origin) / spacing).astype(int)
+    limit = _WIDEST_HEAP * samples.std() / spacing
+    for multiple, heaps, taken in _heaps(steps, counts[on], limit):
+        for start, number in zip(first[heaps], taken, strict=True):
+            widths[order[start : start + number]] = multiple * spacing
+    return widths
+
+
+# --- heaps ---------------------------------------------------------------------------
+
+
+def _heaps(
+    steps: np.ndarray, counts: np.ndarray, limit: float
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Multiples of a spacing to which a part of the samples was rounded.
+
+    Values lie at integer steps. Gives each multiple, the indices of its values, and how
+    many samples are rounded to it: those beyond the mean count of the values around.
+    Then the same of these samples alone.
+    """
+    index, whole = np.arange(len(steps)), 1
+    while found := _multiple(steps, counts, limit / whole):
+        multiple, origin = found
+        heaps, around = _windows(steps, counts, multiple, origin)
+        at = np.isin(steps, heaps)
+        occupied = np.isin(heaps, steps)
+        ends = heaps[occupied, None] + multiple * np.array([-0.5, 0.5])
+        ends = ends.clip(steps[0] - 0.5, steps[-1] + 0.5)
+        others = np.maximum(ends[:, 1] - ends[:, 0] - 1, 0.5)
+        beyond = counts[at] - (around[occupied] - counts[at]) / others
+        taken, rest = np.zeros(len(beyond), int), 0.0
+        # What is left over of one heap counts at the next: the sum stays.
+        for i, more in enumerate(beyond):
+            taken[i] = np.clip(np.round(more + rest), 0, counts[at][i])
+            rest += more - taken[i]
+        index, whole, some = index[at], whole * multiple, taken > 0
+        yield whole, index, taken
+        steps = (steps[at] - origin) // multiple
+        index, steps, counts = index[some], steps[some], taken[some]
+
+
+def _multiple(
+    steps: np.ndarray, counts: np.ndarray, limit: float
+) -> tuple[int, int] | None:
+    """Find a multiple with heaps, and the step of one of them."""
+    best, least = None, 6.0
+    for multiple in _MULTIPLES[_MULTIPLES <= limit].tolist():
+        share = np.bincount(steps % multiple, counts, multiple)
+        origin = int(np.argmax(share))
+        if (score := _score(steps, counts, multiple, origin)) > least:
+            best, least = (multiple, origin), score
+    while best is not None:
+        multiple, origin = best
+        # Other heaps between those found, at a part of their multiple.
+        for part in (p for p in (2, 3, 5, 7) if multiple % p == 0 and multiple > p):
+            if _score(steps, counts, multiple // part, origin, part) > 4:
+                best = multiple // part, origin % (multiple // part)
+                break
+        else:
+            break
+    return best
+
+
+def _score(
+    steps: np.ndarray, counts: np.ndarray, multiple: int, origin: int, skip: int = 0
+) -> float:
+    """Count samples at multiples beyond those interpolated, in standard errors.
+
+    Every ``skip``-th multiple is left out. Those of heaps are everywhere alike, as a
+    share of the samples around; tied draws and modes are at some multiples only: these
+    count 0, as do heaps of fewer than a hundredth of all.
+    """
+    heaps, around = _windows(steps, counts, multiple, origin)
+    weights = _INTERPOLATION[1 if multiple == 2 else 2]
+    reach = len(weights) // 2
+    used = (heaps - reach >= steps[0]) & (heaps + reach <= steps[-1])
+    if skip:
+        used &= (heaps - origin) // multiple % skip != 0
+    heaps, around = heaps[used], around[used]
+    near = heaps[:, None] + np.arange(-reach, reach + 1)
+    place = np.searchsorted(steps, near).clip(0, len(steps) - 1)
+    values = np.where(steps[place] == near, counts[place], 0)
+    expected = np.maximum(values @ weights, 0)
+    beyond = values[:, reach] - expected
+    total, count = beyond.sum(), len(heaps)
+    if count < 3 or total <= 0.01 * counts.sum():
+        return 0.0
+    differences = beyond - total / around.sum() * around
+    if total * np.sqrt(count - 1) < 8 * np.linalg.norm(differences):
+        return 0.0
+    return float(total / np.sqrt(1 + expected.sum() * (1 + weights @ weights)))
+
+
+def _windows(
+    steps: np.ndarray, counts: np.ndarray, multiple: int, origin: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multiples nearest to any step, and the counts up to half of one beside each."""
+    ratio = (steps - origin) / multiple
+    # A step halfway between two counts half for each.
+    places = np.stack([np.floor(ratio + 0.5), np.ceil(ratio - 0.5)]).astype(int)
+    heaps, place = np.unique(places, return_inverse=True)
+    around = np.bincount(place.reshape(-1), np.tile(0.5 * counts, 2), len(heaps))
+    return origin + multiple * heaps, around
 
 
 def coarse(widths: np.ndarray, basis: AbstractBasis, rounding: Any) -> np.ndarray:
@@ -361,15 +478,24 @@ def coarse(widths: np.ndarray, basis: AbstractBasis, rounding: Any) -> np.ndarra
         columns = widths.reshape(len(widths), -1)
         rounded = np.flatnonzero(np.any(columns > 0, axis=0))
         column = columns[:, rounded[0]]
-        spacing, share = np.median(column[column > 0]), np.mean(column > 0)
+        known = column[column > 0]
+        # Cut-off values have widths of their own.
+        levels, counts = np.unique(known, return_counts=True)
+        levels = levels[counts >= 0.005 * len(known)]
+        spacing = levels[0] if len(levels) > 1 else np.median(known)
+        heaps = ", ".join(
+            f"{np.mean(column == level):.0%} to {level:.6g}" for level in levels[1:]
+        )
+        heaps = f", with heaps of coarser rounding ({heaps})" if heaps else ""
         place = np.unravel_index(rounded[0], widths.shape[1:])
         of = f" of column {tuple(map(int, place))}" if place else ""
         others = len(rounded) - 1
         more = f", and those of {others} more columns" if others else ""
         warnings.warn(
-            f"{share:.0%} of the samples{of} are at values of one spacing, "
-            f"{spacing:.6g}, with many ties{more}: they are taken as rounded, each for "
-            f"an interval of that width. Pass rounding={spacing:.6g} to say so, or "
+            f"{np.mean(column > 0):.0%} of the samples{of} are at values of one "
+            f"spacing, {spacing:.6g}, with many ties{heaps}{more}: they are taken as "
+            "rounded, each for an interval of that width. Pass "
+            f"rounding={spacing:.6g} to say so{' of all' * bool(heaps)}, or "
             'rounding="none" if they are exact.',
             UserWarning,
             stacklevel=3,
@@ -422,8 +548,10 @@ def spread(
     for column, (x, below, above) in enumerate(zip(*(p.T for p in parts), strict=True)):
         # An order of its own for each column: places in cells are independent.
         first = np.arange(len(x)) if rng is None else rng.permutation(len(x))
-        order = first[np.argsort(x[first], kind="stable")]
-        _, starts, counts = np.unique(x[order], return_index=True, return_counts=True)
+        order = first[np.lexsort((below[first], x[first]))]
+        cells = np.stack([x[order], below[order]])
+        starts = np.flatnonzero(np.any(np.diff(cells, prepend=np.nan) != 0, axis=0))
+        counts = np.diff(starts, append=len(x))
         rank = np.arange(len(x)) - np.repeat(starts, counts)
         part = np.empty(len(x))
         part[order] = (rank + 0.5) / np.repeat(counts, counts)

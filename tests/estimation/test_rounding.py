@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import numpyro_kaem as kaem
-from numpyro_kaem.estimation import exponential_family
+from numpyro_kaem.estimation import density, exponential_family
 from numpyro_kaem.estimation.samples import as_widths, spread, support_ends
 from numpyro_kaem.numerics.nodes import Cells
 from tests.helpers import assert_close
@@ -64,6 +64,39 @@ def test_rounded_samples(samples, spacing, support):
     ends = np.arange(low - 0.5, high + 1)
     seen = np.histogram(samples, ends * spacing)[0] / len(samples)
     assert np.max(np.abs(np.diff(below(ends)) - seen)) < 2 / np.sqrt(len(samples))
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize(
+    ("spacing", "shares", "found"),
+    [(1.0, {5: 0.2, 10: 0.3}, "20% to 5, 30% to 10"), (0.0, {1: 0.3, 5: 0.2}, "to 5")],
+    ids=["ages", "exact ones too"],
+)
+def test_heaps_count_for_wider_intervals(spacing, shares, found):
+    """Heaps, taken as rounded to the finest spacing, stood out as peaks."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(45.0, 12.0, 20_000)
+    widths = rng.choice([spacing, *shares], 20_000, p=[0.5, *shares.values()])
+    rounded = widths * np.round(samples / np.where(widths > 0, widths, 1))
+    samples = np.where(widths > 0, rounded, samples)
+    with pytest.warns(UserWarning, match=rf"heaps of coarser rounding \(.*{found}\)"):
+        prior = kaem.fit_density(samples)
+    corrected = np.sqrt(samples.var() - np.mean(widths**2) / 12)  # Sheppard
+    assert_close(np.sqrt(prior.variance), corrected, rtol=0.01)
+    z = np.arange(0.0, 90.0, 0.5)
+    np.testing.assert_allclose(prior.cdf(z), stats.norm(45, 12).cdf(z), atol=0.01)
+
+
+def test_shares_of_cells_of_little_mass():
+    """Running sums of their weights, and of masses, left nothing of them."""
+    num_nodes = exponential_family.nodes_per_panel(jnp.zeros(()).dtype)
+    masses = np.repeat([0.5, 0.5, 1e-20, 1e-25], num_nodes) / num_nodes
+    position = (np.arange(masses.size) + 0.5) / masses.size
+    cells = np.array([0, 1, 2, 3]), np.array([2, 2, 4, 4])
+    shares = np.array([0.25, 0.25, 0.25, 0.25])
+    _, pooled = density._of_cells(position, masses, *cells, shares)
+    panels = pooled.reshape(4, -1).sum(1)
+    np.testing.assert_allclose(panels, [0.125, 0.375, 0.25, 0.25], rtol=1e-4)
 
 
 def test_ties_taken_as_exact_leave_no_peaks():
@@ -171,6 +204,17 @@ def test_spacings_are_found(size):
         width, part = found(samples)
         np.testing.assert_allclose(width, spacing, rtol=1e-4)
         assert abs(part - share) < 0.005
+    # No heaps: modes far apart, counts, and draws from few values.
+    modes = rng.normal(np.where(rng.random(size) < 0.5, 0.0, 20.0), 2.0)
+    few = rng.choice(np.round(rng.normal(0.0, 30.0, size)), size)
+    for samples in (
+        np.round(modes),
+        rng.poisson(3, size),
+        rng.geometric(0.1, size),
+        few,
+    ):
+        widths = as_widths(None, samples.astype(float), np.ones(1))
+        np.testing.assert_array_equal(widths, 1.0)
     # Values cut off between the multiples.
     samples = np.minimum(np.round(rng.normal(10.0, 3.0, 2000)), 12.75)
     widths = as_widths(None, samples, np.ones(1))
