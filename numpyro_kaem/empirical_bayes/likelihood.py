@@ -206,12 +206,19 @@ def evaluate(
 
 
 def _values(log_likelihood: LogLikelihood, nodes: jax.Array) -> jax.Array:
-    try:
+    if not is_concrete(nodes):
         return jnp.asarray(log_likelihood(nodes), nodes.dtype)
-    except ValueError:
-        # A distribution that checks its parameters may refuse those far out. Under jit
-        # none do.
-        return jnp.asarray(jax.jit(log_likelihood)(nodes), nodes.dtype)
+    # In float64 where that may be: those of large counts are small differences of
+    # large numbers.
+    with jax.enable_x64(True):
+        wide = nodes.astype(jnp.float64)
+        try:
+            values = log_likelihood(wide)
+        except ValueError:
+            # A distribution that checks its parameters may refuse those far out. Under
+            # jit none do.
+            values = jax.jit(log_likelihood)(wide)
+        return jnp.asarray(values).astype(nodes.dtype)
 
 
 @jax.jit

@@ -41,6 +41,8 @@ __all__ = [
 # float64.
 _CHANGE = {False: 5.0, True: 4.0}
 _MAX_PARTS = 16
+# Share of a unit's mass between two numbers that is told.
+_LARGEST_SPACING = 1e-3
 _MAX_ROUNDS = 8
 _MAX_PANELS = 4096
 # How often panels are widened to twice their width, for units far out in a tail.
@@ -208,6 +210,7 @@ def _resolve(
             np.where(np.isfinite(change), change, np.inf) / _CHANGE[is_double]
         )
         parts = np.clip(parts, 1, _MAX_PARTS).astype(int)
+        unresolved = parts > 1
         # Nothing is left to split between neighbouring numbers, or at a jump that is
         # found to nine digits.
         spacing = np.spacing(np.maximum(np.abs(edges[:-1]), np.abs(edges[1:])))
@@ -216,6 +219,9 @@ def _resolve(
         if parts.sum() > _MAX_PANELS:
             break
         done = np.all(parts == 1)
+        if done:
+            part = spacing / np.maximum(np.diff(edges), spacing)
+            _warn_of_spacing(share * np.where(unresolved, 1, part))
         edges = _padded(_split(edges, parts))
         if done and len(edges) == len(panels.edges):
             return UnitQuadrature(panels, values)
@@ -228,11 +234,27 @@ def _resolve(
         f"the likelihood of unit {unit[worst]} is too narrow for the quadrature, or "
         f"jumps: its log changes by {change[worst]:.3g} between "
         f"{edges[worst]:.6g} and {edges[worst + 1]:.6g}. The marginal likelihood may "
-        "be inaccurate.",
+        "be inaccurate. Give units far narrower than the prior a wider distribution, "
+        "of a hundredth of the prior's deviation, or fit fewer at a time.",
         UserWarning,
         stacklevel=4,
     )
     return UnitQuadrature(panels, values)
+
+
+def _warn_of_spacing(missed: np.ndarray) -> None:
+    """Warn of units with much of their mass between two neighbouring numbers."""
+    # A jump has little mass between the numbers to which it is found.
+    if (most := np.max(missed)) > _LARGEST_SPACING:
+        warnings.warn(
+            f"the likelihood of a unit is too narrow for {missed.dtype.name}: "
+            f"{most:.1e} of its mass lies between numbers that cannot be told apart, "
+            "and its marginal likelihood may err by as much. Use float64 "
+            "(jax.config.update('jax_enable_x64', True)), subtract an offset from the "
+            "latent values, such as their mean, or give the unit a wider distribution.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _padded(edges: Any) -> Any:
@@ -278,7 +300,11 @@ def _inspect(
         share = jnp.exp(logsumexp(inner, axis=1) - total)
         shape = row[:-2].reshape(count, num_nodes) + log_density
         change = jnp.max(shape, 1) - jnp.min(shape, 1)
-        change = jnp.where(share > threshold, change, 0)
+        # A narrow peak may lie between the nodes of a neighbour and be nearer to one
+        # here.
+        near = jnp.abs(jnp.arange(count) - jnp.argmax(share)) <= 1
+        near &= jnp.diff(panels.edges) > 0
+        change = jnp.where((share > threshold) | near, change, 0)
         return share, change, jnp.exp(joint[-2:] - total)
 
     def largest(state: tuple, unit: tuple) -> tuple:

@@ -333,6 +333,32 @@ def test_finds_a_jump_and_warns_of_units_that_are_too_narrow():
         kaem.unit_log_marginal_likelihood(prior, units)
 
 
+@pytest.mark.float64
+def test_units_far_narrower_than_the_panels():
+    """Large counts were rounded, and peaks nearest to a node of the next panel lost."""
+    is_double = jnp.zeros(()).dtype == np.float64
+    flat = kaem.Energy(kaem.BSpline(-4.0, 14.0, 12), jnp.zeros(12))
+    prior = kaem.KAEMPrior(flat, dist.Normal(8.0, 2.0))
+    counts = np.array([300, 3000, 30_000, 1_000_000])
+    units = kaem.unit_log_likelihood(lambda z: dist.Poisson(jnp.exp(z)), counts)
+    z = np.log(counts) + np.linspace(-12, 12, 2001)[:, None] / np.sqrt(counts)
+    joint = stats.poisson.logpmf(counts, np.exp(z)) + stats.norm.logpdf(z, 8.0, 2.0)
+    exact = special.logsumexp(joint, axis=0) + np.log(z[1] - z[0])
+    got = kaem.unit_log_marginal_likelihood(prior, units)
+    np.testing.assert_allclose(got, exact, rtol=1e-9 if is_double else 1e-5)
+
+    data = np.linspace(5.0, 11.0, 7)
+    known = lambda error: kaem.unit_log_likelihood(  # noqa: E731
+        lambda z: dist.Normal(z, error), data
+    )
+    error = 1e-7 if is_double else 1e-3
+    got = kaem.unit_log_marginal_likelihood(prior, known(error))
+    exact = stats.norm.logpdf(data, 8.0, 2.0)
+    np.testing.assert_allclose(got, exact, rtol=1e-7 if is_double else 1e-5)
+    with pytest.warns(UserWarning, match=r"lies between numbers .* Use float64"):
+        kaem.unit_log_marginal_likelihood(prior, known(1e-3 * error))
+
+
 # --- bad input -----------------------------------------------------------------------
 
 
