@@ -308,6 +308,13 @@ def test_fits_that_samples_do_not_support_are_told():
     # Masses of cells of two deviations leave the deviation open by some per cent.
     corrected = np.sqrt(samples.var() - 4 / 12)
     assert abs(np.sqrt(prior.variance) / corrected - 1) < 0.15
+    # The remedy that is named, a reference of the shape.
+    exact = np.random.default_rng(0).gamma(2.0, 1.0, 4000)
+    with pytest.warns(UserWarning, match="or a reference of the shape"):
+        prior = kaem.fit_density(
+            np.round(exact / 2.8) * 2.8, None, dist.Gamma(2.0, 1.0), rounding=2.8
+        )
+    assert_close(np.sqrt(prior.variance), exact.std(), rtol=0.03)
 
 
 # --- all spacings and sizes ----------------------------------------------------------
