@@ -157,6 +157,17 @@ class AmortisedELBO(MaximumLikelihood):
 
         return guide
 
+    def learned_encoder(self, params: dict[str, Any]) -> Callable:
+        """Return the encoder with values of its parameters."""
+        return eqx.combine(params["encoder$params"], self.encoder)
+
+    def draw(
+        self, rng_key: jax.Array, unit_model: UnitModel, params: dict[str, Any]
+    ) -> jax.Array:
+        """Draw unconstrained latent values of each unit, ``(num_units, dim)``."""
+        loc, log_scale = self._encode(self.learned_encoder(params), unit_model)
+        return loc + jnp.exp(log_scale) * jax.random.normal(rng_key, loc.shape)
+
     def _encode(
         self, encoder: Callable, unit_model: UnitModel
     ) -> tuple[jax.Array, jax.Array]:
@@ -198,13 +209,12 @@ class AmortisedELBO(MaximumLikelihood):
                     "the steps of the schedule kl_weight."
                 )
             weight = weight(memory["step"])
-        learned = params.get("encoder$params")
-        if learned is None:
+        if "encoder$params" not in params:
             raise ValueError(
                 "guide must be that of AmortisedELBO.guide(model), which holds the "
                 "encoder."
             )
-        encoder = eqx.combine(learned, self.encoder)
+        encoder = self.learned_encoder(params)
         loc, log_scale = self._encode(encoder, unit_model)
 
         def bound(key: jax.Array) -> jax.Array:

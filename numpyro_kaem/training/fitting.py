@@ -15,9 +15,11 @@ from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from numpyro_kaem._checks import as_count, as_flag, check_function, check_key
+from numpyro_kaem.infer.units import UnitModel
 from numpyro_kaem.models.kaem import KAEM, as_data
 from numpyro_kaem.models.learning import learn_prior
 from numpyro_kaem.models.likelihoods import NormalLikelihood
+from numpyro_kaem.objectives.amortised import AmortisedELBO
 from numpyro_kaem.objectives.base import MaximumLikelihood
 from numpyro_kaem.training.checkpoint import (
     Checkpoint,
@@ -102,6 +104,53 @@ class FitResult:
     """What the objective keeps, such as the chains of each unit."""
     stopped: str
     """Why training ended: ``"num_steps"``, ``"patience"`` or ``"callback"``."""
+    encoder: Any = None
+    """The trained encoder, if the objective is an ``AmortisedELBO``."""
+
+    def encode(self, x: ArrayLike, rng_key: jax.Array | None = None) -> jax.Array:
+        """Latents of data by the encoder, shape ``(num_data, *latent_shape)``.
+
+        Parameters
+        ----------
+        x
+            Data, shape ``(num_data, ...)``, of any number.
+        rng_key
+            Random key, for one draw of the encoder's distribution of each datum; None
+            is its median.
+
+        Raises
+        ------
+        ValueError
+            If the result is not that of a :class:`KAEM` with an encoder, or its latents
+            are those of KART; or if ``x`` does not fit the model.
+        """
+        model = self.model
+        if self.encoder is None or not isinstance(model, KAEM) or model.joint:
+            kind = f"{type(model).__name__} with"
+            kind += "out an encoder" if self.encoder is None else " an encoder"
+            raise ValueError(
+                "encode needs the result of a numpyro_kaem.KAEM, not of KART, trained "
+                f"by AmortisedELBO, got that of a {kind}."
+            )
+        x = model.check_data(x)
+        key = jax.random.key(0) if rng_key is None else rng_key
+        check_key(key)
+        units = UnitModel(key, model.params, model, (jnp.asarray(x),), {}, "data")
+        position, log_scale = jnp.split(self.encoder(jnp.asarray(x)), 2, axis=-1)
+        if rng_key is not None:
+            noise = jax.random.normal(key, position.shape)
+            position = position + jnp.exp(log_scale) * noise
+        return units.constrain(position)[0]["z"]
+
+    def reconstruct(self, x: ArrayLike) -> jax.Array:
+        """Decode the medians of the encoder, in the shape of the data ``x``.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`encode`.
+        """
+        return self.model.decode(self.encode(x))
 
     def __repr__(self) -> str:
         last = f"{self.losses[-1]:.6g}" if self.losses.size else "none"
@@ -168,8 +217,9 @@ def fit(
         Function of the parameters by name, added to the loss: such as
         ``lambda params: kan_regularizer(params, l1=1.0)``.
     refit
-        When to fit the prior to the chains of the objective, in place of training it by
-        gradient. The model must be a :class:`KAEM`, and the objective keep chains.
+        When to fit the prior to the chains of the objective, or to draws of its
+        encoder, in place of training it by gradient. The model must be a :class:`KAEM`,
+        and the objective keep chains or be an ``AmortisedELBO``.
     grid_update
         When to move the grids of the decoder and the prior to the range of the draws
         of the posteriors. The model and the objective are as for ``refit``.
@@ -293,7 +343,7 @@ def fit(
     ) as bar:
         while (step := len(run.losses)) < num_steps:
             if grid_update is not None and grid_update.is_due(step):
-                run.move_grids(grid_update)
+                run.move_grids(grid_update, jax.random.fold_in(key_refit, step))
             if refit is not None and refit.is_due(step):
                 run.refit_prior(refit, jax.random.fold_in(key_refit, step))
             run.advance()
@@ -391,11 +441,12 @@ def _check_parts(
                 f"{name} needs a numpyro_kaem.KAEM as the model, got "
                 f"{type(model).__name__}."
             )
-        if not getattr(objective, "persistent", False):
+        has_draws = isinstance(objective, AmortisedELBO)
+        if not has_draws and not getattr(objective, "persistent", False):
             raise ValueError(
                 f"{name} needs an objective that keeps chains, LangevinMLE or "
-                f"ThermodynamicMLE with persistent=True, got {type(objective).__name__}"
-                "."
+                "ThermodynamicMLE with persistent=True, or has an encoder, "
+                f"AmortisedELBO, got {type(objective).__name__}."
             )
     if refit is not None and model.joint is not None:
         raise ValueError(
@@ -538,10 +589,10 @@ class _Run:
 
     # --- changes of the model
 
-    def move_grids(self, update: GridUpdate) -> None:
+    def move_grids(self, update: GridUpdate, rng_key: jax.Array) -> None:
         """Move the grids of the model to its draws of the posteriors."""
         fitted = self.model.with_params(self.trainer.params(self.state))
-        moved = update.move(fitted, self._draws())
+        moved = update.move(fitted, self._draws(rng_key))
         self._change_model(moved)
         before: dict[str, Any] = {
             name: jax.tree.structure(value) for name, value in fitted.params.items()
@@ -566,15 +617,21 @@ class _Run:
         prior = self.model.prior
         if not is_first:
             prior = self.model.with_params(self.trainer.params(self.state)).prior
-        draws = np.asarray(self._draws()["z"])
-        prior = refit.fit(prior, draws, rng_key, warm_start=not is_first)
+        key_draws, key_fit = jax.random.split(rng_key)
+        draws = np.asarray(self._draws(key_draws)["z"])
+        prior = refit.fit(prior, draws, key_fit, warm_start=not is_first)
         if refinement_of(prior) != refinement_of(self.model.prior):
             # Of the same arrays, on finer panels.
             self._change_model(replace(self.model, prior=prior))
         self.state = self.state._replace(fixed=_prior_values(self.model, prior))
 
-    def _draws(self) -> dict[str, jax.Array]:
-        """Last state of every unit's chains, ``(num_draws, ...)`` by latent site."""
+    def _draws(self, rng_key: jax.Array) -> dict[str, jax.Array]:
+        """Draws of every unit's posterior, ``(num_draws, ...)`` by latent site.
+
+        They are the last states of the chains, or one draw of the encoder.
+        """
+        if "position" not in self.memory:
+            return self._encoded_draws(rng_key)
         position = self.memory["position"]
         if "temperatures" in self.memory:
             # The chain of the posterior.
@@ -585,6 +642,18 @@ class _Run:
             name: jnp.moveaxis(value, -1, 0).reshape(-1, *value.shape[1:-1])
             for name, value in draws.items()
         }
+
+    def _encoded_draws(self, rng_key: jax.Array) -> dict[str, jax.Array]:
+        """One draw of the encoder of every datum, batch by batch."""
+        params, size = self.trainer.params(self.state), self.batches.batch_size
+        starts = range(0, len(self.data), size)
+        parts = [
+            self.trainer.encoded(key, params, self.data[start : start + size])
+            for key, start in zip(
+                jax.random.split(rng_key, len(starts)), starts, strict=True
+            )
+        ]
+        return jax.tree.map(lambda *draws: jnp.concatenate(draws), *parts)
 
     # --- progress and results
 
@@ -646,7 +715,8 @@ class _Run:
         model = self.model
         if isinstance(model, KAEM):
             model = model.with_params(params)
-        return FitResult(model, params, losses, skipped, self.memory, stopped)
+        encoder = self.trainer.encoder(params)
+        return FitResult(model, params, losses, skipped, self.memory, stopped, encoder)
 
     # --- checkpoints
 

@@ -69,7 +69,9 @@ class _StepSchedule:
 
 @dataclass(frozen=True)
 class PriorRefit(_StepSchedule):
-    """When :func:`~numpyro_kaem.fit` refits the prior to its chains.
+    """When :func:`~numpyro_kaem.fit` refits the prior to draws of the posteriors.
+
+    They are the states of the objective's chains, or a draw of its encoder per datum.
 
     Until ``start`` the prior stays as given: with flat energies, its reference. Its
     parameters are never trained by gradient. A mixture starts from clusters at the
@@ -99,7 +101,7 @@ class PriorRefit(_StepSchedule):
     ----------
     Dempster, Laird and Rubin (1977), "Maximum likelihood from incomplete data via the
     EM algorithm", *Journal of the Royal Statistical Society B* 39(1): a refit is a step
-    of maximisation, with the chains in place of the expectation.
+    of maximisation, with the draws in place of the expectation.
 
     Examples
     --------

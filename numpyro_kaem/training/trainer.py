@@ -190,8 +190,10 @@ class Trainer:
             loss = _Regularized(loss, regularizer)
         self._svi = SVI(self.model, guide, optimizer, loss=loss)
         self._whole, self._unit_plate = model, unit_plate
+        self._objective = objective
         self.step = jax.jit(self._step)
         self.latents = jax.jit(self._latents)
+        self.encoded = jax.jit(self._encoded)
 
     def init(
         self,
@@ -238,6 +240,19 @@ class Trainer:
             jax.random.key(0), params, self._whole, (data,), {}, self._unit_plate
         )
         return jax.vmap(lambda p: whole.constrain(p)[0], 1, -1)(position)
+
+    def encoder(self, params: dict[str, Any]) -> Any:
+        """Return the encoder with values of its parameters, or None."""
+        if "encoder$params" not in params or not hasattr(self._objective, "draw"):
+            return None
+        return self._objective.learned_encoder(params)
+
+    def _encoded(
+        self, rng_key: jax.Array, params: dict[str, Any], data: Any
+    ) -> dict[str, jax.Array]:
+        """Values of the latent sites of some data, drawn by the encoder."""
+        units = UnitModel(rng_key, params, self._whole, (data,), {}, self._unit_plate)
+        return units.constrain(self._objective.draw(rng_key, units, params))[0]
 
     def params(self, state: TrainingState) -> dict[str, Any]:
         """Values of all parameters by name."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,12 @@ from numpyro.infer.autoguide import AutoNormal
 
 import numpyro_kaem as kaem
 from numpyro_kaem.files.container import read_arrays, write_arrays
-from numpyro_kaem.objectives import ImportanceMLE, LangevinMLE, ThermodynamicMLE
+from numpyro_kaem.objectives import (
+    AmortisedELBO,
+    ImportanceMLE,
+    LangevinMLE,
+    ThermodynamicMLE,
+)
 from numpyro_kaem.training.checkpoint import differences, fingerprint
 from numpyro_kaem.training.refit import _all_components
 from numpyro_kaem.training.trainer import Batches
@@ -201,6 +207,45 @@ def test_refit_of_each_form(form):
     # It can be drawn from.
     drawn = jax.eval_shape(lambda: refitted.sample(jax.random.key(1), (5,)))
     assert drawn.shape == (5, 2)
+
+
+class LinearEncoder(eqx.Module):
+    """Means that are linear in the data, and one scale."""
+
+    weight: jax.Array
+    log_scale: jax.Array
+
+    def __call__(self, x):
+        loc = x @ self.weight
+        return jnp.concatenate([loc, jnp.broadcast_to(self.log_scale, loc.shape)], -1)
+
+
+def test_refits_to_draws_of_an_encoder():
+    """The prior finds the two clusters, and the result encodes and reconstructs."""
+    rng = np.random.default_rng(0)
+    z = rng.choice([-2.0, 2.0], (300, 1)) + 0.3 * rng.normal(size=(300, 1))
+    weight = jnp.array([[1.0, 0.5]])
+    x = jnp.asarray(z @ weight + 0.2 * rng.normal(size=(300, 2)), float)
+    energy = kaem.Energy(kaem.BSpline(-4.0, 4.0, 16), jnp.zeros((1, 16)))
+    prior = kaem.KAEMPrior(energy, dist.Normal(0.0, 1.0)).to_event(1)
+    model = kaem.KAEM(prior, lambda z: z @ weight, kaem.NormalLikelihood(0.2))
+    objective = AmortisedELBO(LinearEncoder(0.3 * jnp.ones((2, 1)), jnp.zeros(1)))
+    refit = kaem.PriorRefit(150, 150)
+    result = train(200, objective, model=model, data=x, batch_size=70, refit=refit)
+    # Clusters of draws are no wider than those of the latents.
+    found = result.model.prior.base_dist.cdf(jnp.array([[-1.2], [1.2]]))
+    np.testing.assert_allclose(found, 0.5, atol=0.12)
+    assert found[1, 0] - found[0, 0] < 0.05
+    loc = x @ result.encoder.weight
+    np.testing.assert_allclose(result.encode(x), loc, rtol=1e-5)
+    np.testing.assert_allclose(result.reconstruct(x), loc @ weight, rtol=1e-5)
+    scale = jnp.exp(result.encoder.log_scale)
+    draws = (result.encode(x, jax.random.key(1)) - loc) / scale
+    assert abs(np.mean(draws)) < 0.25
+    assert abs(np.std(draws) - 1) < 0.2
+    other = train(1, LangevinMLE(1), model=model, data=x)
+    with pytest.raises(ValueError, match=r"encode needs .* KAEM without an encoder"):
+        other.encode(x)
 
 
 def mixture_on(basis, num_components, reference=None):
