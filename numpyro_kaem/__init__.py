@@ -18,6 +18,7 @@ from numpyro_kaem.distributions import (
     InverseCDFTransform,
     KAEMMixture,
     KAEMPrior,
+    PriorWithAtoms,
     TokenSequence,
     truncated,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "NormalLikelihood",
     "PriorRefit",
     "PriorSummary",
+    "PriorWithAtoms",
     "SampleQuality",
     "SequenceDecoder",
     "SymbolicResult",

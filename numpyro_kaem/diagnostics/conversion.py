@@ -576,12 +576,16 @@ def _of_fit(result: FitResult, request: _Request) -> _Extracted:
 def _of_units(result: UnitPosterior, request: _Request) -> _Extracted:
     keys = jax.random.split(request.rng_key)
     shape = (1, request.num_draws)
-    return _Extracted(
+    found = _Extracted(
         {"z": result.sample(keys[0], shape)},
         prior={"z": result.prior.sample(keys[1], shape)},
         constant_data={"log_marginal_likelihood": result.log_marginal_likelihood},
         dims={"z": ("unit",), "log_marginal_likelihood": ("unit",)},
     )
+    if result.atom_probabilities.shape[1] > 0:
+        found.constant_data["atom_probability"] = result.atom_probabilities
+        found.dims["atom_probability"] = ("unit", "atom")
+    return found
 
 
 @_extract.register

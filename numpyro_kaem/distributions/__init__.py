@@ -1,6 +1,7 @@
 """Learned densities as NumPyro distributions."""
 
 from numpyro_kaem.distributions import divergence as divergence
+from numpyro_kaem.distributions.atoms import PriorWithAtoms
 from numpyro_kaem.distributions.autoregressive import AutoregressiveKAEMPrior
 from numpyro_kaem.distributions.deep import DeepEnergyPrior
 from numpyro_kaem.distributions.mixture import KAEMMixture
@@ -16,6 +17,7 @@ __all__ = [
     "InverseCDFTransform",
     "KAEMMixture",
     "KAEMPrior",
+    "PriorWithAtoms",
     "SkewNormal",
     "TokenSequence",
     "TruncatedKAEM",

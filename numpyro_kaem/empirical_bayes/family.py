@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from numpyro.distributions import biject_to, constraints
 
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.distributions import KAEMPrior, PriorWithAtoms
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
     node_positions,
@@ -58,7 +58,8 @@ class Problem(NamedTuple):
     Features of the energy at the nodes ``(num_nodes, num_coordinates)``, log
     likelihoods ``(num_units, num_nodes)``, counts ``(num_units,)``; and the log masses
     ``(num_nodes,)`` of the reference as a function of its free parameters
-    ``(num_free,)``, a ``jax.tree_util.Partial``.
+    ``(num_free,)``, a ``jax.tree_util.Partial``. Atoms are the last nodes, with one
+    feature each, and bring one unit each and one more, see :meth:`Model.problem`.
     """
 
     features: jax.Array
@@ -70,19 +71,22 @@ class Problem(NamedTuple):
 class Model(eqx.Module):
     """A prior as a function of its parameters in the fit.
 
-    They are the coordinates of the energy, then the named parameters of the reference
-    on the whole line; ``flat`` is the energy without coefficients.
+    They are the coordinates of the energy, then the log masses of the atoms, if there
+    are any, relative to the reference, then the named parameters of the reference on
+    the whole line; ``flat`` is the energy without coefficients.
     """
 
     flat: Energy
     design: Design
     reference: ReferenceParameters | None
     names: tuple[str, ...] = eqx.field(static=True)
+    atoms: jax.Array
 
     @property
     def start(self) -> jax.Array:
         """Parameters of the flat energy and the reference as it is given."""
-        flat = jnp.zeros(self.design.transform.shape[1], self.flat.dtype)
+        size = self.design.transform.shape[1] + len(self.atoms)
+        flat = jnp.zeros(size, self.flat.dtype)
         if self.reference is None or not self.names:
             return flat
         known, values = (
@@ -96,37 +100,73 @@ class Model(eqx.Module):
         return jnp.concatenate([flat, jnp.stack(free)])
 
     def ridge(self, log_penalty: float) -> jax.Array:
-        """Weights of the squared coordinates; none for parameters of the reference."""
+        """Weights of the squared coordinates; none for the other parameters."""
         ridge = self.design.ridge(np.exp(log_penalty))
-        ridge = np.concatenate([ridge, np.zeros(len(self.names))])
+        ridge = np.concatenate([ridge, np.zeros(len(self.atoms) + len(self.names))])
         return jnp.asarray(ridge, self.flat.dtype)
 
     def problem(self, units: UnitQuadrature, counts: jax.Array) -> Problem:
-        """Problem of units on a quadrature."""
+        """Problem of units on a quadrature.
+
+        With atoms their weights have a uniform prior. That of the log masses is then as
+        if one unit more were known to come from each atom, and one from the density.
+        """
         energy, panels = self.flat.on_unit_grid, units.panels
         if self.names:
             log_reference = Partial(
-                partial(_moving, self.names), energy, self.reference, panels
+                partial(_moving, self.names, len(self.atoms)),
+                energy,
+                self.reference,
+                panels,
             )
         else:
             fixed = prior_masses(energy, self.reference, panels)
+            fixed = jnp.pad(fixed, (0, len(self.atoms)))
             log_reference = Partial(_fixed, fixed)
         features = _features(self.flat.basis, self.design, node_positions(panels))
-        return Problem(features, units.log_likelihood, counts, log_reference)
+        log_likelihood = units.log_likelihood
+        if len(self.atoms):
+            of_atoms = jnp.eye(len(self.atoms), dtype=features.dtype)
+            features = jax.scipy.linalg.block_diag(features, of_atoms)
+            inside = jnp.ones((1, log_likelihood.shape[1]), bool)
+            known = jax.scipy.linalg.block_diag(inside, of_atoms > 0)
+            known = jnp.where(known, 0, -jnp.inf).astype(log_likelihood.dtype)
+            at_atoms = units.at_atoms
+            log_likelihood = jnp.concatenate([log_likelihood, at_atoms], axis=1)
+            log_likelihood = jnp.concatenate([log_likelihood, known])
+            counts = self.with_known(counts)
+        return Problem(features, log_likelihood, counts, log_reference)
 
-    def prior(self, parameters: jax.Array) -> KAEMPrior:
+    def with_known(self, counts: jax.Array) -> jax.Array:
+        """Add counts of the units that the atoms bring, one each."""
+        num_known = len(self.atoms) + 1 if len(self.atoms) else 0
+        return jnp.pad(counts, (0, num_known), constant_values=1)
+
+    def prior(self, parameters: jax.Array) -> KAEMPrior | PriorWithAtoms:
         """Prior with some parameters; constants in the energy are left out."""
         transform = jnp.asarray(self.design.transform, self.flat.dtype)
         count = transform.shape[1]
         coefficients = jnp.matmul(
             transform, parameters[..., :count, None], precision="highest"
         )[..., 0]
-        free = jnp.moveaxis(parameters[..., count:], -1, 0)
+        stop = count + len(self.atoms)
+        free = jnp.moveaxis(parameters[..., stop:], -1, 0)
         reference = _constrained(self.reference, self.names, free)
-        return KAEMPrior(
+        prior = KAEMPrior(
             Energy(self.flat.basis, coefficients),
             None if reference is None else reference.build(),
         )
+        if not len(self.atoms):
+            return prior
+        # The constants count beside the atoms.
+        centre = jnp.asarray(self.design.centre, self.flat.dtype)
+        constant = jnp.matmul(coefficients, centre, precision="highest")
+        log_masses = jnp.concatenate(
+            [parameters[..., count:stop], (prior.log_normalizer - constant)[..., None]],
+            axis=-1,
+        )
+        weights = jax.nn.softmax(log_masses, axis=-1)[..., :-1]
+        return PriorWithAtoms(self.atoms, weights, prior)
 
     def covariance(self, covariance: jax.Array) -> jax.Array:
         """Covariance of the coefficients from that of the parameters."""
@@ -148,12 +188,14 @@ def _fixed(log_mass: jax.Array, free: jax.Array) -> jax.Array:
 
 def _moving(
     names: tuple[str, ...],
+    num_atoms: int,
     flat: UnitGridEnergy,
     parameters: ReferenceParameters,
     panels: Panels,
     free: jax.Array,
 ) -> jax.Array:
-    return prior_masses(flat, _constrained(parameters, names, free), panels)
+    log_mass = prior_masses(flat, _constrained(parameters, names, free), panels)
+    return jnp.pad(log_mass, (0, num_atoms))
 
 
 def _constrained(

@@ -18,6 +18,7 @@ __all__ = [
     "LogLikelihood",
     "check_units",
     "evaluate",
+    "evaluate_at",
     "unit_log_likelihood",
 ]
 
@@ -202,6 +203,22 @@ def evaluate(
         bad &= ~np.asarray(negligible)[:, None]
         if bad.any():
             _refuse(host, bad, nodes, log_mass)
+    return values
+
+
+def evaluate_at(log_likelihood: LogLikelihood, atoms: jax.Array) -> jax.Array:
+    """Log likelihoods at atoms, shape ``(num_units, num_atoms)``."""
+    values = _values(log_likelihood, atoms)
+    if is_concrete(values):
+        bad = np.isnan(values) | np.isposinf(values)
+        if bad.any():
+            unit, atom = np.argwhere(bad)[0]
+            raise ValueError(
+                "atoms must have a log likelihood that is a number below plus "
+                f"infinity, got {values[unit, atom]} for unit {unit} at the atom "
+                f"{float(atoms[atom]):.6g}; keep what its distribution takes in its "
+                "range, such as by jnp.maximum(z, 1e-30), or leave the atom out."
+            )
     return values
 
 

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from numpyro_kaem._checks import as_sample_shape, check_key
+from numpyro_kaem._checks import as_count, as_sample_shape, check_key
 from numpyro_kaem._quadrature import mean_and_variance
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.distributions import KAEMPrior, PriorWithAtoms
+from numpyro_kaem.distributions.atoms import masses_beside, tail_beside
 from numpyro_kaem.empirical_bayes.likelihood import LogLikelihood
 from numpyro_kaem.empirical_bayes.quadrature import (
     UnitQuadrature,
     check_prior,
     node_positions,
     prior_masses,
-    unit_quadrature,
+    quadrature_under,
 )
 from numpyro_kaem.energy import UnitGridEnergy
 from numpyro_kaem.estimation.samples import Numbers
@@ -27,14 +28,17 @@ from numpyro_kaem.references import ReferenceParameters, is_concrete
 __all__ = ["UnitPosterior", "unit_posterior"]
 
 
-def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPosterior":
+def unit_posterior(
+    prior: KAEMPrior | PriorWithAtoms, log_likelihood: LogLikelihood
+) -> "UnitPosterior":
     r"""Posterior of every unit's latent value under a given prior, by quadrature.
 
     Parameters
     ----------
     prior
-        Density of the latent value, shared by all units, such as the ``prior`` of a
-        :func:`fit_marginal`: concrete, of batch shape ().
+        Distribution of the latent value, shared by all units, such as the ``prior`` of
+        a :func:`fit_marginal`: a concrete :class:`KAEMPrior` or
+        :class:`PriorWithAtoms` of batch shape ().
     log_likelihood
         Maps latent values ``(num_nodes,)`` to ``(num_units, num_nodes)``, see
         :func:`unit_log_likelihood`. The units need not be those of the fit.
@@ -42,12 +46,13 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
     Returns
     -------
     UnitPosterior
-        Means, variances, quantiles, tail probabilities and draws.
+        Means, variances, quantiles, tail probabilities and draws; probabilities of
+        atoms, rates of false discoveries and of false signs, ranks.
 
     Raises
     ------
     TypeError
-        If ``prior`` is not a KAEM prior or is traced, or ``log_likelihood`` is not a
+        If ``prior`` is neither of these or is traced, or ``log_likelihood`` is not a
         function.
     ValueError
         If shapes do not fit; if a log likelihood is not a number, or a unit has
@@ -90,15 +95,12 @@ def unit_posterior(prior: KAEMPrior, log_likelihood: LogLikelihood) -> "UnitPost
     ['0.760', '0.017']
     """
     check_prior(prior)
-    if not is_concrete((prior.energy, prior._parameters)):
+    if not is_concrete(prior.tree_flatten()[0]):
         raise TypeError(
             "unit_posterior needs a concrete prior, got a traced one; call it outside "
             "jit, vmap and grad."
         )
-    units = unit_quadrature(
-        prior.energy, prior._parameters, prior.refinement, log_likelihood
-    )
-    return UnitPosterior(prior, units)
+    return UnitPosterior(prior, quadrature_under(prior, log_likelihood)[1])
 
 
 class UnitPosterior:
@@ -107,9 +109,21 @@ class UnitPosterior:
     Parameters
     ----------
     prior
-        Density of the latent value, shared by all units, of batch shape ().
+        Distribution of the latent value, shared by all units, of batch shape ().
     units
         Quadrature of the units' likelihoods, which :func:`unit_posterior` makes.
+
+    References
+    ----------
+    Efron, Tibshirani, Storey and Tusher (2001), "Empirical Bayes analysis of a
+    microarray experiment", *Journal of the American Statistical Association* 96(456),
+    on local false discovery rates.
+    Storey (2003), "The positive false discovery rate: a Bayesian interpretation and the
+    q-value", *Annals of Statistics* 31(6).
+    Stephens (2017), "False discovery rates: a new deal", *Biostatistics* 18(2), on
+    false signs and s-values.
+    Laird and Louis (1989), "Empirical Bayes ranking methods", *Journal of Educational
+    Statistics* 14(1), on expected ranks.
 
     Examples
     --------
@@ -128,11 +142,26 @@ class UnitPosterior:
     (2, 2)
     >>> posterior.sample(jax.random.key(0), (100,)).shape
     (100, 2)
+
+    Half of the values are zero:
+
+    >>> posterior = kaem.unit_posterior(kaem.PriorWithAtoms([0.0], [0.5], prior), units)
+    >>> [f"{value:.3f}" for value in posterior.local_false_discovery_rate()]
+    ['0.524', '0.130']
+    >>> [f"{value:.2f}" for value in posterior.local_false_sign_rate()]
+    ['0.64', '0.14']
+    >>> [f"{value:.2f}" for value in posterior.s_values()]
+    ['0.39', '0.14']
+    >>> [f"{value:.2f}" for value in posterior.expected_ranks()]
+    ['1.18', '1.82']
     """
 
-    def __init__(self, prior: KAEMPrior, units: UnitQuadrature) -> None:
+    def __init__(
+        self, prior: KAEMPrior | PriorWithAtoms, units: UnitQuadrature
+    ) -> None:
         self.prior = prior
         self._units = units
+        self._density = prior.prior if isinstance(prior, PriorWithAtoms) else prior
 
     def __repr__(self) -> str:
         return f"UnitPosterior(num_units={self.num_units}, prior={self.prior!r})"
@@ -144,11 +173,15 @@ class UnitPosterior:
 
     @cached_property
     def _parts(self) -> tuple:
-        return self.prior.energy.on_unit_grid, self.prior._parameters, self._units
+        density = self._density
+        return density.energy.on_unit_grid, density._parameters, self._units
 
     @cached_property
-    def _moments(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _moments(*self._parts)
+    def _moments(self) -> tuple[jax.Array, ...]:
+        moments = _moments(*self._parts)
+        if not isinstance(self.prior, PriorWithAtoms):
+            return *moments, jnp.zeros((self.num_units, 0), moments[0].dtype)
+        return _with_atoms(self.prior, self._units.at_atoms, moments)
 
     @property
     def log_marginal_likelihood(self) -> jax.Array:
@@ -165,13 +198,31 @@ class UnitPosterior:
         """Posterior variances, shape ``(num_units,)``."""
         return self._moments[2]
 
+    @property
+    def atom_probabilities(self) -> jax.Array:
+        """Posterior probabilities of the prior's atoms, ``(num_units, num_atoms)``."""
+        return self._moments[3]
+
+    @property
+    def _atoms(self) -> jax.Array:
+        """Atoms of the prior, shape ``(num_atoms,)``."""
+        if isinstance(self.prior, PriorWithAtoms):
+            return self.prior.atoms
+        return jnp.zeros(0, self._density.energy.dtype)
+
+    def _probability_of(self, z: jax.Array) -> jax.Array:
+        """Posterior probabilities of single values, shaped as ``cdf``."""
+        at = z[..., None] == self._atoms
+        at = at.reshape((1,) * (2 - at.ndim) + at.shape)
+        return jnp.sum(jnp.where(at, self.atom_probabilities, 0), axis=-1)
+
     def expectation(self, function: LogLikelihood) -> jax.Array:
         """Posterior means of a function of the latent value.
 
         Parameters
         ----------
         function
-            Elementwise and smooth: ``(num_nodes,)`` to ``(num_nodes,)``.
+            Elementwise and smooth but at atoms: ``(num_nodes,)`` to ``(num_nodes,)``.
 
         Returns
         -------
@@ -179,7 +230,13 @@ class UnitPosterior:
             Shape ``(num_units,)``.
         """
         values = function(node_positions(self._units.panels))
-        return _expectation(*self._parts, values)
+        mean, at_atoms = _expectation(*self._parts, values), self.atom_probabilities
+        if at_atoms.shape[1] == 0:
+            return mean
+        rest = 1 - jnp.sum(at_atoms, axis=1)
+        return rest * mean + jnp.matmul(
+            at_atoms, function(self._atoms), precision="highest"
+        )
 
     @cached_property
     def _table(self) -> Table:
@@ -198,13 +255,31 @@ class UnitPosterior:
         Array
             Shape ``(*q.shape, num_units)``.
         """
-        u = jnp.asarray(q, self.prior.energy.dtype)[..., None]
+        u = jnp.asarray(q, self._density.energy.dtype)[..., None]
         u = jnp.broadcast_to(u, (*u.shape[:-1], self.num_units))
-        of_tail = partial(icdf_of_tail, self._table, self.prior._parameters)
-        return icdf(of_tail, self.prior._ends, u)
+        of_tail = partial(icdf_of_tail, self._table, self._density._parameters)
+        if not isinstance(self.prior, PriorWithAtoms):
+            return icdf(of_tail, self._density._ends, u)
+        column = jnp.broadcast_to(
+            self._atoms[:, None], (len(self._atoms), self.num_units)
+        )
+        below, above = _masses(self._table, self._density._parameters, column)
+
+        def with_atoms(mass: jax.Array, upper: jax.Array) -> jax.Array:
+            with jax.numpy_rank_promotion("allow"):
+                jump, *tail = tail_beside(
+                    self._atoms,
+                    self.atom_probabilities,
+                    (below.T, above.T),
+                    mass,
+                    upper,
+                )
+            return jnp.where(jnp.isnan(jump), of_tail(*tail), jump)
+
+        return icdf(with_atoms, self._density._ends, u)
 
     def cdf(self, z: Numbers) -> jax.Array:
-        """Posterior probabilities of a latent value below ``z``.
+        """Posterior probabilities of a latent value up to ``z``.
 
         ``z`` broadcasts with ``(num_units,)``: a number for all units, or one per unit.
         The shape is that of the broadcast.
@@ -221,7 +296,7 @@ class UnitPosterior:
         return self._masses(z)[1]
 
     def _masses(self, z: Numbers) -> tuple[jax.Array, jax.Array]:
-        z = jnp.asarray(z, self.prior.energy.dtype)
+        z = jnp.asarray(z, self._density.energy.dtype)
         try:
             shape = jnp.broadcast_shapes(z.shape, (self.num_units,))
         except ValueError:
@@ -231,14 +306,193 @@ class UnitPosterior:
                 f"z must broadcast with the units, of shape ({self.num_units},), got "
                 f"shape {z.shape}; several values for all units have the shape (n, 1)."
             )
-        return _masses(self._table, self.prior._parameters, z)
+        masses = _masses(self._table, self._density._parameters, z)
+        if not isinstance(self.prior, PriorWithAtoms):
+            return masses
+        with jax.numpy_rank_promotion("allow"):
+            return masses_beside(self._atoms, self.atom_probabilities, masses, z)
 
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Independent posterior draws, shape ``(*sample_shape, num_units)``."""
         check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
-        prior = self.prior
-        return sample(self._table, prior._parameters, prior._ends, key, sample_shape)
+        density, probability = self._density, self.atom_probabilities
+        parts = self._table, density._parameters, density._ends
+        if not isinstance(self.prior, PriorWithAtoms):
+            return sample(*parts, key, sample_shape)
+        first, second = jax.random.split(key)
+        rest = 1 - jnp.sum(probability, axis=1, keepdims=True)
+        logits = jnp.log(jnp.concatenate([probability, rest], axis=1))
+        shape = (*sample_shape, self.num_units)
+        part = jax.random.categorical(first, logits, shape=shape)
+        z = sample(*parts, second, sample_shape)
+        atoms = jnp.pad(self._atoms, (0, 1))[part]
+        return jnp.where(part < probability.shape[1], atoms, z)
+
+    # --- decisions -------------------------------------------------------------------
+
+    def local_false_discovery_rate(self, null: float = 0.0) -> jax.Array:
+        """Posterior probabilities of a null value, shape ``(num_units,)``.
+
+        Parameters
+        ----------
+        null
+            An atom of the prior.
+
+        Raises
+        ------
+        ValueError
+            If it is none.
+        """
+        z = jnp.asarray(null, self._density.energy.dtype)
+        if z.shape != () or not bool(jnp.any(z == self._atoms)):
+            raise ValueError(
+                f"null must be an atom of the prior, which has {self._atoms}, got "
+                f"{null!r}; fit_marginal(..., atoms=(0.0,)) makes one."
+            )
+        return self._probability_of(z)
+
+    def local_false_sign_rate(self, threshold: float = 0.0) -> jax.Array:
+        r"""Probabilities of a wrong sign, if one is claimed: shape ``(num_units,)``.
+
+        :math:`\min\{P(z_i \ge t), P(z_i \le t)\}` (Stephens 2017), with the side of
+        ``threshold`` :math:`t` in place of the sign. Zero itself has none: an atom at
+        ``threshold`` counts as wrong either way.
+        """
+        z = jnp.asarray(threshold, self._density.energy.dtype)
+        below, above = self._masses(z)
+        return jnp.minimum(below, above + self._probability_of(z))
+
+    def q_values(self, null: float = 0.0) -> jax.Array:
+        """Share of null values among the units with at most a unit's local rate.
+
+        Shape ``(num_units,)``. The units with ``q_values() <= 0.05`` are a set with an
+        expected share of 5 % of null values (Storey 2003); arguments and errors as
+        for :meth:`local_false_discovery_rate`.
+        """
+        return average_below(self.local_false_discovery_rate(null))
+
+    def s_values(self, threshold: float = 0.0) -> jax.Array:
+        """Share of wrong signs among the units with at most a unit's local rate.
+
+        Shape ``(num_units,)``. The units with ``s_values() <= 0.05`` are a set with an
+        expected share of 5 % of wrong signs (Stephens 2017); arguments as for
+        :meth:`local_false_sign_rate`.
+        """
+        return average_below(self.local_false_sign_rate(threshold))
+
+    def expected_ranks(self, *others: "UnitPosterior") -> jax.Array:
+        r"""Posterior means of the ranks, the largest value being first, by quadrature.
+
+        :math:`1 + \sum_{j \ne i} \{P(z_j > z_i) + P(z_j = z_i) / 2\}`, given the prior.
+
+        Parameters
+        ----------
+        others
+            Posteriors of more units that are ranked with these, for units that are
+            treated in blocks.
+
+        Returns
+        -------
+        Array
+            Shape ``(num_units,)``.
+        """
+        blocks = (self, *others)
+
+        def num_above(z: jax.Array) -> jax.Array:
+            # One value at a time, for the memory.
+            return sum(
+                jax.lax.map(
+                    lambda z, block=block: jnp.sum(
+                        block._masses(z)[1] + 0.5 * block._probability_of(z)
+                    ),
+                    z,
+                )
+                for block in blocks
+            )
+
+        for block in blocks:
+            # Made outside of the loop.
+            block._table, block._moments  # noqa: B018
+        # A unit is above itself with probability one half.
+        return 0.5 + self.expectation(num_above)
+
+    def top_probabilities(
+        self, rng_key: jax.Array, num_top: int, num_draws: int = 1000
+    ) -> jax.Array:
+        """Probabilities of being among the largest values, from joint draws.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+        num_top
+            How many units are at the top, at most ``num_units``; equal values are
+            ordered at random.
+        num_draws
+            Number of draws of all units together. The standard error of a probability
+            is at most ``0.5 / sqrt(num_draws)``.
+
+        Returns
+        -------
+        Array
+            Shape ``(num_units,)``, with the sum ``num_top``.
+
+        Raises
+        ------
+        TypeError
+            If the key is none, or a number not an integer.
+        ValueError
+            If a number is not positive, or ``num_top`` exceeds that of the units.
+        """
+        check_key(rng_key)
+        num_top = as_count("num_top", num_top)
+        num_draws = as_count("num_draws", num_draws)
+        if num_top > self.num_units:
+            raise ValueError(
+                f"num_top must be at most the number of units, {self.num_units}, got "
+                f"{num_top}."
+            )
+        self._table, self._moments  # noqa: B018
+
+        def count(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            first, second = jax.random.split(key)
+            ties = jax.random.uniform(second, (self.num_units,))
+            order = jnp.lexsort((ties, -self.sample(first)))
+            return total.at[order[:num_top]].add(1), None
+
+        start = jnp.zeros(self.num_units, int)
+        keys = jax.random.split(rng_key, num_draws)
+        return jax.lax.scan(count, start, keys)[0] / num_draws
+
+
+def average_below(rates: jax.Array) -> jax.Array:
+    """Mean of the local rates that are at most a unit's, for every unit."""
+    rates = jnp.asarray(rates)
+    ascending = jnp.sort(rates)
+    # Sums of many small numbers keep their digits.
+    with jax.enable_x64(True):
+        means = jnp.cumsum(ascending.astype(float)) / jnp.arange(1, rates.size + 1)
+        means = means.astype(rates.dtype)
+    return means[jnp.searchsorted(ascending, rates, side="right") - 1]
+
+
+@jax.jit
+def _with_atoms(
+    prior: PriorWithAtoms, at_atoms: jax.Array, moments: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """Moments with those of the atoms, and the probabilities of these."""
+    marginal, mean, variance = moments
+    log_weights = jnp.log(jnp.append(prior.weights, prior.prior_weight))
+    joint = jnp.concatenate([at_atoms, marginal[:, None]], axis=1) + log_weights[None]
+    probability = jax.nn.softmax(joint, axis=1)
+    atoms = jnp.broadcast_to(prior.atoms, at_atoms.shape)
+    means = jnp.concatenate([atoms, mean[:, None]], axis=1)
+    variances = jnp.pad(variance[:, None], ((0, 0), (at_atoms.shape[1], 0)))
+    total = jnp.sum(probability * means, axis=1)
+    spread = variances + jnp.square(means - total[:, None])
+    variance = jnp.sum(probability * spread, axis=1)
+    return logsumexp(joint, axis=1), total, variance, probability[:, :-1]
 
 
 @jax.jit

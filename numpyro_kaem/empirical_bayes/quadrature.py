@@ -11,12 +11,13 @@ from jax.scipy.special import logsumexp
 
 from numpyro_kaem._quadrature import gauss_legendre, nodes_per_panel
 from numpyro_kaem.bases import Chebyshev
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.distributions import KAEMPrior, PriorWithAtoms
 from numpyro_kaem.empirical_bayes.likelihood import (
     NEGLIGIBLE,
     LogLikelihood,
     check_units,
     evaluate,
+    evaluate_at,
 )
 from numpyro_kaem.energy import Energy, UnitGridEnergy
 from numpyro_kaem.numerics.density import Integrand, integrand
@@ -33,6 +34,7 @@ __all__ = [
     "check_prior",
     "node_positions",
     "prior_masses",
+    "quadrature_under",
     "unit_log_marginal_likelihood",
     "unit_quadrature",
 ]
@@ -56,11 +58,13 @@ class UnitQuadrature(NamedTuple):
     """Panels that resolve the likelihood of every unit, and it at their nodes.
 
     Log likelihoods have the shape ``(num_units, num_panels * num_nodes + 2)``: at the
-    nodes of all panels, then at the outer edges, for the tails beyond.
+    nodes of all panels, then at the outer edges, for the tails beyond. If the prior has
+    atoms, they are known there too, ``(num_units, num_atoms)``.
     """
 
     panels: Panels
     log_likelihood: jax.Array
+    at_atoms: Any = None
 
 
 @jax.jit
@@ -89,9 +93,10 @@ def _joined(values: Integrand) -> jax.Array:
 
 def check_prior(prior: Any) -> None:
     """Check that a prior is that of one latent value."""
-    if not isinstance(prior, KAEMPrior):
+    if not isinstance(prior, KAEMPrior | PriorWithAtoms):
         raise TypeError(
-            f"prior must be a numpyro_kaem.KAEMPrior, got {type(prior).__name__}."
+            "prior must be a numpyro_kaem.KAEMPrior or PriorWithAtoms, got "
+            f"{type(prior).__name__}."
         )
     if prior.batch_shape != ():
         raise ValueError(
@@ -100,13 +105,41 @@ def check_prior(prior: Any) -> None:
         )
 
 
+def quadrature_under(
+    prior: KAEMPrior | PriorWithAtoms, log_likelihood: LogLikelihood
+) -> tuple[KAEMPrior, UnitQuadrature]:
+    """Density of a prior, and the quadrature of units under it."""
+    atoms = None
+    if isinstance(prior, PriorWithAtoms):
+        prior, atoms = prior.prior, prior.atoms
+    parts = prior.energy, prior._parameters, prior.refinement
+    return prior, unit_quadrature(*parts, log_likelihood, atoms)
+
+
 def unit_quadrature(
     energy: Energy,
     parameters: ReferenceParameters | None,
     refinement: int,
     log_likelihood: LogLikelihood,
+    atoms: jax.Array | None = None,
 ) -> UnitQuadrature:
     """Split the panels of a prior until they resolve every unit's likelihood.
+
+    At the atoms it is the units' own likelihood.
+    """
+    units = _unit_quadrature(energy, parameters, refinement, log_likelihood)
+    if atoms is None:
+        return units
+    return units._replace(at_atoms=evaluate_at(log_likelihood, atoms))
+
+
+def _unit_quadrature(
+    energy: Energy,
+    parameters: ReferenceParameters | None,
+    refinement: int,
+    log_likelihood: LogLikelihood,
+) -> UnitQuadrature:
+    """Quadrature without atoms.
 
     Panels that hold no unit's likelihood stay coarse, and those far out in a tail are
     left to the mass of the tail. Traced likelihoods and references are taken on the
@@ -187,7 +220,7 @@ def _resolve(
     units: UnitQuadrature,
     log_likelihood: LogLikelihood,
 ) -> UnitQuadrature:
-    panels, values = units
+    panels, values, _ = units
     is_double = energy.dtype == np.float64
     trimmed = False
     for _ in range(_MAX_ROUNDS):
@@ -226,7 +259,7 @@ def _resolve(
         if done and len(edges) == len(panels.edges):
             return UnitQuadrature(panels, values)
         panels = Panels(jnp.asarray(edges, energy.dtype), None, panels.has_tails)
-        panels, values = _evaluated(energy, parameters, panels, log_likelihood)
+        panels, values, _ = _evaluated(energy, parameters, panels, log_likelihood)
         if done:
             return UnitQuadrature(panels, values)
     worst = int(np.argmax(change))
@@ -322,7 +355,7 @@ def _inspect(
 
 
 def unit_log_marginal_likelihood(
-    prior: KAEMPrior, log_likelihood: LogLikelihood
+    prior: KAEMPrior | PriorWithAtoms, log_likelihood: LogLikelihood
 ) -> jax.Array:
     r"""Log marginal likelihood of every unit, by quadrature.
 
@@ -334,7 +367,9 @@ def unit_log_marginal_likelihood(
     Parameters
     ----------
     prior
-        Density of the latent value, shared by all units: batch shape ().
+        Distribution of the latent value, shared by all units: a :class:`KAEMPrior` or
+        :class:`PriorWithAtoms` of batch shape (). At atoms the likelihood is the units'
+        own, nothing is interpolated.
     log_likelihood
         Maps latent values ``(num_nodes,)`` to ``(num_units, num_nodes)``, see
         :func:`unit_log_likelihood`.
@@ -347,7 +382,7 @@ def unit_log_marginal_likelihood(
     Raises
     ------
     TypeError
-        If ``prior`` is not a KAEM prior, or ``log_likelihood`` not a function.
+        If ``prior`` is neither of these, or ``log_likelihood`` not a function.
     ValueError
         If shapes do not fit; if a log likelihood is not a number, or a unit has
         likelihood zero everywhere (which is named).
@@ -379,9 +414,14 @@ def unit_log_marginal_likelihood(
     ['-1.328', '-17.266']
     """
     check_prior(prior)
-    energy, parameters = prior.energy, prior._parameters
-    units = unit_quadrature(energy, parameters, prior.refinement, log_likelihood)
-    return _log_marginals(energy.on_unit_grid, parameters, units)
+    density, units = quadrature_under(prior, log_likelihood)
+    parts = density.energy.on_unit_grid, density._parameters
+    if isinstance(prior, KAEMPrior):
+        return _log_marginals(*parts, units)
+    marginals = _log_marginals(*parts, units._replace(at_atoms=None))
+    marginals = marginals + jnp.log(prior.prior_weight)
+    joint = jnp.log(prior.weights) + units.at_atoms
+    return jnp.logaddexp(marginals, logsumexp(joint, axis=1))
 
 
 @jax.jit

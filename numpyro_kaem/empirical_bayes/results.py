@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from numpyro_kaem._checks import as_count, check_key
-from numpyro_kaem.distributions import KAEMPrior
+from numpyro_kaem.distributions import KAEMPrior, PriorWithAtoms
 from numpyro_kaem.empirical_bayes.family import (
     Maximum,
     Model,
@@ -73,7 +73,7 @@ class Bootstrap(NamedTuple):
     (5,)
     """
 
-    prior: KAEMPrior
+    prior: KAEMPrior | PriorWithAtoms
     """Priors of batch shape ``(num_replicates,)``."""
     parameters: jax.Array
     """Their parameters in the fit, shape ``(num_replicates, num_parameters)``."""
@@ -106,10 +106,12 @@ class MarginalFit:
     (60,)
     """
 
-    prior: KAEMPrior
-    """The fitted prior, of batch shape ()."""
+    prior: KAEMPrior | PriorWithAtoms
+    """The fitted prior, of batch shape (): with atoms a :class:`PriorWithAtoms`."""
     log_marginal_likelihood: float
-    """Log marginal likelihood of all units at the fit, without the penalty."""
+    """Log marginal likelihood of all units at the fit, without the penalty. Twice the
+    difference between fits with and without atoms, at one penalty, is the likelihood
+    ratio statistic of no atom."""
     penalty: float
     """Weight of the roughness, given or chosen."""
     covariance: jax.Array
@@ -119,7 +121,7 @@ class MarginalFit:
     """Effective number of parameters."""
     log_evidence: float
     """Laplace approximation of the log marginal likelihood of the penalty, up to a
-    constant; compares penalties and bases on the same data."""
+    constant; compares penalties, bases and atoms on the same data."""
     converged: bool
     """Whether Newton's method converged at the best maximum."""
     num_steps: int
@@ -144,6 +146,30 @@ class MarginalFit:
             f"converged={self.converged}, num_units={len(self.counts)})"
         )
 
+    # --- atoms -----------------------------------------------------------------------
+
+    @property
+    def atom_weights(self) -> jax.Array:
+        """Probabilities of the atoms, shape ``(num_atoms,)``."""
+        return _weights(self.prior, self._model.atoms)
+
+    @cached_property
+    def atom_standard_errors(self) -> jax.Array:
+        """Standard errors of ``atom_weights`` by the delta method."""
+        parts = self._model, self._maximum.parameters, self._model.atoms
+        return _deviation(_slopes(_weights, *parts), self._maximum)
+
+    def atom_weight_band(
+        self, level: float = 0.9, *, bootstrap: Bootstrap | None = None
+    ) -> Band:
+        """Intervals of ``atom_weights``.
+
+        As :meth:`cdf_band`, for arguments, method and errors, with arrays of shape
+        ``(num_atoms,)``.
+        """
+        atoms = self._model.atoms
+        return self._band(_log_odds_of_weights, jax.nn.sigmoid, atoms, level, bootstrap)
+
     # --- bands -----------------------------------------------------------------------
 
     def density_band(
@@ -154,6 +180,8 @@ class MarginalFit:
         bootstrap: Bootstrap | None = None,
     ) -> Band:
         """Pointwise intervals of the density.
+
+        With atoms, that of all other values, times their probability.
 
         Parameters
         ----------
@@ -222,20 +250,24 @@ class MarginalFit:
             If ``level`` is not in (0, 1).
         """
         _check(level, bootstrap)
-        nodes = node_positions(self._panels)
-        mean, slopes = unit_moments(self._problem, self._maximum.parameters, nodes)
+        nodes = jnp.concatenate([node_positions(self._panels), self._model.atoms])
+        count = len(self.counts)
+        mean, slopes = (
+            moments[:count]
+            for moments in unit_moments(self._problem, self._maximum.parameters, nodes)
+        )
         if bootstrap is None:
             half = ndtri(0.5 + 0.5 * level) * _deviation(slopes, self._maximum)
             return Band(mean - half, mean, mean + half)
         means = jax.lax.map(
-            lambda row: unit_moments(self._problem, row, nodes)[0],
+            lambda row: unit_moments(self._problem, row, nodes)[0][:count],
             bootstrap.parameters,
         )
         return _quantiles(means, level, mean)
 
     def _band(
         self,
-        function: Callable[[KAEMPrior, jax.Array], jax.Array],
+        function: Callable[[Any, jax.Array], jax.Array],
         link: Callable[[jax.Array], jax.Array],
         z: Numbers,
         level: float,
@@ -292,7 +324,9 @@ class MarginalFit:
         start = self._maximum.parameters
         rows = [
             maximise(
-                self._problem._replace(counts=jnp.asarray(row, start.dtype)),
+                self._problem._replace(
+                    counts=self._model.with_known(jnp.asarray(row, start.dtype))
+                ),
                 self._ridge,
                 start,
                 1e-3,
@@ -303,11 +337,24 @@ class MarginalFit:
         return Bootstrap(self._model.prior(parameters), parameters)
 
 
-def _density(prior: KAEMPrior, z: jax.Array) -> jax.Array:
+def _density(prior: KAEMPrior | PriorWithAtoms, z: jax.Array) -> jax.Array:
+    if isinstance(prior, PriorWithAtoms):
+        return jnp.exp(prior.log_prob_beside(z))
     return jnp.exp(prior.log_prob(z))
 
 
-def _log_odds(prior: KAEMPrior, z: jax.Array) -> jax.Array:
+def _weights(prior: KAEMPrior | PriorWithAtoms, atoms: jax.Array) -> jax.Array:
+    return prior.weights if isinstance(prior, PriorWithAtoms) else atoms
+
+
+def _log_odds_of_weights(
+    prior: KAEMPrior | PriorWithAtoms, atoms: jax.Array
+) -> jax.Array:
+    weights = jnp.moveaxis(_weights(prior, atoms), -1, 0)
+    return jnp.log(weights) - jnp.log1p(-weights)
+
+
+def _log_odds(prior: KAEMPrior | PriorWithAtoms, z: jax.Array) -> jax.Array:
     below, above = prior.cdf_pair(z)
     return jnp.log(below) - jnp.log(above)
 

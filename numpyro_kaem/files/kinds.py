@@ -19,7 +19,11 @@ from numpyro.infer.svi import SVIRunResult, SVIState
 
 from numpyro_kaem import bases, decoders, distributions
 from numpyro_kaem.decoders import sequence
-from numpyro_kaem.distributions import AutoregressiveKAEMPrior, KAEMPrior
+from numpyro_kaem.distributions import (
+    AutoregressiveKAEMPrior,
+    KAEMPrior,
+    PriorWithAtoms,
+)
 from numpyro_kaem.distributions.autoregressive import MaskedConditioner
 from numpyro_kaem.empirical_bayes import UnitPosterior
 from numpyro_kaem.empirical_bayes.quadrature import UnitQuadrature
@@ -447,7 +451,8 @@ def _describe_unit_posterior(posterior: UnitPosterior) -> dict[str, Any]:
 
 def _build_unit_posterior(parts: dict[str, Any]) -> UnitPosterior:
     prior, units = parts["prior"], parts["units"]
-    if not isinstance(prior, KAEMPrior) or not isinstance(units, UnitQuadrature):
+    kind = KAEMPrior if getattr(units, "at_atoms", None) is None else PriorWithAtoms
+    if not isinstance(prior, kind) or not isinstance(units, UnitQuadrature):
         raise TypeError("expected a prior and the likelihood of its units")
     # Raises where shapes do not fit. In another object, which keeps what is traced.
     jax.eval_shape(lambda: UnitPosterior(prior, units).mean)
@@ -507,6 +512,7 @@ _KINDS: dict[type, _Kind] = {
             _build_autoregressive,
         ),
         _distribution(distributions.KAEMMixture),
+        _distribution(distributions.PriorWithAtoms),
         _distribution(distributions.DeepEnergyPrior),
         _distribution(distributions.TokenSequence),
         _distribution(distributions.TruncatedKAEM),

@@ -11,9 +11,10 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from numpyro_kaem._checks import as_number, check_function
-from numpyro_kaem.distributions import KAEMMixture, KAEMPrior
+from numpyro_kaem.distributions import KAEMMixture, KAEMPrior, PriorWithAtoms
 from numpyro_kaem.empirical_bayes import Band
 from numpyro_kaem.plotting.style import (
+    ATOM,
     BAND,
     COLORS,
     COMPONENT,
@@ -65,7 +66,9 @@ def plot_prior(
     prior
         One density or a batch, each in its own axes: a :class:`KAEMPrior`, a
         :class:`KAEMMixture`, or a ``MixtureSameFamily`` of products of KAEM priors,
-        whose marginals are drawn; also with ``to_event``.
+        whose marginals are drawn; also with ``to_event``. Or one
+        :class:`PriorWithAtoms`: the density times its probability, and stems for the
+        probabilities of the atoms, on an axis at the right.
     data
         Sample to show as a histogram behind the curve, shape ``(n, *batch_shape)``.
     posterior
@@ -135,6 +138,9 @@ def plot_prior(
     learned, of_reference, parts = jax.tree.map(
         np.asarray, _evaluate(drawn.prior, drawn.log_weights, z, drawn.axis)
     )
+    if drawn.with_atoms is not None:
+        weight = float(drawn.with_atoms.prior_weight)
+        learned, of_reference = weight * learned, weight * of_reference
     interval = None if band is None else _interval(band, z, shape, level)
     of_draws = isinstance(band, KAEMPrior)
     interval_label = f"{100 * level:.3g}% interval" if of_draws else "interval"
@@ -170,11 +176,23 @@ def plot_prior(
             )
         panel.set(xlabel=xlabel, ylabel=ylabel)
         panel.set_ylim(bottom=0.0)
+        if drawn.with_atoms is not None:
+            _draw_atoms(panel, drawn.with_atoms)
         if shape:
             panel.set_title(f"density {', '.join(map(str, index))}", fontsize="medium")
         if number == 0:
             legend(panel)
     return axes if shape else axes[()]
+
+
+def _draw_atoms(panel: Any, prior: PriorWithAtoms) -> None:
+    """Stems, with an axis of their own and an entry in the legend of the panel."""
+    right = panel.twinx()
+    atoms, weights = np.asarray(prior.atoms), np.asarray(prior.weights)
+    right.vlines(atoms, 0.0, weights, color=LEARNED["color"], linewidth=1.5)
+    right.plot(atoms, weights, **ATOM)
+    right.set(ylabel="probability of an atom", ylim=(0.0, 1.0))
+    panel.plot([], [], label="atoms", **ATOM)
 
 
 class _Drawn(NamedTuple):
@@ -184,6 +202,7 @@ class _Drawn(NamedTuple):
     mixture: KAEMMixture | None = None
     log_weights: jax.Array | None = None
     axis: int = -1
+    with_atoms: PriorWithAtoms | None = None
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -200,6 +219,8 @@ def _as_drawn(prior: Any) -> _Drawn:
     base = _unwrap(prior)
     if isinstance(base, KAEMPrior):
         return _Drawn(base)
+    if isinstance(base, PriorWithAtoms) and base.batch_shape == ():
+        return _Drawn(base.prior, with_atoms=base)
     if isinstance(base, KAEMMixture):
         return _Drawn(base.prior, base, base.log_weights)
     if isinstance(base, dist.MixtureSameFamily):
@@ -208,8 +229,8 @@ def _as_drawn(prior: Any) -> _Drawn:
             log_weights = jax.nn.log_softmax(base.mixing_distribution.logits)
             return _Drawn(component, None, log_weights, -len(component.batch_shape))
     raise TypeError(
-        "prior must be a KAEMPrior, a KAEMMixture or a MixtureSameFamily of products "
-        f"of KAEM priors, got {type(base).__name__}."
+        "prior must be a KAEMPrior, a KAEMMixture, a MixtureSameFamily of products of "
+        f"KAEM priors, or one PriorWithAtoms, got {type(base).__name__}."
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # common colour vision can distinguish. Each kind of curve also has its own line style,
 # so that figures survive black and white.
 LEARNED = {"color": "#0072B2", "linewidth": 2.0, "zorder": 3}
+ATOM = {"color": "#0072B2", "linestyle": "none", "marker": "o", "markersize": 5}
 REFERENCE = {"color": "#D55E00", "linewidth": 1.5, "linestyle": "--", "zorder": 2.5}
 COMPONENT = {"linewidth": 1.2, "linestyle": "-.", "zorder": 2}
 COLORS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9")
