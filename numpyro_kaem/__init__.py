@@ -77,10 +77,12 @@ if TYPE_CHECKING:
         interpolate_latents,
         plot_band,
         plot_calibration,
+        plot_false_signs,
         plot_history,
         plot_interpolation,
         plot_ladder,
         plot_prior,
+        plot_ranks,
         plot_samples,
         plot_traversal,
         plot_weights,
@@ -153,10 +155,12 @@ __all__ = [
     "parameter_priors",
     "plot_band",
     "plot_calibration",
+    "plot_false_signs",
     "plot_history",
     "plot_interpolation",
     "plot_ladder",
     "plot_prior",
+    "plot_ranks",
     "plot_samples",
     "plot_traversal",
     "plot_weights",
@@ -195,9 +199,9 @@ _NAMES = {
     "models.learning": "learn_prior set_parameters",
     "models.likelihoods": """AbstractLikelihood BernoulliLikelihood
         CategoricalLikelihood NormalLikelihood""",
-    "plotting": """interpolate_latents plot_band plot_calibration plot_history
-        plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
-        plot_weights""",
+    "plotting": """interpolate_latents plot_band plot_calibration
+        plot_false_signs plot_history plot_interpolation plot_ladder plot_prior
+        plot_ranks plot_samples plot_traversal plot_weights""",
     "training": """Checkpoint FitProgress FitResult GridUpdate PriorRefit
         cyclical_schedule fit kan_regularizer refit_prior""",
 }

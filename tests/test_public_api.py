@@ -35,12 +35,12 @@ def test_names_are_those_that_are_there():
         KANLayer MaskedConditioner NormalLikelihood PriorRefit PriorWithAtoms RBF RSWAF
         SequenceDecoder TokenSequence Wavelet cyclical_schedule fit fit_autoregressive
         fit_density fit_marginal fit_mixture interpolate_latents kan_regularizer kart
-        learn_prior load parameter_priors plot_band plot_calibration plot_history
-        plot_interpolation plot_ladder plot_prior plot_samples plot_traversal
-        plot_weights posterior_predictive_p_values random_walk_energy refit_prior
-        sample_quality save set_parameters simulation_based_calibration summarize_prior
-        symbolic to_arviz truncated unit_log_likelihood unit_log_marginal_likelihood
-        unit_posterior
+        learn_prior load parameter_priors plot_band plot_calibration plot_false_signs
+        plot_history plot_interpolation plot_ladder plot_prior plot_ranks plot_samples
+        plot_traversal plot_weights posterior_predictive_p_values random_walk_energy
+        refit_prior sample_quality save set_parameters simulation_based_calibration
+        summarize_prior symbolic to_arviz truncated unit_log_likelihood
+        unit_log_marginal_likelihood unit_posterior
     """
     assert set(PUBLIC) - RESULTS == set(expected.split())
     expected = """

@@ -2,7 +2,11 @@
 
 from numpyro_kaem.empirical_bayes.estimation import fit_marginal
 from numpyro_kaem.empirical_bayes.likelihood import unit_log_likelihood
-from numpyro_kaem.empirical_bayes.posterior import UnitPosterior, unit_posterior
+from numpyro_kaem.empirical_bayes.posterior import (
+    UnitPosterior,
+    average_below,
+    unit_posterior,
+)
 from numpyro_kaem.empirical_bayes.quadrature import unit_log_marginal_likelihood
 from numpyro_kaem.empirical_bayes.results import Band, Bootstrap, MarginalFit
 
@@ -11,6 +15,7 @@ __all__ = [
     "Bootstrap",
     "MarginalFit",
     "UnitPosterior",
+    "average_below",
     "fit_marginal",
     "unit_log_likelihood",
     "unit_log_marginal_likelihood",

@@ -25,7 +25,7 @@ from numpyro_kaem.numerics.density import integrand
 from numpyro_kaem.numerics.inverse import icdf, icdf_of_tail, masses, sample
 from numpyro_kaem.references import ReferenceParameters, is_concrete
 
-__all__ = ["UnitPosterior", "unit_posterior"]
+__all__ = ["UnitPosterior", "average_below", "unit_posterior"]
 
 
 def unit_posterior(
@@ -466,8 +466,32 @@ class UnitPosterior:
         return jax.lax.scan(count, start, keys)[0] / num_draws
 
 
-def average_below(rates: jax.Array) -> jax.Array:
-    """Mean of the local rates that are at most a unit's, for every unit."""
+def average_below(rates: Numbers) -> jax.Array:
+    """Mean of the local rates that are at most a unit's, for every unit.
+
+    The s-values or q-values of units whose local rates were found in blocks.
+
+    Parameters
+    ----------
+    rates
+        Local rates of all units together, shape ``(num_units,)``.
+
+    Returns
+    -------
+    Array
+        Shape ``(num_units,)``; equal rates have equal means.
+
+    References
+    ----------
+    Stephens (2017), "False discovery rates: a new deal", *Biostatistics* 18(2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numpyro_kaem.empirical_bayes import average_below
+    >>> print(average_below(np.array([0.5, 0.25, 0.0, 0.25])))
+    [0.25       0.16666667 0.         0.16666667]
+    """
     rates = jnp.asarray(rates)
     ascending = jnp.sort(rates)
     # Sums of many small numbers keep their digits.

@@ -13,15 +13,18 @@ from numpyro_kaem.plotting.sampling import (
     plot_ladder,
     plot_weights,
 )
+from numpyro_kaem.plotting.units import plot_false_signs, plot_ranks
 
 __all__ = [
     "interpolate_latents",
     "plot_band",
     "plot_calibration",
+    "plot_false_signs",
     "plot_history",
     "plot_interpolation",
     "plot_ladder",
     "plot_prior",
+    "plot_ranks",
     "plot_samples",
     "plot_traversal",
     "plot_weights",

@@ -231,6 +231,17 @@ def test_posterior_is_that_of_two_groups(posterior):
             assert_close(quantiles[i], expected, rtol=(1e-3, 1e-7), atol=1e-5)
 
 
+def test_is_saved_and_converted(posterior, tmp_path):
+    kaem.save(tmp_path / "posterior", posterior)
+    loaded = kaem.load(tmp_path / "posterior")
+    assert np.array_equal(loaded.quantile(0.4), posterior.quantile(0.4))
+    data = kaem.to_arviz(posterior, num_samples=2000)
+    shares = np.mean(np.asarray(data["posterior"]["z"]) == 0, axis=(0, 1))
+    probability = data["constant_data"]["atom_probability"]
+    assert probability.dims == ("unit", "atom")
+    np.testing.assert_allclose(shares, np.asarray(probability)[:, 0], atol=0.05)
+
+
 def test_ranks_and_draws(posterior):
     draws = np.asarray(posterior.sample(jax.random.key(0), (40_000,)))
     shares = np.mean(draws == 0, axis=0)

@@ -94,6 +94,7 @@ DISTRIBUTIONS = {
         )
     ),
     "mixture": lambda: kaem.KAEMMixture(jnp.array([0.3, -0.2]), prior(3, 2)),
+    "atoms": lambda: kaem.PriorWithAtoms([0.0, 0.1], [0.3, 0.2], prior()),
     "cut": lambda: TruncatedKAEM(prior(3), jnp.array([-0.5, 0.1, 0.3]), 1.5),
     "cut-mixture": lambda: TruncatedKAEM(DISTRIBUTIONS["mixture"](), low=0.25),
     "mixture-of-products": lambda: dist.MixtureSameFamily(
