@@ -110,7 +110,7 @@ def main() -> None:
                 row += f"{np.mean(found):7.3f}{seconds:6.1f}"
                 record = {}
                 for rate, (called, errors, claimed) in wrong.items():
-                    count = max(called, 1)
+                    count = max(float(called), 1.0)
                     observed, claim = errors / count, claimed / count
                     error = np.sqrt(max(claim * (1 - claim), 1e-12) / count)
                     row += f"{observed:13.4f} ({error:.4f}) {claim:.4f}"

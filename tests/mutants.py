@@ -333,6 +333,14 @@ FAULTS = [
         "::test_a_sixth_of_the_penalty_of_largest_evidence",
     ),
     Fault(
+        "weights of atoms without the constant of the energy",
+        "empirical_bayes/family.py",
+        "(prior.log_normalizer - constant)",
+        "(prior.log_normalizer)",
+        "empirical_bayes/test_atoms.py"
+        "::test_maximum_has_no_gradient_and_its_curvature",
+    ),
+    Fault(
         "bands of a one-sided level",
         "empirical_bayes/results.py",
         "half = ndtri(0.5 + 0.5 * level) * deviation",
