@@ -337,8 +337,7 @@ FAULTS = [
         "empirical_bayes/family.py",
         "(prior.log_normalizer - constant)",
         "(prior.log_normalizer)",
-        "empirical_bayes/test_atoms.py"
-        "::test_maximum_has_no_gradient_and_its_curvature",
+        "empirical_bayes/test_atoms.py::test_maximum_has_no_gradient_and_its_curvature",
     ),
     Fault(
         "bands of a one-sided level",

@@ -179,10 +179,12 @@ def fit_marginal(
       is the units' own at the atoms, and all parameters are found by the same steps.
     - **What is identified.** A density that rises to a peak narrower than the units'
       noise is as good as an atom, so the weight is known only for a smooth density: the
-      penalty says how smooth. A density whose own curve dips or peaks at the atom moves
-      the weight the other way, beyond what the standard error tells. This is the
-      "zero assumption" of Efron (2008), in another form: that values near the atom
-      are either the atom or as frequent as their neighbours farther off let expect.
+      penalty says how smooth. Where the true density peaks at the atom the weight is
+      too large; where it dips there by less than the noise shows, too small. This is a
+      mild form of the "zero assumption" of Efron (2008), that values near the atom
+      are the atom. Standard errors take the penalty as known, and do not cover this:
+      fit once more with a hundredth of ``penalty``. If the weight moves, or its
+      standard error grows, by much, then smoothness decides it and not the data.
     - **Cost.** A step costs a few products of the matrix of units by nodes.
       Equal units may be given once, with counts.
 
