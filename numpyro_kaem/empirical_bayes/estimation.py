@@ -183,8 +183,9 @@ def fit_marginal(
       too large; where it dips there by less than the noise shows, too small. This is a
       mild form of the "zero assumption" of Efron (2008), that values near the atom
       are the atom. Standard errors take the penalty as known, and do not cover this:
-      fit once more with a hundredth of ``penalty``. If the weight moves, or its
-      standard error grows, by much, then smoothness decides it and not the data.
+      fit once more with a ``penalty`` so small that ``degrees_of_freedom`` rises by
+      three or more. If the weight moves by much more than its first standard error,
+      smoothness decides it and not the data.
     - **Cost.** A step costs a few products of the matrix of units by nodes.
       Equal units may be given once, with counts.
 
