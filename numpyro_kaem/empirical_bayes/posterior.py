@@ -153,7 +153,7 @@ class UnitPosterior:
     >>> [f"{value:.2f}" for value in posterior.s_values()]
     ['0.39', '0.14']
     >>> [f"{value:.2f}" for value in posterior.expected_ranks()]
-    ['1.18', '1.82']
+    ['1.07', '1.93']
     """
 
     def __init__(

@@ -118,7 +118,7 @@ def plot_ranks(
     >>> units = kaem.unit_log_likelihood(lambda z: dist.Normal(z, 1.0), np.arange(5.0))
     >>> ax = kaem.plot_ranks(kaem.unit_posterior(prior, units), num_top=3)
     >>> [label.get_text() for label in ax.get_yticklabels()]
-    ['4 (1.3)', '3 (2.0)', '2 (3.0)']
+    ['4 (1.4)', '3 (2.1)', '2 (3.0)']
     >>> plt.close(ax.figure)
     """
     _check(posterior)
