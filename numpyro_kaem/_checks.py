@@ -168,8 +168,8 @@ def as_sample_shape(value: Any, name: str = "sample_shape") -> tuple[int, ...]:
 # --- keys, functions, names and files ------------------------------------------------
 
 
-def check_key(rng_key: Any, name: str = "rng_key") -> None:
-    """Check one random key, old or new in style."""
+def check_key(rng_key: Any, name: str = "rng_key") -> jax.Array:
+    """Return one random key, old or new in style."""
     dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
     # Old keys have 2 words, or 4 with another generator than JAX's first.
     old = dtype == np.uint32 and shape in ((2,), (4,))
@@ -179,6 +179,7 @@ def check_key(rng_key: Any, name: str = "rng_key") -> None:
         raise TypeError(
             f"{name} must be one random key such as jax.random.key(0), got {came}."
         )
+    return rng_key
 
 
 def as_generator(rng: Any) -> np.random.Generator:

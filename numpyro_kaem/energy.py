@@ -211,10 +211,11 @@ class Energy(eqx.Module):
         try:
             self.batch_shape  # noqa: B018
         except ValueError:
+            shape = getattr(base_weight, "shape", ())
             raise ValueError(
                 "the grid, coefficients and base_weight must broadcast to one "
                 f"batch_shape, got grid shape {basis.grid_shape}, coefficients "
-                f"{coefficients.shape} and base_weight {np.shape(base_weight)}."
+                f"{coefficients.shape} and base_weight {shape}."
             ) from None
 
     @classmethod

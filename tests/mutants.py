@@ -182,8 +182,8 @@ FAULTS = [
     Fault(
         "support of a mixture from its highest lower end",
         "distributions/mixture.py",
-        "low.min(axis=-1), high.max(axis=-1)",
-        "low.max(axis=-1), high.max(axis=-1)",
+        "least.min(axis=-1), most.max(axis=-1)",
+        "least.max(axis=-1), most.max(axis=-1)",
         "distributions/test_mixture.py::test_support_and_ends",
     ),
     Fault(
@@ -304,8 +304,8 @@ FAULTS = [
     Fault(
         "candidates judged by the samples they were fitted to",
         "estimation/mixture.py",
-        "left = problem._replace(shares=left)",
-        "left = problem._replace(shares=kept)",
+        "rest = problem._replace(shares=left)",
+        "rest = problem._replace(shares=kept)",
         "estimation/test_mixture.py::test_candidates_are_compared",
     ),
     Fault(

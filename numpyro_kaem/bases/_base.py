@@ -131,10 +131,9 @@ class AbstractBasis(eqx.Module):
         z = as_float(z, "z")
         low, high = self.ends(z.dtype)
         # The width from the rounded ends, so that they map to exactly 0 and 1.
-        width = high - low
         ndim = max(z.ndim, low.ndim)
-        z, low, width = (with_ndim(a, ndim) for a in (z, low, width))
-        return jnp.clip((z - low) / width, 0.0, 1.0)
+        z, start, width = (with_ndim(a, ndim) for a in (z, low, high - low))
+        return jnp.clip((z - start) / width, 0.0, 1.0)
 
     def ends(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends of the grid in a floating-point format, each ``grid_shape``.

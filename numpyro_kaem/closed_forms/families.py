@@ -151,10 +151,10 @@ def components(prior: KAEMPrior) -> Iterator[Component]:
         arrays = _evaluate_prior(
             prior._table, prior.energy.on_unit_grid, prior._parameters, prior._panels
         )
-        if prior._parameters is None:
-            ends = prior.energy.basis.low, prior.energy.basis.high
-        else:
+        if prior._parameters is not None:
             ends = support_bounds(prior._parameters.build())
+        else:
+            ends = prior.energy.basis.ends(float)
     arrays = [np.asarray(array, float) for array in arrays]
     low, high, left, right = (
         np.broadcast_to(np.asarray(end, float), shape)
@@ -210,8 +210,8 @@ def distance(component: Component, other: dist.Distribution) -> tuple[float, flo
     # Up to a power of two, so that compiled code is shared.
     count = len(component.nodes)
     size = max(256, 1 << (count - 1).bit_length())
-    z = np.append(component.nodes, np.full(size - count, component.nodes[0]))
-    z = jnp.asarray(z, jnp.zeros(()).dtype)
+    padding = np.full(size - count, component.nodes[0])
+    z = jnp.asarray(np.append(component.nodes, padding), jnp.zeros(()).dtype)
     # A prior has compiled code of its own.
     own = isinstance(other, KAEMPrior)
     values = (other.log_prob(z), other.cdf(z)) if own else _evaluate(other, z)

@@ -1,8 +1,8 @@
 """Results: closed forms and summaries of densities, as text and tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import jax
 import numpy as np
@@ -174,10 +174,10 @@ class PriorSummary:
     def __repr__(self) -> str:
         rows = [("component", "mean", "sd", "entropy", "divergence", "modes")]
         for index in np.ndindex(self.mean.shape):
-            width = self.standard_deviation[index]
+            width = float(self.standard_deviation[index])
             modes = ", ".join(_position(mode, width) for mode in self.modes[index])
             numbers = (
-                _position(self.mean[index], width),
+                _position(float(self.mean[index]), width),
                 _number(width, 3),
                 _number(np.round(self.entropy[index], 3)),
                 _number(np.round(self.divergence[index], 4)),
@@ -298,13 +298,13 @@ def _refine(
 # --- text ----------------------------------------------------------------------------
 
 
-def _number(value: float, digits: int = 12) -> str:
+def _number(value: SupportsFloat, digits: int = 12) -> str:
     """Shortest text of a number with at most so many significant digits."""
     text = f"{float(value):.{digits}g}"
     return "0" if text == "-0" else text
 
 
-def _latex_number(value: float) -> str:
+def _latex_number(value: SupportsFloat) -> str:
     text = _number(value)
     if "e" not in text:
         return text
@@ -319,7 +319,7 @@ def _position(value: float, width: float) -> str:
     return _number(round(value, 2 - int(np.floor(np.log10(width)))), 15)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows of text in columns, the first of them the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -374,7 +374,7 @@ def describe_energy(
         entry = features.basis.terms[term]
         text += f"{lead}{_number(abs(value))} {entry.text}"
         latex += rf"{lead}{_latex_number(abs(value))}\,{entry.latex}"
-    low, high = features.basis.low, features.basis.high
+    low, high = features.basis.ends(float)
     location, scale = features.location, features.scale
     scaled = "z" if location == 0 else f"z {'-' if location > 0 else '+'} "
     scaled += "" if location == 0 else _number(abs(location))

@@ -285,15 +285,19 @@ def _check_length(path: Path) -> None:
     """Check that a MATLAB file is as long as its variables say."""
     found, place = path.stat().st_size, 128
     with path.open("rb") as file:
-        order = {b"IM": "little", b"MI": "big"}.get(file.read(place)[126:])
+        little = {b"IM": True, b"MI": False}.get(file.read(place)[126:])
         # Each variable starts with its type, matrix or compressed, and its length. What
         # starts otherwise is not a file of version 5, or damaged, as loadmat will say.
-        while order and place < found:
+        while little is not None and place < found:
             file.seek(place)
             start = file.read(8)
-            if int.from_bytes(start[:4], order) not in (14, 15):
+            kind, length = (
+                int.from_bytes(part, "little" if little else "big")
+                for part in (start[:4], start[4:])
+            )
+            if kind not in (14, 15):
                 return
-            place += 8 + int.from_bytes(start[4:], order)
+            place += 8 + length
             if place > found:
                 raise ValueError(
                     f"{path} is truncated: expected at least {place} bytes, found "

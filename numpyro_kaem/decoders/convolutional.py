@@ -270,13 +270,14 @@ def _linear_in_kernel(
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(*shifts, num_inputs, -1)
     # As a matrix: with its other axes the product's transpose takes twice as long.
     pixels = x.reshape(-1, num_inputs)
-    image: jax.Array = sum(
+    parts = [
         jnp.pad(
             (pixels @ blocks[i, j]).reshape(num, *shape, -1),
             ((0, 0), (i, shifts[0] - 1 - i), (j, shifts[1] - 1 - j), (0, 0)),
         )
         for i, j in np.ndindex(*shifts)
-    )
+    ]
+    image = jnp.asarray(sum(parts))
     rows, columns = image.shape[1:3]
     image = image.reshape(num, rows, columns, *stride, num_outputs)
     image = image.transpose(0, 1, 3, 2, 4, 5)

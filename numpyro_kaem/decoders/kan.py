@@ -104,16 +104,16 @@ class KANLayer(eqx.Module):
                 "coefficients must have shape (num_outputs, num_inputs, "
                 f"{basis.num_features}), got {edges.coefficients.shape}."
             )
-        shape = edges.coefficients.shape[:2]
-        if np.shape(edges.base_weight) != shape:
+        shape, weight = edges.coefficients.shape[:2], jnp.asarray(edges.base_weight)
+        if weight.shape != shape:
             raise ValueError(
                 f"base_weight must have shape (num_outputs, num_inputs) = {shape}, got "
-                f"{np.shape(edges.base_weight)}."
+                f"{weight.shape}."
             )
         _check_basis(basis, shape[1])
         self.basis = basis
         self.coefficients = edges.coefficients
-        self.base_weight = edges.base_weight
+        self.base_weight = weight
         self.base_activation = base_activation
 
     @classmethod

@@ -183,9 +183,9 @@ def to_arviz(
         groups.add("log_likelihood", _by_chain(values, shape))
 
     in_prior, predicted = found.prior, found.prior_predictive
-    if isinstance(prior, int) and not isinstance(prior, bool):
+    if isinstance(prior, int):
         _need(sites, f"prior={prior}")
-        prior = of_model.prior(as_count("prior", prior), keys[3])
+        prior = dict(of_model.prior(as_count("prior", prior), keys[3]))
     if prior is not None:
         data = {} if sites is None else sites.observed
         draws = _one_chain(prior)
@@ -452,7 +452,7 @@ def _of_mcmc(result: MCMC, request: _Request) -> _Extracted:
     if call is None and getattr(kernel, "model", None) is not None:
         call = ModelCall(kernel.model, result._args, result._kwargs)
     attrs = {"sampler": type(kernel).__name__}
-    return _Extracted(posterior, statistics, attrs, dims=dims, call=call)
+    return _Extracted(posterior, statistics, attrs, dims={**dims}, call=call)
 
 
 def _flat(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -231,7 +231,7 @@ def _frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
         means.append(rows.mean(0))
         # A square root of the covariance, without forming the covariance.
         centered = (rows - means[-1]) / np.sqrt(len(rows) - 1)
-        factors.append(np.linalg.qr(centered, mode="r"))
+        factors.append(np.asarray(np.linalg.qr(centered, mode="r")))
     # The squared singular values are the eigenvalues of the symmetrised product of the
     # covariances. This way none is the root of a rounding error.
     overlap = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()

@@ -224,7 +224,11 @@ class AutoregressiveKAEMPrior(dist.Distribution):
                 "basis must be a basis such as numpyro_kaem.BSpline(low, high, "
                 f"num_basis), got {type(basis).__name__}."
             )
-        if not isinstance(conditioner, eqx.Module) or not hasattr(conditioner, "dim"):
+        if (
+            not isinstance(conditioner, eqx.Module)
+            or not callable(conditioner)
+            or not hasattr(conditioner, "dim")
+        ):
             raise TypeError(
                 "conditioner must be an Equinox module with an attribute dim, such as "
                 f"numpyro_kaem.MaskedConditioner, got {type(conditioner).__name__}."
@@ -345,7 +349,7 @@ class AutoregressiveKAEMPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw by inversion, shape ``sample_shape + (dim,)``; never an end."""
-        check_key(key, "key")
+        key = check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
         mass, upper = uniform_tail_mass(key, (*sample_shape, self.dim), self.dtype)
         return conditionals.from_unit(self._chain, mass, upper, is_draw=True)

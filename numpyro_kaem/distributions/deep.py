@@ -170,7 +170,7 @@ class DeepEnergyPrior(dist.Distribution):
         )
         return cls(network, dim, **kwargs)
 
-    def replace(self, network: Any, scale: ArrayLike) -> "DeepEnergyPrior":
+    def replace(self, network: Any, scale: jax.Array) -> "DeepEnergyPrior":
         """Return the same prior with another network and scale, without checks."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -227,7 +227,7 @@ class DeepEnergyPrior(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw **approximately**, shape ``sample_shape + (dim,)``; no derivatives."""
-        check_key(key, "key")
+        key = check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
         fixed = jax.lax.stop_gradient(self)
         shape = (*sample_shape, self.dim)

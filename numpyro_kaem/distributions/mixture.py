@@ -156,14 +156,14 @@ class KAEMMixture(LearnedDensity):
         """The support that covers those of all components."""
         support = self.prior.support
         if isinstance(support, StaticInterval):
-            low, high = (np.asarray(e) for e in support.bounds)
-            if low.ndim > 0:
-                low, high = low.min(axis=-1), high.max(axis=-1)
-            return StaticInterval.of(low, high)
+            least, most = (np.asarray(e) for e in support.bounds)
+            if least.ndim > 0:
+                least, most = least.min(axis=-1), most.max(axis=-1)
+            return StaticInterval.of(least, most)
         if isinstance(support, constraints.ParameterFreeConstraint):
             return support
-        low = getattr(support, "lower_bound", None)
-        high = getattr(support, "upper_bound", None)
+        low: Any = getattr(support, "lower_bound", None)
+        high: Any = getattr(support, "upper_bound", None)
         if np.ndim(low) > 0:
             low = jnp.min(low, axis=-1)
         if np.ndim(high) > 0:
@@ -271,8 +271,8 @@ class KAEMMixture(LearnedDensity):
         fixed = jax.lax.stop_gradient
         if table is not None:
             ends = tuple(_without_components(end) for end in prior._ends)
-            parts = fixed((table, self._own_parameters, ends))
-            return inverse.sample(*parts, key, sample_shape)
+            own = fixed((table, self._own_parameters, ends))
+            return inverse.sample(*own, key, sample_shape)
         parts = fixed((prior._table, prior._prepared, prior._ends, self.log_weights))
         return inverse.sample_mixture(*parts, key, sample_shape, self.batch_shape)
 

@@ -109,7 +109,7 @@ class LearnedDensity(dist.Distribution):
     """Univariate distribution with ``cdf_pair``, ``icdf_of_tail`` and ``_ends``."""
 
     # NumPyro's own are shapes, which change under vmap.
-    pytree_aux_fields = ()
+    pytree_aux_fields: tuple[str, ...] = ()
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Parameters, and what is static."""
@@ -250,7 +250,7 @@ class KAEMPrior(LearnedDensity):
 
     arg_constraints = {"energy": constraints.dependent(is_discrete=False, event_dim=0)}
     reparametrized_params = ["energy"]
-    pytree_data_fields = ("energy", "_parameters")
+    pytree_data_fields: tuple[str, ...] = ("energy", "_parameters")
     pytree_aux_fields = ("_refinement",)
 
     @promoting_ranks

@@ -93,7 +93,7 @@ class SkewNormal(dist.Distribution):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw from two Normal ones, shape ``sample_shape + batch_shape``."""
-        check_key(key, "key")
+        key = check_key(key, "key")
         sample_shape = as_sample_shape(sample_shape)
         shape = (2, *sample_shape, *self.batch_shape)
         dtype = jnp.result_type(self.loc, self.scale, self.skewness, float)

@@ -171,7 +171,8 @@ class TruncatedKAEM(LearnedDensity):
         except ValueError:
             raise ValueError(
                 "prior, low and high must have shapes that broadcast, got "
-                f"{prior.batch_shape}, {np.shape(low)} and {np.shape(high)}."
+                f"{prior.batch_shape}, {getattr(self.low, 'shape', ())} and "
+                f"{getattr(self.high, 'shape', ())}."
             ) from None
         super().__init__(batch_shape, (), validate_args=validate_args)
         if is_concrete((self.low, self.high)):
@@ -201,8 +202,8 @@ class TruncatedKAEM(LearnedDensity):
             resolution = parts._resolution
             # Without the error of the reference, of which the panels hold only a part,
             # and that of a component without mass.
-            error = resolution.panels + resolution.series + resolution.rounding
-            error = np.asarray(jnp.where(self._log_masses > -jnp.inf, error, 0))
+            errors = resolution.panels + resolution.series + resolution.rounding
+            error = np.asarray(jnp.where(self._log_masses > -jnp.inf, errors, 0))
             change = float(resolution.change)
         if not np.all(log_mass > -np.inf):
             raise ValueError(
@@ -246,10 +247,10 @@ class TruncatedKAEM(LearnedDensity):
         low, high = self._ends
         if is_concrete((low, high)):
             with concretely():
-                low, high = np.asarray(low), np.asarray(high)
-            if np.all(np.isinf(low)) and np.all(np.isinf(high)):
+                ends = np.asarray(low), np.asarray(high)
+            if all(np.all(np.isinf(end)) for end in ends):
                 return constraints.real
-            return StaticInterval.of(low, high)
+            return StaticInterval.of(*ends)
         least, most = support_bounds(self.prior)
         if self.high is None and isinstance(most, float) and np.isinf(most):
             return constraints.greater_than_eq(low)
@@ -265,7 +266,8 @@ class TruncatedKAEM(LearnedDensity):
     @computed_once
     def _inner(self) -> KAEMPrior | KAEMMixture:
         """Density whose panels end at the bounds; itself goes on beyond them."""
-        prior, (low, high) = self.prior, self._ends
+        prior, bounds = self.prior, list[jax.Array | None](self._ends)
+        low, high = bounds
         if is_concrete(support_bounds(prior)):
             # A bound that cuts nothing off leaves the tail to its closed form.
             least, most = (np.asarray(end) for end in support_bounds(prior))
@@ -407,10 +409,8 @@ def _cut_prior(prior: KAEMPrior, low: ArrayLike | None, high: ArrayLike | None) 
     edges, has_mass = _cut_edges(
         panels.edges, prior._parameters, *bounds, panels.has_tails, beyond
     )
-    tails = tuple(
-        has_tail and bound is None
-        for has_tail, bound in zip(panels.has_tails, bounds, strict=True)
-    )
+    below, above = panels.has_tails
+    tails = below and bounds[0] is None, above and bounds[1] is None
     ends = (
         jnp.asarray(_both(jnp.maximum, least, bounds[0]), dtype),
         jnp.asarray(_both(jnp.minimum, most, bounds[1]), dtype),

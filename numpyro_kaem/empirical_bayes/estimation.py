@@ -460,7 +460,8 @@ def _choose_grid(
     bounds = (-np.inf, np.inf)
     # Another one is refused with the basis.
     if isinstance(reference, dist.Distribution) and reference.shape() == ():
-        bounds = [float(np.asarray(bound)) for bound in support_bounds(reference)]
+        least, most = map(np.asarray, support_bounds(reference))
+        bounds = float(least), float(most)
 
     def curves(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nodes = np.unique(z.astype(dtype))
@@ -534,17 +535,18 @@ def _warn_off_grid(
     parameters: jax.Array,
 ) -> None:
     """Warn of units off the grid, of whose prior nothing is learned there."""
-    nodes, values = np.asarray(node_positions(units.panels)), units.log_likelihood
-    values, has_reference = np.asarray(values), model.reference is not None
-    low, high = float(model.flat.basis.low), float(model.flat.basis.high)
+    nodes = np.asarray(node_positions(units.panels))
+    values = np.asarray(units.log_likelihood)
+    has_reference = model.reference is not None
+    low, high = map(float, model.flat.basis.ends(float))
     on_grid = (nodes >= low) & (nodes <= high)
     beyond = values[:, ~on_grid].max(axis=1, initial=-np.inf)
     if not has_reference:
         # The prior ends with the grid, and so do the nodes.
         steps = (high - low) * 2.0 ** np.arange(-5.0, 3.0, 0.5)
         more = jnp.asarray([*(low - steps), *(high + steps)], nodes.dtype)
-        more = np.asarray(jax.jit(log_likelihood)(more))
-        beyond = np.where(np.isfinite(more), more, -np.inf).max(axis=1)
+        found = np.asarray(jax.jit(log_likelihood)(more))
+        beyond = np.where(np.isfinite(found), found, -np.inf).max(axis=1)
     best = np.maximum(values[:, on_grid].max(axis=1), np.finfo(values.dtype).min)
     off = beyond - best > _SHORT
     if has_reference:

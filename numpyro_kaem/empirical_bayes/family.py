@@ -408,8 +408,9 @@ def _maximum(
     value, decrement = total * found.value, total * found.decrement
     evidence = value + 0.5 * (log_ridge - log_det)
     numbers = (found.parameters, value, evidence, covariance, freedom, decrement)
-    numbers = (number.astype(dtype) for number in numbers)
-    return Maximum(*numbers, found.converged, found.num_steps), jnp.min(curvature)
+    entries = [number.astype(dtype) for number in numbers]
+    entries += [found.converged, found.num_steps]
+    return Maximum(*entries), jnp.min(curvature)
 
 
 def _as_float64(log_reference: Any, free: jax.Array) -> jax.Array:

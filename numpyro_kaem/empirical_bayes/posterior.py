@@ -562,7 +562,7 @@ def _table(
     ]
     heights = [e + end for e, end in zip(values.energy_ends, ends, strict=True)]
     values = values._replace(
-        log_mass=log_mass, log_tails=tuple(tails), energy_ends=tuple(heights)
+        log_mass=log_mass, log_tails=(tails[0], tails[1]), energy_ends=tuple(heights)
     )
     return tabulate_integrand(values, units.panels)
 

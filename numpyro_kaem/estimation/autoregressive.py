@@ -174,9 +174,9 @@ def fit_autoregressive(
             f"samples must be at least {_FEWEST} of positive weight, because some are "
             f"held out, got {len(used)}."
         )
-    if penalty is None:
+    penalties = as_penalty(penalty, (dim,))
+    if penalties is None:
         raise TypeError("penalty must be a number >= 0, got None.")
-    penalty = as_penalty(penalty, (dim,))
     width, depth = as_count("width", width), as_count("depth", depth)
     num_steps = as_count("num_steps", num_steps)
     batch_size = as_count("batch_size", batch_size)
@@ -196,7 +196,7 @@ def fit_autoregressive(
     conditioner = MaskedConditioner(rng_key, dim, basis.num_features, width, depth)
     num_kept = num_effective * float(kept.sum())
     conditioner, scores = _train(
-        _make_setting(basis, parameters, dim, penalty, num_kept),
+        _make_setting(basis, parameters, dim, penalties, num_kept),
         conditioner,
         np.asarray(marginal.energy.coefficients, float),
         np.broadcast_to(basis.to_unit(data), data.shape),

@@ -72,10 +72,10 @@ class Design(NamedTuple):
     ``(num_features,)``, that of ``transform`` ``(num_features, num_features)``.
     """
 
-    centre: np.ndarray
-    transform: np.ndarray
-    roughness: np.ndarray
-    used: np.ndarray
+    centre: jax.Array | np.ndarray
+    transform: jax.Array | np.ndarray
+    roughness: jax.Array | np.ndarray
+    used: jax.Array | np.ndarray
 
     def to_jax(self, dtype: Any) -> "Design":
         """Copy into JAX arrays, the numbers of the given type."""

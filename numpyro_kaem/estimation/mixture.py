@@ -289,8 +289,8 @@ def _score(
             shares=kept / share, num_effective=problem.num_effective * share
         )
         fit = fit_clusters(training, num_components)
-        left = problem._replace(shares=left)
-        total += float(expect(left, fit.log_weights, fit.coefficients)[0])
+        rest = problem._replace(shares=left)
+        total += float(expect(rest, fit.log_weights, fit.coefficients)[0])
     return total
 
 

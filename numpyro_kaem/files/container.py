@@ -287,8 +287,8 @@ def describe_array(name: str, leaf: Any) -> dict[str, Any]:
         )
     description = {"dtype": str(dtype), "shape": list(shape), "container": container}
     if not is_key(leaf):
-        description["weak_type"] = bool(getattr(leaf, "weak_type", False))
-    elif isinstance(leaf, jax.Array):
+        return {**description, "weak_type": bool(getattr(leaf, "weak_type", False))}
+    if isinstance(leaf, jax.Array):
         description["key"] = str(jax.random.key_impl(leaf))
     return description
 

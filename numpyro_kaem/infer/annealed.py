@@ -88,9 +88,9 @@ class Replicas(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Running means over ``count`` iterations, of a warm-up window or of the draws."""
+    """Running means over iterations, of a warm-up window or of the draws."""
 
-    count: jax.Array
+    num_iterations: jax.Array
     log_likelihood: jax.Array  # Shape (num_temperatures,).
     swap_acceptance: jax.Array  # Shape (num_temperatures - 1,).
     squared_gradient: jax.Array  # Shape (num_temperatures, dim).
@@ -110,7 +110,7 @@ class Means(NamedTuple):
             swap_acceptance,
             replicas.gradient(temperatures) ** 2,
         )
-        count = self.count + 1
+        count = self.num_iterations + 1
         share = 1 / count
         # In this form minus infinity stays minus infinity.
         means = [
@@ -201,7 +201,7 @@ class Warmup(NamedTuple):
             return jnp.interp(new, old, values)
 
         precision = known.scale**-2.0
-        count = means.count
+        count = means.num_iterations
         learned = count * means.squared_gradient + _PRIOR_WEIGHT * precision
         learned = learned / (count + _PRIOR_WEIGHT)
         precision = jnp.where(jnp.isfinite(learned), learned, precision)
@@ -282,7 +282,7 @@ class AnnealedState(NamedTuple):
     @property
     def round_trip_rate(self) -> jax.Array:
         """Round trips per iteration, a scalar."""
-        return self.tracker.round_trips / jnp.maximum(self.means.count, 1)
+        return self.tracker.round_trips / jnp.maximum(self.means.num_iterations, 1)
 
 
 class AnnealedLangevin(target.ModelKernel):
@@ -492,7 +492,7 @@ class AnnealedLangevin(target.ModelKernel):
             if self._ladder_is_given:
                 ladder = (ladder[1] / 2, *ladder[1:])
             else:
-                ladder = np.geomspace(_LOWEST_TEMPERATURE, 1.0, num_temperatures)
+                ladder = (*np.geomspace(_LOWEST_TEMPERATURE, 1.0, num_temperatures),)
 
         def begin(
             rng_key: jax.Array, position: jax.Array, values: dict[str, jax.Array]

@@ -370,7 +370,7 @@ def why_replicas_stay(mcmc: MCMC) -> str:
     rejection = 1 - acceptance
     # Syed et al. (2022), section 3.4: with draws that are independent between swaps.
     odds = np.sum(rejection / np.maximum(acceptance, 1e-12), -1)
-    expected = np.sum(np.atleast_1d(state.means.count) / (2 + 2 * odds))
+    expected = np.sum(np.atleast_1d(state.means.num_iterations) / (2 + 2 * odds))
     if trips >= max(_FEWEST_TRIPS, _LEAST_SHARE * expected):
         return ""
     barrier, least = rejection.sum(-1).mean(), acceptance.mean(0).min()

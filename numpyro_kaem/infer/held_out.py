@@ -218,8 +218,8 @@ def held_out_log_likelihood(
         found = _of_chunk(key, model, data, chunk, params, ladder, sizes, unit_plate)
         log_weights.append(np.asarray(found)[index < len(data)])
     weighted = ImportanceResult({}, np.concatenate(log_weights).T, unit_plate, {})
-    value, error = weighted.log_evidence
-    result = HeldOutLogLikelihood(value, error, weighted.ess, num_particles)
+    value, error, ess = map(np.asarray, (*weighted.log_evidence, weighted.ess))
+    result = HeldOutLogLikelihood(value, error, ess, num_particles)
     few = int(np.sum(result.ess < _LEAST_ESS * num_particles))
     if few:
         warnings.warn(
@@ -269,7 +269,7 @@ def _of_chunk(
     data: jax.Array,
     index: jax.Array,
     params: dict[str, Any],
-    ladder: np.ndarray,
+    ladder: jax.Array,
     sizes: _Sizes,
     unit_plate: str,
 ) -> jax.Array:

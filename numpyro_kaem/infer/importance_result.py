@@ -69,7 +69,7 @@ class ImportanceResult:
     samples: dict[str, jax.Array]
     """Proposed values of the latent sites, each of shape ``(num_samples, *site)``. With
     proposals that units share, their axis in the site has size one."""
-    log_weights: jax.Array
+    log_weights: jax.Array | np.ndarray
     """Log of joint density over proposal density, shape ``(num_samples,)`` or
     ``(num_samples, num_units)``."""
     unit_plate: str | None

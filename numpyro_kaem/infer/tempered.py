@@ -46,7 +46,7 @@ _PRIOR_BATCHES, _MOST_PRIOR_BATCHES, _FEW = 256, 16_384, 16
 # A spacing of the log likelihood from which its rounding shows in the evidence.
 _COARSE = 0.01
 # Of the second run: small steps as well as large, small increments, many moves.
-_CHECK = {"ess_threshold": 0.9, "step_jitter": (0.03, 1.2)}
+_CHECK: dict[str, Any] = {"ess_threshold": 0.9, "step_jitter": (0.03, 1.2)}
 _CHECK_MOVES = 8
 # In few dimensions more chains serve better than more moves of each.
 _NUM_MOVES, _FEW_MOVES, _FEW_DIMENSIONS = 8, 4, 4
@@ -503,8 +503,8 @@ class TemperedSMC:
         )
         if not self.check:
             return result
-        again = run._replace(**_CHECK, num_moves=_CHECK_MOVES * num_moves)
-        again = self._run(again, chains, again_key, None)
+        checked = run._replace(**_CHECK, num_moves=_CHECK_MOVES * num_moves)
+        again = self._run(checked, chains, again_key, None)
         result = replace(result, check=_mean_evidence(again[1]))
         difference = why_runs_differ(result)
         if difference:
@@ -671,7 +671,7 @@ def _read(path: Path, print_: str) -> tuple | None:
             f"checkpoint {path} must be of this run, got one with other data, another "
             "key or other options: remove it, or give another path."
         )
-    rng_key = jax.random.wrap_key_data(arrays.pop("rng_key"))
+    rng_key = jax.random.wrap_key_data(jnp.asarray(arrays.pop("rng_key")))
     history, values = list(arrays.pop("history")), list(arrays.pop("values"))
     log_evidence = arrays.pop("log_evidence")
     state = _State(**{name: jnp.asarray(value) for name, value in arrays.items()})

@@ -131,13 +131,13 @@ def _unexpanded(fn: dist.Distribution, dim: int) -> dist.Distribution | None:
 # --- sites ---------------------------------------------------------------------------
 
 
-def frame_of(site: dict, unit_plate: str) -> Any:
+def frame_of(site: dict, unit_plate: str | None) -> Any:
     """Frame of the plate around a site, or None if it is outside."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.name == unit_plate]
     return frames[0] if frames else None
 
 
-def unit_axis(site: dict, unit_plate: str) -> int:
+def unit_axis(site: dict, unit_plate: str | None) -> int:
     """Axis of the units in a site's value, counted from the right."""
     return frame_of(site, unit_plate).dim - site["fn"].event_dim
 

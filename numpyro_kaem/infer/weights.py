@@ -346,7 +346,7 @@ def resample_indices(
     return jax.vmap(choose, in_axes=(0, 1), out_axes=1)(keys, log_weights)
 
 
-def effective_sample_size(log_weights: jax.Array) -> jax.Array:
+def effective_sample_size(log_weights: jax.Array | np.ndarray) -> jax.Array:
     r"""Kish's :math:`1 / \sum_i w_i^2` over the first axis, shape () or (num_units,).
 
     Zero where no particle carries weight.

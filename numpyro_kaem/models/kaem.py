@@ -226,7 +226,7 @@ class KAEM(eqx.Module):
             z = jnp.sum(z, axis=-1)
         return _distribution(decoder(z), likelihood, len(self.event_shape))
 
-    def check_data(self, x: ArrayLike) -> ArrayLike:
+    def check_data(self, x: ArrayLike) -> jax.Array | np.ndarray:
         """Check data, shape ``(num_data, *event_shape)``, and return them.
 
         The model itself checks concrete data; of traced data only the shape is checked.
@@ -515,7 +515,7 @@ def _event_shape(
     return event_shape
 
 
-def _check_shape(x: ArrayLike, event_shape: tuple[int, ...]) -> ArrayLike:
+def _check_shape(x: ArrayLike, event_shape: tuple[int, ...]) -> jax.Array | np.ndarray:
     """Check the shape of data, traced or not, and return them as an array."""
     if not isinstance(x, jax.Array):
         x = as_numpy("x", x)

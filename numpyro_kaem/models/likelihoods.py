@@ -142,7 +142,7 @@ class NormalLikelihood(AbstractLikelihood):
         """Standard deviation of the noise."""
         if self.fixed_scale is not None:
             return self.fixed_scale
-        return self.min_scale + jax.nn.softplus(self.raw_scale)
+        return self.min_scale + jax.nn.softplus(jnp.asarray(self.raw_scale))
 
     def distribution(self, outputs: jax.Array) -> dist.Normal:
         """Independent Normal numbers around the outputs, of their shape."""

@@ -150,7 +150,7 @@ def mix_table(table: Table, log_weights: jax.Array) -> Table:
         return jnp.sum(weights[..., None] * masses, axis=-2)
 
     below = mix(table.below)
-    scales = (
+    low, high = (
         None if scale is None else logsumexp(log_weights + scale, axis=-1)
         for scale in table.log_tail_scales
     )
@@ -160,7 +160,7 @@ def mix_table(table: Table, log_weights: jax.Array) -> Table:
         below=below,
         above=mix(table.above),
         edges=jnp.broadcast_to(table.edges[..., 0, :], below.shape),
-        log_tail_scales=tuple(scales),
+        log_tail_scales=(low, high),
     )
 
 

@@ -51,13 +51,14 @@ def make_chain(
     dim = conditioner.dim
     flat = Energy(basis, jnp.zeros((dim, basis.num_features), dtype))
     panels = make_panels(flat, parameters, refinement)
-    ends = tuple(jnp.broadcast_to(end, (dim,)) for end in basis.ends(dtype))
-    bounds = ends
+    low, high = (jnp.broadcast_to(end, (dim,)) for end in basis.ends(dtype))
+    bounds = ends = low, high
     if parameters is not None:
-        bounds = tuple(
+        low, high = (
             jnp.broadcast_to(jnp.asarray(bound, dtype), (dim,))
             for bound in support_bounds(parameters.build())
         )
+        bounds = low, high
         if parameters.is_elementwise:
             parameters = jax.tree_util.tree_map(
                 lambda leaf: jnp.broadcast_to(leaf, (dim,)), parameters

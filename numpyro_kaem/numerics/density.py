@@ -94,8 +94,8 @@ def integrand(
     rank = len(batch_shape)
     x, weights = rule if rule is not None else gauss_legendre(nodes_per_panel(dtype))
     if panels.unit_edges is not None:
-        left, width = np.asarray(panels.unit_edges[:-1]), np.diff(panels.unit_edges)
-        s = left[:, None] + width[:, None] * (x + 1) / 2
+        start, step = np.asarray(panels.unit_edges[:-1]), np.diff(panels.unit_edges)
+        s = start[:, None] + step[:, None] * (x + 1) / 2
         values = energy.at_shared(jnp.asarray(s.reshape(-1), dtype))
         values = _with_rank(values.reshape(*s.shape, *values.shape[1:]), rank)
         nodes = energy.from_unit(jnp.asarray(s.reshape((-1,) + (1,) * rank), dtype))
@@ -119,16 +119,16 @@ def integrand(
         log_reference = log_density(reference, nodes)
     log_mass = values + log_reference + (log_weights + log_width)
     log_mass = jnp.broadcast_to(log_mass, (*log_mass.shape[:2], *batch_shape))
-    ends = tuple(
-        jnp.broadcast_to(energy(end), batch_shape)
-        for end in (panels.edges[0], panels.edges[-1])
+    ends = (
+        jnp.broadcast_to(energy(panels.edges[0]), batch_shape),
+        jnp.broadcast_to(energy(panels.edges[-1]), batch_shape),
     )
     tails: list[jax.Array | None] = [None, None]
     for side, upper in enumerate((False, True)):
-        if panels.has_tails[side]:
+        if parameters is not None and panels.has_tails[side]:
             log_tail = log_tail_mass(parameters, panels.edges[-side], upper)
             tails[side] = jnp.broadcast_to(ends[side] + log_tail, batch_shape)
-    return Integrand(nodes, values, log_mass, tuple(tails), ends)
+    return Integrand(nodes, values, log_mass, (tails[0], tails[1]), ends)
 
 
 def _with_rank(array: jax.Array, rank: int) -> jax.Array:

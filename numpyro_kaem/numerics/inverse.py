@@ -127,7 +127,7 @@ def masses(
     above = above + (total - part)
     for side, is_upper in enumerate((False, True)):
         log_scale = table.log_tail_scales[side]
-        if log_scale is None:
+        if parameters is None or log_scale is None:
             continue
         edge = table.edges[..., -1 if is_upper else 0]
         in_tail = (z > edge) if is_upper else (z < edge)
@@ -321,7 +321,7 @@ def _point_in_cell(
     z = _take(left, index) + _take(width, index) * s
     for is_upper in (False, True):
         log_scale = table.log_tail_scales[is_upper]
-        if log_scale is None:
+        if parameters is None or log_scale is None:
             continue
         start = _take(table.edges[..., -is_upper], row)
         scale = jnp.exp(_take(log_scale, row))

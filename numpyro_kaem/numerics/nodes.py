@@ -117,8 +117,8 @@ def make_cell_nodes(
     for i, (first, last, counts, to_end) in enumerate(cells):
         table[:, i, : len(first)] = first, np.where(to_end, num_panels, last), counts
     first, last = (jnp.asarray(part, jnp.int32) for part in table[:2])
-    merged = jnp.asarray(merged.reshape(-1, *batch_shape), dtype)
-    panels = Panels(merged, None, panels.has_tails)
+    stacked = jnp.asarray(merged.reshape(-1, *batch_shape), dtype)
+    panels = Panels(stacked, None, panels.has_tails)
     nodes = _make_nodes(flat.on_unit_grid, parameters, panels, batch_shape)
     return nodes, Cells(first, last, jnp.asarray(table[2], dtype)), ~inside
 

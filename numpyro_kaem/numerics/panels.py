@@ -69,7 +69,7 @@ def make_panels(
         has_tails = _tails_beyond(parameters.build(), low, high)
         cut = _cut_to_reference(edges, parameters, energy, into_tails)
         if cut is not None:
-            edges, unit_edges = cut, None
+            return Panels(jnp.asarray(cut, energy.dtype), None, has_tails)
     return Panels(jnp.asarray(edges, energy.dtype), unit_edges, has_tails)
 
 
@@ -90,7 +90,7 @@ def _tails_beyond(
 class _Points(NamedTuple):
     """Where a reference asks for panels; rows are ``(count, *batch_shape)``."""
 
-    bounds: tuple[jax.Array, jax.Array]
+    bounds: tuple[jax.Array, ...]
     kinks: list[jax.Array]
     breaks: list[jax.Array]
     far: list[jax.Array]
@@ -113,7 +113,7 @@ def _points(
         tuple(jnp.asarray(bound, low.dtype) for bound in bounds),
         [kink[None] for kink in kinks(reference)],
         breaks,
-        [] if closed else far_breaks(reference, breaks, low, high),
+        [] if closed else far_breaks(reference, breaks, *map(jnp.asarray, (low, high))),
         # An unknown scale is 0: no panel is that fine.
         jnp.asarray(0.0 if scale is None else scale, low.dtype),
     )

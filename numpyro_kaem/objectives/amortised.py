@@ -201,7 +201,7 @@ class AmortisedELBO(MaximumLikelihood):
         memory: Memory | None,
     ) -> tuple[jax.Array, jax.Array, Memory | None]:
         """Bound at draws of the encoder's distribution."""
-        weight = self.kl_weight
+        weight: float | jax.Array | Callable = self.kl_weight
         if callable(weight):
             if memory is None:
                 raise ValueError(

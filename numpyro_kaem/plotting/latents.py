@@ -460,7 +460,7 @@ def _draw_rows(
     axes = make_axes(ax, shape, (0.75 * shape[1] + 1.3, 0.8 * shape[0]))
     limits = images.min(), images.max()
     for index in np.ndindex(shape):
-        _draw_image(axes[index], images[index], limits)
+        _draw_image(axes.item(index), images[index], limits)
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return axes

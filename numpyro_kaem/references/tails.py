@@ -51,7 +51,7 @@ def log_density(reference: dist.Distribution, z: jax.Array) -> jax.Array:
         values = reference.log_prob(z)
     else:
         base, *ends = truncated
-        ends = (jnp.asarray(end, z.dtype) for end in ends)
+        ends = [jnp.asarray(end, z.dtype) for end in ends]
         total = _log_between(ReferenceParameters.of(base), *ends)
         values = base.log_prob(z) - total
     return jnp.where(inside, values, -jnp.inf)
@@ -287,10 +287,10 @@ def tail_nodes(
     ).astype(dtype)
     edges = jnp.sort(jnp.clip(edges, 0.0, limit), axis=0)
     nodes, weights = gauss_legendre(nodes_per_panel(dtype))
-    nodes = jnp.asarray((nodes + 1) / 2, dtype).reshape((1, -1) + (1,) * rank)
-    log_weights = jnp.asarray(np.log(weights / 2), dtype).reshape(nodes.shape)
+    unit = jnp.asarray((nodes + 1) / 2, dtype).reshape((1, -1) + (1,) * rank)
+    log_weights = jnp.asarray(np.log(weights / 2), dtype).reshape(unit.shape)
     width = jnp.diff(edges, axis=0)[:, None]
-    distance = edges[:-1, None] + width * nodes
+    distance = edges[:-1, None] + width * unit
     log_weights = log_weights + jnp.where(
         width > 0, jnp.log(jnp.where(width > 0, width, 1.0)), -jnp.inf
     )

@@ -424,7 +424,7 @@ class GridUpdate(_StepSchedule):
                 decoder = eqx.tree_at(operator.attrgetter("layers"), decoder, layers)
         return replace(model, prior=prior, decoder=decoder)
 
-    def _moved(self, basis: AbstractBasis, values: jax.Array) -> AbstractBasis:
+    def _moved(self, basis: AbstractBasis, values: ArrayLike) -> AbstractBasis:
         """Move a grid to the range of values of shape ``(num_draws, ...)``."""
         values = np.asarray(values, np.float64)
         if basis.grid_shape == ():
