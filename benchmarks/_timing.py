@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ def compiled(function: Callable, *arguments: Any) -> Compiled:
 
 
 def median_seconds(
-    functions: dict[Hashable, Callable[[], Any]], repeats: int
-) -> dict[Hashable, float]:
+    functions: Mapping[Any, Callable[[], Any]], repeats: int
+) -> dict[Any, float]:
     """Median wall time of each compiled function, after one call to warm it up.
 
     They alternate, so that other load on the machine affects all alike.

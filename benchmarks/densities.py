@@ -23,7 +23,7 @@ import numpyro_kaem as kaem
 LOW, HIGH, NUM_BASIS, NUM_DENSITIES = -1.2, 1.2, 20, 820
 
 
-def make_energy(basis: kaem.RBF | kaem.BSpline, *shape: int) -> kaem.Energy:
+def make_energy(basis: kaem.bases.AbstractBasis, *shape: int) -> kaem.Energy:
     """Energies of the size that training finds."""
     return kaem.Energy.init(jax.random.key(0), basis, shape, scale=1.5)
 
@@ -88,13 +88,12 @@ def log_densities(report: Report, repeats: int) -> None:
     for name in priors:
         for label, kind, beside, peer, at_most in rows:
             ours = (name, kind) if kind else name
-            beside = name if beside is None else beside
-            beside = (name, beside) if beside == "traced" else beside
+            theirs = (name, beside) if beside == "traced" else beside or name
             report.compare(
                 f"{work}, {name}{label}",
                 peer,
                 seconds[ours],
-                seconds[beside],
+                seconds[theirs],
                 at_most=at_most,
                 compile_seconds=functions[ours].compile_seconds,
                 scratch_megabytes=functions[ours].scratch_megabytes,

@@ -200,14 +200,15 @@ def run_seed(
         start = clocks()
         model, posterior = train(form, images, setting, seed)
         measure(form, model, model.latents(key, NUM_DRAWS), start)
-        if form not in ("normal", "VAE"):
+        if form not in ("normal", "VAE") or posterior is None:
             continue
         spent = [now - then for now, then in zip(clocks(), start, strict=True)]
-        if form == "normal" and posterior is not None:
+        if form == "normal":
             index = jax.random.choice(key, len(posterior), (NUM_DRAWS,))
             measure("posteriors of the data", model, posterior[index], start)
         for after in ("mixture", "autoregressive") if form == "normal" else ["mixture"]:
-            start = [now - part for now, part in zip(clocks(), spent, strict=True)]
+            wall, processor = clocks()
+            start = wall - spent[0], processor - spent[1]
             prior = kaem.refit_prior(
                 make_prior(after, key, "afterwards"),
                 posterior,

@@ -85,7 +85,7 @@ def compare_draws(report: Report, size: int, num_samples: int, repeats: int) -> 
         "Normal": draw(make_prior(batch_shape, dist.Normal(0.1, 0.7)), num_samples),
     }
     if size == 1:
-        inverter = make_inverter(make_prior(()).energy.coefficients)
+        inverter = make_inverter(np.asarray(make_prior(()).energy.coefficients))
         random = np.random.default_rng(0)
         functions["PINV"] = lambda: inverter.rvs(shape, random_state=random)
     seconds = median_seconds(functions, repeats)

@@ -139,7 +139,9 @@ def blackjax_smc(target: Target, kernel: str, factor: float, num_particles: int)
             return target.log_likelihood(low + (high - low) * jax.nn.sigmoid(z))
     else:
         base = target.prior.expand([target.dim]).to_event(1)
-        log_likelihood = target.log_likelihood
+
+        def log_likelihood(z: jax.Array) -> jax.Array:
+            return target.log_likelihood(z)
 
     if kernel == "MALA":
         kind = blackjax.mala

@@ -65,9 +65,9 @@ def make_model(name: str) -> kaem.KAEM:
 
 def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.Array:
     """Draw a tilted uniform density the published way, ``(num_samples, *batch)``."""
-    nodes, weights = gauss_legendre(NUM_NODES)
+    x, weights = gauss_legendre(NUM_NODES)
     low, high = np.asarray(energy.basis.low), np.asarray(energy.basis.high)
-    nodes = jnp.asarray(low + (high - low) * (nodes + 1) / 2, energy.dtype)
+    nodes = jnp.asarray(low + (high - low) * (x + 1) / 2, energy.dtype)
     shape = energy.batch_shape
     expand = (slice(None), *[None] * len(shape))
     values = energy(nodes[expand])
@@ -83,7 +83,7 @@ def interpolated(energy: kaem.Energy, key: jax.Array, num_samples: int) -> jax.A
 
 def longest_loop(program: Any) -> float:
     """Count the steps of a program's longest loop, infinite if they depend on data."""
-    longest = 0
+    longest = 0.0
     for equation in program.eqns:
         if equation.primitive.name == "while":
             return math.inf
@@ -104,7 +104,7 @@ def compare_models(report: Report, sizes: list[int], repeats: int) -> None:
     print(f"Draws of {NUM_LATENTS} latents (kart: of 17 rows), decoded to 8 x 8")
     for size in sizes:
         functions: dict[Any, Compiled] = {}
-        counts: dict[str, int] = {}
+        counts: dict[str, float] = {}
         for name in MODELS:
             model = make_model(name)
             key, z = jax.random.key(1), model.latents(jax.random.key(2), size)

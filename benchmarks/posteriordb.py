@@ -15,7 +15,7 @@ import json
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpyro
 import numpyro.distributions as dist
 from _report import Report, start
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 from numpyro import sample
 from numpyro.diagnostics import effective_sample_size
 from numpyro.distributions import constraints
@@ -311,7 +312,7 @@ def load(database: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarra
     return data, reference
 
 
-def scalar(draws: dict[str, np.ndarray], name: str) -> np.ndarray:
+def scalar(draws: Mapping[str, ArrayLike], name: str) -> np.ndarray:
     """Draws of a parameter that Stan calls, for instance, ``theta[2]``."""
     site, _, index = name.rstrip("]").partition("[")
     values = np.asarray(draws[site], np.float64)
@@ -354,7 +355,7 @@ def compare(report: Report, name: str) -> None:
     """Sample one posterior, and print and add how it compares with the reference."""
     model = MODELS[name]
     content, reference = load(report.options.database, name)
-    arguments = {
+    arguments: dict[str, Any] = {
         name: jnp.asarray(value, float) if isinstance(value, list) else value
         for name, value in content.items()
         if name in inspect.signature(model).parameters

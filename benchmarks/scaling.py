@@ -260,13 +260,13 @@ def main() -> None:
         lambda dim: population(8, dim),
         repeats,
     )
-    for kind in (ULA, MALA, AutoMALA, PCNL):
+    for kernel in (ULA, MALA, AutoMALA, PCNL):
         sweep(
             report,
-            f"10 steps of {kind.__name__}",
+            f"10 steps of {kernel.__name__}",
             "dimensions",
             [5, 10] if quick else [5, 20, 80, 320],
-            partial(ten_steps, kind),
+            partial(ten_steps, kernel),
             repeats,
         )
     devices(report, 1000 if quick else 20_000, repeats)

@@ -120,9 +120,9 @@ def main() -> None:
     steps: dict[Any, Compiled] = {}
     table = objectives(quick)
     normal = models["normal"]
-    for count in sorted({round(count) for _, count in table.values()}):
-        steps[count] = make_step(
-            normal, encoder.guide(normal), Trace_ELBO(num_particles=count), images
+    for num_draws in sorted({round(count) for _, count in table.values()}):
+        steps[num_draws] = make_step(
+            normal, encoder.guide(normal), Trace_ELBO(num_particles=num_draws), images
         )
     for name, (objective, _) in table.items():
         for prior, model in models.items():

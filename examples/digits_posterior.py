@@ -336,9 +336,10 @@ def draw_images(rows: dict[str, np.ndarray], image: np.ndarray) -> plt.Figure:
 pictures = {}
 step = count // 10
 for number, chain in enumerate(results["NUTS"], start=1):
-    pictures[f"NUTS, chain {number}"] = model.decode(chain[::step])
+    pictures[f"NUTS, chain {number}"] = np.asarray(model.decode(chain[::step]))
 pictures["importance"] = decoded["importance sampling"][:10]
-pictures["annealed"] = model.decode(results["annealed population"][0, ::step])
+annealed = results["annealed population"][0, ::step]
+pictures["annealed"] = np.asarray(model.decode(annealed))
 fig = draw_images(pictures, image)
 fig.savefig(
     args.output / "digits_posterior_images.png",

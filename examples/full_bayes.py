@@ -13,6 +13,7 @@ cores.
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import arviz as az
 import jax
@@ -183,7 +184,10 @@ def draw(bands: dict, x: np.ndarray) -> plt.Figure:
     fig, axes = plt.subplots(
         1, 2, figsize=(10.0, 3.8), sharex=True, sharey=True, layout="constrained"
     )
-    styles = ({"color": ORANGE, "linestyle": "-."}, {"color": BLUE, "linestyle": "-"})
+    styles: list[dict[str, Any]] = [
+        {"color": ORANGE, "linestyle": "-."},
+        {"color": BLUE, "linestyle": "-"},
+    ]
     truth = true_density()
     for ax, style, (name, band) in zip(axes, styles, bands.items(), strict=True):
         kaem.plot_band(

@@ -107,11 +107,11 @@ def study(dimension: int, num_data_sets: int) -> tuple[list[Row], str]:
         value, standard_error = result.log_evidence
         rows.append(
             Row(
-                result.pareto_k,
-                result.ess,
+                float(result.pareto_k),
+                float(result.ess),
                 true_ess(x),
-                value - true_log_evidence(x),
-                standard_error,
+                float(value - true_log_evidence(x)),
+                float(standard_error),
             )
         )
     return rows, result.verdict

@@ -12,7 +12,7 @@ half a minute with ``--quick``.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -137,7 +137,7 @@ class Trained(NamedTuple):
     """A model after training."""
 
     model: kaem.KAEM
-    encoder: Encoder
+    encoder: Any
     losses: np.ndarray
     """Bound of every step, in bits per character."""
 
@@ -236,7 +236,7 @@ def report(name: str, step: int, trained: Trained) -> None:
 
 histories = {}
 half, encoder = num_steps // 2, Encoder(jax.random.key(seed + 1))
-report("Normal", 0, Trained(make_model(seed, CONTEXT), encoder, None))
+report("Normal", 0, Trained(make_model(seed, CONTEXT), encoder, np.zeros(0)))
 no_latents = make_model(seed, CONTEXT, latents=False)
 without = train(no_latents, None, tokens, num_steps, seed + 2)
 histories["no latents"] = 0, without.losses
