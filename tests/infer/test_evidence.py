@@ -258,7 +258,8 @@ def test_replicas_that_stay_are_told(two_chains):
     def stay(trips, acceptance, count=500):
         mcmc = copy.copy(two_chains)
         means = state.means._replace(
-            count=np.full(2, count), swap_acceptance=np.full((2, 7), acceptance)
+            num_iterations=np.full(2, count),
+            swap_acceptance=np.full((2, 7), acceptance),
         )
         tracker = state.tracker._replace(round_trips=np.array(trips))
         mcmc._last_state = state._replace(means=means, tracker=tracker)
