@@ -107,9 +107,9 @@ def main() -> None:
                     estimate, rates, sign = model(x)
                     found.append(estimate)
                     for rate, sums in wrong.items():
-                        called = np.asarray(average_below(rates)) <= rate
-                        errors = np.sign(effects[called]) != sign[called]
-                        sums += [called.sum(), errors.sum(), rates[called].sum()]
+                        few = np.asarray(average_below(rates)) <= rate
+                        is_wrong = np.sign(effects[few]) != sign[few]
+                        sums += [few.sum(), is_wrong.sum(), rates[few].sum()]
                 seconds = (time.perf_counter() - begin) / repeats
                 row = f"{name:12s}{share:6.2f}  "
                 row += f"{'ours' if model is ours else 'ashr':8s}"

@@ -175,10 +175,9 @@ class PriorWithAtoms(LearnedDensity):
     def icdf_of_tail(self, mass: jax.Array, upper: jax.Array) -> jax.Array:
         """Point with a mass of at most 1/2 below it, or above it where ``upper``."""
         atoms = self.atoms.reshape(-1, *(1,) * len(self.prior.batch_shape))
-        at_atoms = (jnp.moveaxis(x, 0, -1) for x in self.prior.cdf_pair(atoms))
-        jump, mass, upper = tail_beside(
-            self.atoms, self.weights, tuple(at_atoms), mass, upper
-        )
+        below, above = self.prior.cdf_pair(atoms)
+        at_atoms = jnp.moveaxis(below, 0, -1), jnp.moveaxis(above, 0, -1)
+        jump, mass, upper = tail_beside(self.atoms, self.weights, at_atoms, mass, upper)
         z = self.prior.icdf_of_tail(mass, upper)
         return jnp.where(jnp.isnan(jump), z, jump)
 
@@ -200,9 +199,8 @@ class PriorWithAtoms(LearnedDensity):
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Draw an atom or from the density, shape ``sample_shape + batch_shape``."""
-        check_key(key, "key")
         shape = (*as_sample_shape(sample_shape), *self.batch_shape)
-        first, second = jax.random.split(key)
+        first, second = jax.random.split(check_key(key, "key"))
         parts = jnp.concatenate([self.weights, self.prior_weight[..., None]], axis=-1)
         part = jax.random.categorical(first, jnp.log(parts), shape=shape)
         count = len(shape) - len(self.prior.batch_shape)

@@ -237,9 +237,9 @@ def fit_marginal(
         basis, reference = _choose_grid(log_likelihood, counts, reference, dtype)
     flat, parameters = _check_basis(basis, reference, dtype)
     names = free_names(parameters, fit_reference)
+    points = jnp.zeros(0, dtype)
     if np.size(atoms):
-        atoms = as_atoms(atoms, KAEMPrior(flat, reference))
-    points = jnp.asarray(np.asarray(atoms, float), dtype)
+        points = jnp.asarray(as_atoms(atoms, KAEMPrior(flat, reference)), dtype)
     model = Model(flat, make_design(basis, dtype), parameters, names, points)
     counts = jnp.asarray(counts, dtype)
     log_penalty = _as_log_penalty(penalty)
