@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "typing/user_script.py"
 CHECKED = """
 import runpy, sys
@@ -14,6 +16,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_arguments_and_results_have_the_types_that_are_annotated():
     done = subprocess.run(
         [sys.executable, "-c", CHECKED, SCRIPT],
